@@ -1,0 +1,62 @@
+"""The one interface through which a measurement is run: here by a child process, elsewhere by a remote worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from autotune.measurement import Measurement
+from strategies.candidate import Candidate
+from strategies.key import ConvKey
+from strategies.shape import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one candidate may cost. `prepare_s` covers scheduling, compiling and verifying, `run_s` one timing call."""
+
+    prepare_s: float = 60.0
+    run_s: float = 30.0
+    memory_bytes: int = 8 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """Prepare each candidate, verify it, then time all that pass in interleaved rounds with `direct` as yardstick.
+
+    `rounds` is the number of interleaved rounds; a round runs every contestant once or, when one run is shorter
+    than `round_s`, often enough to fill it, and its time is the median of those runs.
+    """
+
+    key: ConvKey
+    candidates: tuple[Candidate, ...]
+    rounds: int = 7
+    round_s: float = 0.02
+    seed: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+    def to_json(self) -> JsonObject:
+        return {
+            "key": self.key.to_json(), "candidates": [c.to_json() for c in self.candidates], "rounds": self.rounds,
+            "round_s": self.round_s, "seed": self.seed, "limits": asdict(self.limits),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Request:
+        fields = dict(data)
+        fields["key"] = ConvKey.from_json(fields["key"])
+        fields["candidates"] = tuple(Candidate.from_json(c) for c in fields["candidates"])
+        fields["limits"] = Limits(**fields["limits"])
+        return cls(**fields)
+
+
+class Runner(Protocol):
+    """Runs measurements on one device, one at a time."""
+
+    def measure(self, request: Request) -> Sequence[Measurement]:
+        """One Measurement per candidate, in order. Whatever a candidate does - crash, hang, lie - ends up in its
+        Measurement; only a device that cannot be used at all raises."""
+
+    def close(self) -> None:
+        """End the process behind it. Idempotent."""

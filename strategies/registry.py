@@ -1,0 +1,114 @@
+"""The strategies there are. Each registers itself from its own file in `strategies/lowerings/`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from strategies.candidate import Candidate, Value
+from strategies.key import ConvKey
+from strategies.parameter import Parameter, ParameterError, bind, canonical, parameters_of
+
+if TYPE_CHECKING:
+    from tinygrad.uop.ops import UOp
+
+    from strategies.graph.match import Conv
+
+Lowering = Callable[["Conv", Any], "UOp | None"]
+
+
+class UnknownStrategyError(LookupError):
+    """No strategy of that name is installed: a winner of another release, or a typing error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A way to lower a convolution.
+
+    `params` is a frozen dataclass whose fields are declared with `param`. `lower` turns a matched convolution into
+    the UOp that replaces its REDUCE; None means that it does not apply to this graph. `lower` itself is None for
+    the lowering that tinygrad does anyway. `applies` says so from the key alone, before anything is built.
+    """
+
+    name: str
+    params: type
+    lower: Lowering | None
+    applies: Callable[[ConvKey], bool]
+    about: str
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return parameters_of(self.params)
+
+    def candidate(self, values: Mapping[str, Any] | None = None) -> Candidate:
+        """The canonical candidate with these parameter values; raises ParameterError for values outside the space."""
+        values = values or {}
+        bind(self.params, values)
+        return Candidate.of(self.name, **canonical(self.params, values))
+
+    def bound(self, candidate: Candidate) -> Any:
+        """The candidate's parameters as an instance of `params`; raises ParameterError."""
+        return bind(self.params, dict(candidate.params))
+
+
+_registered: dict[str, Strategy] = {}
+
+
+def strategy(
+    name: str, params: type, *, applies: Callable[[ConvKey], bool] | None = None
+) -> Callable[[Lowering], Lowering]:
+    """Register the decorated lowering. `applies` defaults to: some axis is a dense convolution with three taps."""
+
+    def register(lower: Lowering) -> Lowering:
+        about = (lower.__doc__ or "").strip()
+        register_strategy(
+            Strategy(name=name, params=params, lower=lower, applies=applies or has_three_tap_axis, about=about)
+        )
+        return lower
+
+    return register
+
+
+def register_strategy(item: Strategy) -> None:
+    known = _registered.get(item.name)
+    if known is not None and (known.params.__module__, known.params.__qualname__) != (
+        item.params.__module__,
+        item.params.__qualname__,
+    ):
+        raise ParameterError(f"two strategies are called {item.name!r}: {known.params} and {item.params}")
+    _registered[item.name] = item
+
+
+def has_three_tap_axis(key: ConvKey) -> bool:
+    """Winograd F(m, 3) needs an axis of three taps, stride 1, dilation 1; other axes stay plain sums."""
+    shape = key.shape
+    return any(
+        taps == 3 and stride == dilation == 1
+        for taps, stride, dilation in zip(shape.kernel, shape.stride, shape.dilation, strict=True)
+    )
+
+
+def strategies() -> tuple[Strategy, ...]:
+    """Every installed strategy, by name."""
+    import strategies.lowerings as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return tuple(_registered[name] for name in sorted(_registered))
+
+
+def get_strategy(name: str) -> Strategy:
+    """Raises UnknownStrategyError, which names those that there are."""
+    found = {item.name: item for item in strategies()}
+    if name not in found:
+        raise UnknownStrategyError(f"no strategy {name!r}: there are {', '.join(found)}")
+    return found[name]
+
+
+__all__ = [
+    "Lowering", "Strategy", "UnknownStrategyError", "Value", "get_strategy", "has_three_tap_axis",
+    "register_strategy", "strategies", "strategy",
+]  # fmt: skip
