@@ -51,12 +51,24 @@ class Request:
         return cls(**fields)
 
 
+class DeviceUnavailableError(RuntimeError):
+    """The device cannot be used at all; the message says why, in one line.
+
+    `measured` holds what was final of the request before the device was lost: record it, or a resumed search walks
+    into the same candidate again.
+    """
+
+    def __init__(self, reason: str, measured: Sequence[Measurement] = ()) -> None:
+        super().__init__(reason)
+        self.measured = tuple(measured)
+
+
 class Runner(Protocol):
     """Runs measurements on one device, one at a time."""
 
     def measure(self, request: Request) -> Sequence[Measurement]:
         """One Measurement per candidate, in order. Whatever a candidate does - crash, hang, lie - ends up in its
-        Measurement; only a device that cannot be used at all raises."""
+        Measurement; only a device that cannot be used at all raises (DeviceUnavailableError)."""
 
     def close(self) -> None:
         """End the process behind it. Idempotent."""

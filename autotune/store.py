@@ -28,11 +28,15 @@ class Store(Protocol):
     def decide(self, winner: Winner) -> int:
         """Make this the key's winner and return its id; the former one is kept as history.
 
-        A pinned or revoked winner stays what it is: the new one is kept as history beside it.
+        A pinned or revoked winner stays what it is: the new one is kept as history beside it. The same decision
+        again changes nothing. Raises ValueError for numbers that are not finite.
         """
 
     def winner(self, key: ConvKey) -> Winner | None:
         """The key's current winner, whatever its state."""
+
+    def winner_by_id(self, winner_id: int) -> Winner | None:
+        """Any decision by its id, current or history."""
 
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
         """The current winners of many keys by digest, revoked ones left out. Unknown digests are absent."""
@@ -41,12 +45,16 @@ class Store(Protocol):
         """Current winners with their ids, latest decision first."""
 
     def set_state(self, winner_id: int, state: WinnerState) -> Winner:
-        """Pin, revoke or verify again. Raises LookupError for an unknown id."""
+        """Pin, revoke or verify again. Raises LookupError for an unknown id.
+
+        Any state but revoked makes a former decision the key's current winner.
+        """
 
     def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
-        """Queue a job. The same set of keys already queued or running returns that job."""
+        """Queue a job. The same set of keys already queued or running returns that job. ValueError without keys."""
 
-    def job(self, job_id: str) -> Job | None: ...
+    def job(self, job_id: str) -> Job | None:
+        """The job of that id, or None."""
 
     def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
         """Latest first."""
@@ -54,16 +62,29 @@ class Store(Protocol):
     def claim(self, owner: str) -> Job | None:
         """Take the oldest queued job and mark it running, or None. No two owners get the same job."""
 
-    def unfinished(self) -> Iterable[Job]:
-        """Jobs left running, as after a kill: `requeue` puts them back."""
+    def unfinished(self, *, idle_s: float = 0.0) -> Iterable[Job]:
+        """Jobs left running, as after a kill: `requeue` puts them back.
 
-    def requeue(self, job_id: str) -> None: ...
+        `idle_s` spares those that another process claimed or reported progress of within that time.
+        """
 
-    def progress(self, job_id: str, done_keys: int, progress: JsonObject) -> bool:
-        """Keep what the search says of itself. False if the job was cancelled meanwhile: stop."""
+    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
+        """Put a running job back to its place in the queue; no change unless it runs and has been idle that long.
 
-    def finish(self, job_id: str, error: str = "") -> None:
-        """Done, or failed with this error. A cancelled job stays cancelled."""
+        With `owner`, also no change if the job is somebody else's by now.
+        """
+
+    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
+        """Keep what the search says of itself. False if the job is not running (cancelled, requeued): stop.
+
+        With `owner`, as given to `claim`, also False if the job is somebody else's by now.
+        """
+
+    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
+        """Done, or failed with this error; a job that has ended stays as it ended, a cancelled one cancelled.
+
+        With `owner`, no change if the job is somebody else's by now. Raises LookupError for an unknown id.
+        """
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended. Raises LookupError for an unknown id."""

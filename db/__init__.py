@@ -1,0 +1,17 @@
+"""What is known: measurements, winners and jobs in SQLite or PostgreSQL. `open_store` is the way in."""
+
+from __future__ import annotations
+
+from db.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFromTheFutureError,
+    DatabaseUnreachableError,
+    NotADatabaseError,
+)
+from db.store import SqlStore, open_store
+
+__all__ = [
+    "DatabaseBusyError", "DatabaseError", "DatabaseFromTheFutureError", "DatabaseUnreachableError",
+    "NotADatabaseError", "SqlStore", "open_store",
+]  # fmt: skip

@@ -111,9 +111,9 @@ class ConvKey:
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits of SHA-256 over the canonical JSON of shape, device identity and policy."""
+        """32 hex digits of SHA-256 over the canonical JSON of canonical shape, device identity and policy."""
         content = {
-            "version": KEY_VERSION, "shape": self.shape.to_json(),
+            "version": KEY_VERSION, "shape": self.shape.canonical().to_json(),
             "device": self.device.identity(), "policy": self.policy.to_json(),
         }  # fmt: skip
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))

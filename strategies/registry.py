@@ -15,9 +15,10 @@ from strategies.parameter import Parameter, ParameterError, bind, canonical, par
 if TYPE_CHECKING:
     from tinygrad.uop.ops import UOp
 
+    from strategies.graph.kron import Ranges
     from strategies.graph.match import Conv
 
-Lowering = Callable[["Conv", Any], "UOp | None"]
+Lowering = Callable[["Conv", Any, "Ranges"], "UOp | None"]
 
 
 class UnknownStrategyError(LookupError):

@@ -74,6 +74,27 @@ class ConvShape:
         """Multiply-accumulates of the plain lowering."""
         return math.prod(self.output_shape) * math.prod(self.weight_shape[1:])
 
+    def canonical(self) -> ConvShape:
+        """The one spelling of this computation: what a graph shows, however the user wrote it.
+
+        Axes of one tap, stride 1 and no padding are part of the batch, and input that no output reads is not there.
+        """
+        axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
+        folded = [a for a in axes if a[1] == a[2] == 1 and a[4] == (0, 0)]
+        kept = [a for a in axes if a not in folded] or axes
+        folded = [a for a in axes if a not in kept]
+        spatial, padding = [], []
+        for size, taps, stride, dilation, (before, after), out in kept:
+            unread = size + before + after - ((out - 1) * stride + dilation * (taps - 1) + 1)
+            spatial.append(size - max(0, unread - after))
+            padding.append((before, max(0, after - unread)))
+        return ConvShape(
+            batch=self.batch * math.prod(a[0] for a in folded), cin=self.cin, cout=self.cout, groups=self.groups,
+            spatial=tuple(spatial), kernel=tuple(a[1] for a in kept), stride=tuple(a[2] for a in kept),
+            dilation=tuple(a[3] if a[1] > 1 else 1 for a in kept), padding=tuple(padding),
+            dtype=self.dtype, acc_dtype=self.acc_dtype,
+        )  # fmt: skip
+
     @classmethod
     def of(
         cls,

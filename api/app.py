@@ -1,0 +1,52 @@
+"""The HTTP service: a factory that puts store, runners and devices behind routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from api.devices import Devices, ProbedDevices
+from api.guard import BodyGuard, HostGuard
+from api.jobs import JobRunner, Tune
+from api.problem import Problem, install_handlers
+from api.release import release
+from api.routes import bundle, health, jobs, lookup, page, winners
+from api.runners import Runners
+from api.service import Service, ServiceStore
+from api.settings import Settings
+from autotune.tune import tune as default_tune
+
+
+def create_app(
+    store: ServiceStore, runners: Runners, settings: Settings, *, devices: Devices | None = None, tune: Tune = default_tune
+) -> FastAPI:
+    """The application. Its job runner lives as long as it does; store and runners belong to the caller."""
+    job_runner = JobRunner(store, runners, tune=tune)
+    service = Service(store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(job_runner.start)
+        yield
+        service.stopping.set()
+        await run_in_threadpool(job_runner.stop)
+
+    app = FastAPI(
+        title="autotune", version=release(), lifespan=lifespan, redirect_slashes=False,
+        docs_url=None, redoc_url=None,  # both load scripts from a CDN
+        summary="The fastest verified lowering of each convolution in tinygrad, per device.",
+        responses={
+            400: {"model": Problem, "description": "Not JSON"}, 422: {"model": Problem, "description": "Bad input"},
+            503: {"model": Problem, "description": "The database does not answer"},
+        },
+    )  # fmt: skip
+    app.state.service = service
+    install_handlers(app)
+    app.add_middleware(BodyGuard, settings=settings)
+    app.add_middleware(HostGuard, settings=settings)
+    for module in (jobs, lookup, winners, bundle, health, page):
+        app.include_router(module.router)
+    return app

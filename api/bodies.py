@@ -1,0 +1,141 @@
+"""What requests may say. What a convolution is, `ConvShape` decides; here only who may send what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+
+from api.settings import DEFAULT_BUDGET_S, MAX_BUDGET_S, MAX_SHAPES, MAX_TRIALS
+from autotune.job import Budget, BudgetError
+from strategies.key import Policy
+
+MAX_INT = 2**63 - 1
+
+_NUMBERS = {"type": "array", "items": {"type": "integer"}}
+Dims = Annotated[Any, WithJsonSchema({**_NUMBERS, "minItems": 3, "maxItems": 4, "examples": [[1, 64, 56, 56]]})]
+PerDim = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "integer"}, _NUMBERS]})]
+Padding = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "integer"}, _NUMBERS, {"type": "array", "items": _NUMBERS}]})
+]
+Flags = Annotated[dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=32)]], Field(max_length=32)]
+
+
+class Body(BaseModel):
+    """Strict: no text for a number, no member that nobody reads."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class PolicyBody(Body):
+    """What the caller allows and promises; see `Policy`."""
+
+    max_error: Annotated[float, Field(gt=0)] | None = None
+    allow_tf32: bool = False
+    frozen_weights: bool = False
+    max_workspace_bytes: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
+
+    def policy(self) -> Policy:
+        """As the value that keys hold."""
+        return Policy(**self.model_dump())
+
+
+class ShapeBody(Body):
+    """One convolution, as tinygrad writes it. Without a device: the service's default one."""
+
+    input: Dims
+    weight: Dims
+    padding: Padding = 0
+    stride: PerDim = 1
+    dilation: PerDim = 1
+    groups: int = 1
+    dtype: str = "float32"
+    acc_dtype: str = ""
+    device: str | None = None
+    flags: Flags | None = Field(default=None, description="Codegen flags of the caller, such as BEAM; none: ours")
+    policy: PolicyBody = Field(default_factory=PolicyBody)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `ConvShape.of`."""
+        names = ("padding", "stride", "dilation", "groups", "dtype", "acc_dtype")
+        return {name: getattr(self, name) for name in names}
+
+
+class BudgetBody(Body):
+    """How long to search, per shape: `60s`, `2m`, `1h` or seconds, and at most `trials` candidates."""
+
+    budget: Annotated[str, Field(max_length=20)] | float | int | None = None
+    trials: int | None = None
+
+    def parsed(self) -> Budget:
+        """Raises BudgetError."""
+        seconds = Budget.parse(self.budget).seconds if isinstance(self.budget, str) else self.budget
+        if seconds is None and self.trials is None:
+            seconds = DEFAULT_BUDGET_S
+        if seconds is not None and seconds > MAX_BUDGET_S:
+            raise BudgetError(f"a budget may have {MAX_BUDGET_S:.0f} seconds per shape: got more; send less")
+        if self.trials is not None and self.trials > MAX_TRIALS:
+            raise BudgetError(f"a budget may have {MAX_TRIALS} trials per shape: got more; send fewer")
+        return Budget(seconds=None if seconds is None else float(seconds), trials=self.trials)
+
+
+class TuneOne(ShapeBody, BudgetBody):
+    """One shape and its budget."""
+
+    def shape_bodies(self) -> list[ShapeBody]:
+        """The shapes asked for."""
+        return [self]
+
+
+class TuneMany(BudgetBody):
+    """Many shapes with one budget each."""
+
+    shapes: Annotated[list[ShapeBody], Field(min_length=1, max_length=MAX_SHAPES)]
+
+    def shape_bodies(self) -> list[ShapeBody]:
+        """The shapes asked for."""
+        return self.shapes
+
+
+def _one_or_many(body: Any) -> str:
+    many = body.get("shapes") if isinstance(body, dict) else getattr(body, "shapes", None)
+    return "|one" if many is None else "|many"
+
+
+TuneBody = Annotated[
+    Annotated[TuneOne, Tag("|one")] | Annotated[TuneMany, Tag("|many")], Discriminator(_one_or_many)
+]
+
+
+class LookupBody(Body):
+    """Many at once: whole keys, as the hook has them, or shapes."""
+
+    keys: Annotated[list[dict[str, Any]], Field(max_length=MAX_SHAPES)] = Field(default_factory=list)
+    shapes: Annotated[list[ShapeBody], Field(max_length=MAX_SHAPES)] = Field(default_factory=list)
+
+
+class StateBody(Body):
+    """What a person may decide about a winner."""
+
+    state: Literal["pinned", "revoked", "verified"]
+
+
+class LookupQuery(BaseModel):
+    """A shape in a URL: sizes as `1x64x56x56`, lists as `1,1`, flags as `BEAM=2,NOOPT=1`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    input: Annotated[str, Field(max_length=100, examples=["1x64x56x56"])]
+    weight: Annotated[str, Field(max_length=100, examples=["64x64x3x3"])]
+    padding: Annotated[str, Field(max_length=100)] = "0"
+    stride: Annotated[str, Field(max_length=100)] = "1"
+    dilation: Annotated[str, Field(max_length=100)] = "1"
+    groups: int = 1
+    dtype: str = "float32"
+    acc_dtype: str = ""
+    device: str | None = None
+    flags: Annotated[str, Field(max_length=500)] | None = None
+    max_error: Annotated[float, Field(gt=0)] | None = None
+    allow_tf32: bool = False
+    frozen_weights: bool = False
+    max_workspace_bytes: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None

@@ -1,0 +1,58 @@
+"""`autotune export` and `autotune import`: winners as a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from api.arguments import add_database, add_json
+from api.console import Console
+from api.exchange import all_winners, import_winners
+from api.settings import Settings
+from autotune import bundle
+from db import open_store
+
+EXPORT_EXAMPLES = """examples:
+  autotune export winners.json
+  autotune export - --device CPU > winners.json"""
+IMPORT_EXAMPLE = """example:
+  autotune import winners.json"""
+
+
+def register(commands: Any) -> None:
+    """Add both commands."""
+    export = commands.add_parser("export", help="write every winner into a file", epilog=EXPORT_EXAMPLES)
+    export.add_argument("file", metavar="FILE", help="where to, - for stdout")
+    export.add_argument("--device", metavar="NAME", help="only those of this device")
+    add_database(export)
+    export.set_defaults(run=run_export)
+    load = commands.add_parser("import", help="merge winners from a file", epilog=IMPORT_EXAMPLE)
+    load.add_argument("file", metavar="FILE", help="written by `autotune export`, - for stdin")
+    add_database(load)
+    add_json(load)
+    load.set_defaults(run=run_import)
+
+
+def run_export(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Writes the whole file or nothing."""
+    with open_store(settings.db) as store:
+        winners = [winner for _, winner in all_winners(store, device=args.device.upper() if args.device else None)]
+    if args.file == "-":
+        console.text(bundle.dump(winners).decode())
+    else:
+        bundle.write(args.file, winners)
+        console.note(f"{len(winners)} winners written to {args.file}")
+    return 0
+
+
+def run_import(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Reads all of the file before anything is kept."""
+    winners = bundle.load(sys.stdin.buffer.read()) if args.file == "-" else bundle.read(args.file)
+    with open_store(settings.db) as store:
+        counts = import_winners(store, winners)
+    if args.json:
+        console.json(counts)
+    else:
+        console.text(f"{counts['imported']} winners imported, {counts['kept']} kept as they were")
+    return 0

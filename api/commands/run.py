@@ -1,0 +1,43 @@
+"""`autotune run`: a tinygrad program with winners applied, unchanged."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from api.arguments import add_database
+from api.console import Console, UsageError
+from api.settings import Settings
+
+LAUNCHER = Path(__file__).parent.parent / "launch.py"
+EXAMPLES = """examples:
+  autotune run train.py --epochs 3
+  autotune run --source http://127.0.0.1:8000 train.py
+  autotune run --source winners.json train.py"""
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("run", help="run a tinygrad program with winners applied", epilog=EXAMPLES)
+    parser.add_argument(
+        "--source", metavar="URL_OR_FILE",
+        help="a service, a database or an exported file (default: AUTOTUNE_SOURCE, AUTOTUNE_URL, the database)",
+    )  # fmt: skip
+    add_database(parser)
+    parser.add_argument("script", metavar="SCRIPT", help="the program")
+    parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Becomes the program: its exit status, signals and output are its own."""
+    if not Path(args.script).is_file():
+        raise UsageError(f"expected a Python program, found no file {args.script!r}: check its path")
+    source = args.db if args.db and not args.source else settings.run_source
+    command = [sys.executable, str(LAUNCHER), source, args.script, *args.args]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, command)

@@ -1,0 +1,81 @@
+"""`autotune serve`: the service and its job runner in one process."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from api.arguments import add_database
+from api.console import CliError, Console
+from api.settings import Settings
+
+LOCK_TIMEOUT_S = 15.0
+EXAMPLES = """examples:
+  autotune serve
+  autotune serve --port 0 --db /var/lib/autotune/autotune.db"""
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("serve", help="tune and look up over HTTP, with a page", epilog=EXAMPLES)
+    parser.add_argument("--host", metavar="ADDRESS", help="default 127.0.0.1: only this machine")
+    parser.add_argument("--port", type=int, metavar="N", help="default 8000; 0 for any free one")
+    add_database(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Serves until it is told to end; jobs that are not done go on at the next start."""
+    from api.app import create_app
+    from api.runners import Runners
+    from api.server import PortError, Server, listen
+    from autotune.compiler import CCompilerError, ensure_c_compiler
+    from autotune.local_runner import LocalRunner
+    from db import open_store
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        sock = listen(settings.host, settings.port)
+    except PortError as error:
+        raise CliError(str(error)) from None
+    with sock, open_store(settings.db) as store, only_service(settings.db):
+        try:
+            ensure_c_compiler()
+        except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
+            console.note(f"autotune: {error}")
+        if not settings.loopback:
+            console.note(f"autotune: {settings.host} is open to the network and asks for no password: trust who reaches it")
+        runners = Runners(lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{sock.getsockname()[1]}"
+        server = Server(
+            create_app(store, runners, settings), lambda: console.note(f"autotune: serving {store} at {address}")
+        )
+        # uvicorn raises the signal again when it is done: SIGTERM would then end us before anything is closed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[sock])
+        # Runners are not closed: that would wait for a measurement. Their children end with this process.
+        return 0 if server.started else 1
+
+
+@contextlib.contextmanager
+def only_service(db: str) -> Iterator[None]:
+    """Two services on one file would each take the other's running jobs for abandoned ones. Raises CliError."""
+    if "://" in db:
+        yield
+        return
+    import fcntl
+
+    path = Path(f"{db}.serve.lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CliError(f"another service works on {db}: end it, or give this one another --db") from None
+        yield

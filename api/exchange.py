@@ -1,0 +1,28 @@
+"""Winners into and out of the store as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autotune.bundle import merge
+from autotune.store import Store
+from autotune.winner import Winner
+
+EVERYTHING = 2**31 - 1
+"""More winners than a store has: one query, so that what changes meanwhile is neither missed nor seen twice."""
+
+
+def all_winners(store: Store, *, device: str | None = None) -> list[tuple[int, Winner]]:
+    """Every current winner, of one device or of all, latest first."""
+    return store.winners(device=device, limit=EVERYTHING)
+
+
+def import_winners(store: Store, winners: Iterable[Winner]) -> dict[str, int]:
+    """Keep each winner that says more than what is there; see `autotune.bundle.merge`. Counts of both."""
+    counts = {"imported": 0, "kept": 0}
+    for incoming in winners:
+        chosen = merge(store.winner(incoming.key), incoming)
+        if chosen is not None:
+            store.decide(chosen)
+        counts["kept" if chosen is None else "imported"] += 1
+    return counts

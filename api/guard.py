@@ -1,0 +1,91 @@
+"""What is refused before any route runs: foreign hosts and origins on loopback, bodies that are too large."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problem import problem
+from api.settings import LOOPBACK_HOSTS, Settings
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class HostGuard:
+    """On loopback, answer only to loopback names.
+
+    A web page may resolve its own name to 127.0.0.1 (DNS rebinding) or post to http://127.0.0.1 from elsewhere:
+    the first carries its own Host, the second its own Origin.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and self.settings.loopback:
+            headers = Headers(scope=scope)
+            host, origin = headers.get("host", ""), headers.get("origin")
+            if _hostname("//" + host) not in LOOPBACK_HOSTS:
+                detail = f"this service answers on loopback only: expected Host 127.0.0.1 or localhost, found {host!r}"
+                return await problem(421, detail)(scope, receive, send)
+            foreign = origin is not None and _hostname(origin) not in LOOPBACK_HOSTS
+            if foreign and scope["method"] not in SAFE_METHODS:
+                detail = f"a page from {origin!r} may not change anything here: use the service's own address"
+                return await problem(403, detail)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+class BodyGuard:
+    """Reads the body before the route does and refuses it with 413 once it is larger than allowed."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            return await self.app(scope, receive, send)
+        importing = scope["path"] == "/import"
+        limit = self.settings.max_import_bytes if importing else self.settings.max_body_bytes
+        declared = Headers(scope=scope).get("content-length", "0")
+        body = None if declared.isdecimal() and int(declared[:20]) > limit else await _read(receive, limit)
+        if body is None:
+            detail = f"the body may have {limit} bytes: this one has more; split it into several requests"
+            return await problem(413, detail)(scope, receive, send)
+        return await self.app(scope, _replay(body, receive), send)
+
+
+async def _read(receive: Receive, limit: int) -> bytes | None:
+    """The whole body, or None once it is longer than `limit`."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, then whatever comes next (the disconnect)."""
+    pending = [body]
+
+    async def replayed() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return replayed
+
+
+def _hostname(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,212 @@
+"""The job runner: takes queued jobs from the store and tunes their keys, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from api.runners import InterruptedRunError, InterruptibleRunner, Runners
+from api.text import one_line
+from autotune.device_lock import DeviceBusyError
+from autotune.job import Budget, Job
+from autotune.progress import Progress
+from autotune.runner import Runner
+from autotune.session import TuneCancelledError
+from autotune.store import Store
+from autotune.winner import Winner
+from strategies.key import ConvKey
+from strategies.shape import JsonObject
+
+IDLE_S = 1.0
+BUSY_S = 2.0
+REPORT_S = 0.2
+
+log = logging.getLogger("autotune.jobs")
+
+
+class Tune(Protocol):
+    """`autotune.tune.tune`."""
+
+    def __call__(
+        self,
+        key: ConvKey,
+        *,
+        store: Store,
+        runner: Runner,
+        budget: Budget,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        since: float | None,
+    ) -> Winner: ...
+
+
+class StoppedError(Exception):
+    """The job is to be left: it was cancelled, or the service ends."""
+
+
+class JobRunner:
+    """One thread that works on one job at a time.
+
+    Whatever happens to a job is in the store: a killed service leaves it running there, and the next start puts it
+    back into the queue. One key that fails does not keep the others of its job from being tuned.
+    """
+
+    def __init__(self, store: Store, runners: Runners, *, tune: Tune, owner: str = "") -> None:
+        self._store, self._runners, self._tune = store, runners, tune
+        self._owner = owner or f"service:{os.getpid()}"
+        self._stopping, self._wake = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._job_id = ""
+        self._left = threading.Event()
+        self._runner: InterruptibleRunner | None = None
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still works."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Put back what a killed service left behind, and begin."""
+        for job in list(self._store.unfinished()):
+            log.info("job %s was left unfinished: it goes on", job.id)
+            self._store.requeue(job.id)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is a new job: look at once."""
+        self._wake.set()
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job and end what it measures now. Raises LookupError for an unknown id."""
+        job = self._store.cancel(job_id)
+        with self._lock:
+            if self._job_id == job_id:
+                self._leave()
+        return job
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread; the job it works on goes back into the queue. Idempotent.
+
+        A measurement that takes longer than `timeout_s` is not waited for: what it says will be thrown away.
+        """
+        self._stopping.set()
+        self._wake.set()
+        with self._lock:
+            self._leave()
+        if not self.alive:
+            return
+        self._thread.join(timeout_s)
+        with self._lock:
+            job_id = self._job_id
+        if self.alive and job_id:
+            self._store.requeue(job_id)
+
+    def _leave(self) -> None:
+        self._left.set()
+        if self._runner is not None:
+            self._runner.interrupt()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                job = self._store.claim(self._owner)
+                if job is None:
+                    self._wake.wait(IDLE_S)
+                else:
+                    self._work(job)
+            except Exception:
+                # A locked or full database must not end the thread: what it was about to do is in the store.
+                log.exception("the job runner failed and goes on")
+                self._stopping.wait(BUSY_S)
+
+    def _work(self, job: Job) -> None:
+        with self._lock:
+            self._job_id, self._left = job.id, threading.Event()
+            if self._stopping.is_set():
+                self._left.set()
+        failures = [str(reason) for reason in job.progress.get("failures", [])]
+        try:
+            for index in range(job.done_keys, len(job.keys)):
+                report = Report(self._store, job, index, failures, self._left)
+                try:
+                    self._tune_key(job, job.keys[index], report)
+                except (StoppedError, InterruptedRunError, TuneCancelledError):
+                    raise StoppedError from None
+                except Exception as error:
+                    log.exception("job %s: %s failed", job.id, job.keys[index])
+                    failures.append(one_line(f"{job.keys[index]}: {str(error) or type(error).__name__}", 300))
+                report.done()
+        except StoppedError:
+            if self._stopping.is_set():
+                self._store.requeue(job.id)
+            return
+        finally:
+            with self._lock:
+                self._job_id, self._runner = "", None
+        self._store.finish(job.id, error=_failure(failures, len(job.keys)))
+
+    def _tune_key(self, job: Job, key: ConvKey, report: Report) -> None:
+        while True:
+            report.check()
+            try:
+                with self._lock:
+                    runner = self._runner = self._runners.get(key.device.device)
+                self._tune(
+                    key, store=self._store, runner=runner, budget=job.budget,
+                    on_progress=report, should_stop=report.stopped, since=job.created_at,
+                )  # fmt: skip
+            except DeviceBusyError as error:
+                report.waiting(str(error))
+                self._left.wait(BUSY_S)
+            else:
+                return
+
+
+class Report:
+    """Carries the progress of one key of a job to the store, not more often than anyone can see."""
+
+    def __init__(self, store: Store, job: Job, index: int, failures: list[str], left: threading.Event) -> None:
+        self._store, self._job, self._index, self._failures, self._left = store, job, index, failures, left
+        self._last_s = float("-inf")
+
+    def __call__(self, progress: Progress) -> None:
+        """From the search."""
+        if time.monotonic() - self._last_s >= REPORT_S:
+            self._last_s = time.monotonic()
+            self._send(self._index, progress.to_json())
+
+    def waiting(self, reason: str) -> None:
+        """The device is in use by another process."""
+        self._send(self._index, {"waiting_for": one_line(reason, 300)})
+
+    def done(self) -> None:
+        """The key is finished, well or not. Raises StoppedError if the job was cancelled meanwhile."""
+        self._send(self._index + 1, {})
+        self.check()
+
+    def stopped(self) -> bool:
+        """Whether the search should end."""
+        return self._left.is_set()
+
+    def check(self) -> None:
+        """Raises StoppedError if the job is to be left."""
+        if self.stopped():
+            raise StoppedError
+
+    def _send(self, done_keys: int, said: JsonObject) -> None:
+        key = self._job.keys[min(done_keys, len(self._job.keys) - 1)]
+        content = {**said, "key": str(key), "digest": key.digest, "failures": list(self._failures)}
+        if not self._store.progress(self._job.id, done_keys, content):
+            self._left.set()
+
+
+def _failure(failures: list[str], keys: int) -> str:
+    if not failures:
+        return ""
+    return failures[0] if keys == 1 else f"{len(failures)} of {keys} shapes failed, the first: {failures[0]}"

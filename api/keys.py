@@ -1,0 +1,82 @@
+"""From what a caller writes to the key that the tuner, the store and the hook agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from api.bodies import LookupQuery, ShapeBody
+from api.devices import Devices
+from strategies.key import ConvKey, KeyFormatError, Policy
+from strategies.shape import ConvShape, ShapeError
+
+
+def body_shape(body: ShapeBody) -> ConvShape:
+    """Raises ShapeError."""
+    return ConvShape.of(body.input, body.weight, **body.options())
+
+
+def body_key(body: ShapeBody, devices: Devices) -> ConvKey:
+    """Raises ShapeError and UnknownDeviceError."""
+    shape = body_shape(body)
+    return ConvKey(shape=shape, device=devices.describe(body.device, body.flags), policy=body.policy.policy())
+
+
+def query_shape(query: LookupQuery) -> ConvShape:
+    """Raises ShapeError."""
+    return parse_shape(
+        query.input, query.weight, padding=query.padding, stride=query.stride, dilation=query.dilation,
+        groups=query.groups, dtype=query.dtype, acc_dtype=query.acc_dtype,
+    )  # fmt: skip
+
+
+def query_policy(query: LookupQuery) -> Policy:
+    """The policy in a lookup's URL."""
+    return Policy(
+        max_error=query.max_error, allow_tf32=query.allow_tf32, frozen_weights=query.frozen_weights,
+        max_workspace_bytes=query.max_workspace_bytes,
+    )  # fmt: skip
+
+
+def parse_shape(
+    input_text: str, weight_text: str, *, padding: str = "0", stride: str = "1", dilation: str = "1", **options: Any
+) -> ConvShape:
+    """A shape written as text, as on the command line: `1x64x56x56 64x64x3x3`, padding `1` or `1,2`."""
+    return ConvShape.parse(
+        input_text, weight_text, padding=parse_numbers("padding", padding), stride=parse_numbers("stride", stride),
+        dilation=parse_numbers("dilation", dilation), **options,
+    )  # fmt: skip
+
+
+def parse_numbers(name: str, text: str) -> int | list[int]:
+    """`1` or `1,2`; raises ShapeError."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ShapeError(f"{name} must look like 1 or 1,2: got {text[:40]!r}") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_flags(text: str | None) -> dict[str, str] | None:
+    """`BEAM=2,NOOPT=1`; None stays None. Raises KeyFormatError."""
+    if text is None:
+        return None
+    flags = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not (name and equals and value):
+            raise KeyFormatError(f"flags must look like BEAM=2,NOOPT=1: got {text[:40]!r}")
+        flags[name] = value
+    return flags
+
+
+def json_key(data: Mapping[str, Any]) -> ConvKey:
+    """A key from a request's JSON. Raises KeyFormatError or ShapeError, whatever is in it."""
+    try:
+        key = ConvKey.from_json(data)
+        key.digest  # noqa: B018 - what cannot be digested is no key
+    except (KeyFormatError, ShapeError):
+        raise
+    except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
+        raise KeyFormatError(f"not a convolution key: {error}; send what ConvKey.to_json gives") from None
+    return key

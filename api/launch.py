@@ -1,0 +1,45 @@
+"""Run by path in a new interpreter: installs the hook, then becomes the program that `autotune run` was given.
+
+Of ours the program sees `autotune` and `strategies`, whatever lies beside it; `api` and `db` are names that it may
+well have itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """`launch.py SOURCE SCRIPT [ARGS]`."""
+    source, script, *rest = sys.argv[1:]
+    sys.path[0] = str(ROOT)  # was this file's directory
+    import autotune
+    import strategies  # noqa: F401 - ours from here on: their sub-modules are found through them
+    from autotune.compiler import CCompilerError, ensure_c_compiler
+
+    try:
+        ensure_c_compiler()
+    except CCompilerError as error:  # tinygrad says it again if the program uses the CPU
+        sys.stderr.write(f"autotune: {error}\n")
+    sys.path[0] = str(Path(script).resolve().parent)
+    sys.argv = [script, *rest]
+    autotune.install(source)
+    become(script)
+
+
+def become(script: str) -> None:
+    """Run a file as `__main__`, for good: threads and exit handlers that outlive its last line find their module."""
+    code = compile(Path(script).read_bytes(), script, "exec")
+    module = types.ModuleType("__main__")
+    module.__file__ = script
+    module.__builtins__ = __builtins__  # type: ignore[attr-defined]
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)  # noqa: S102 - the user's own program
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`POST /tune` and the jobs that it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from api.bodies import MAX_INT, TuneBody
+from api.documents import job_document
+from api.keys import body_key, body_shape
+from api.problem import Problem, ProblemError
+from api.service import Service, get_service
+from api.strict_json import StrictRoute
+from autotune.job import Job
+from strategies.shape import ShapeError
+
+POLL_S = 0.2
+HEARTBEAT_S = 15.0
+
+router = APIRouter(route_class=StrictRoute, tags=["jobs"])
+JobId = Annotated[str, Path(max_length=64)]
+MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such job"}}
+
+
+@router.post("/tune", status_code=202, responses={422: {"model": Problem}})
+def tune(body: TuneBody, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
+    """Queue a job. The same keys already queued or running: that job."""
+    budget = body.parsed()
+    bodies = body.shape_bodies()
+    for index, item in enumerate(bodies):  # all shapes before any device: opening one may take seconds
+        try:
+            body_shape(item)
+        except ShapeError as error:
+            raise ShapeError(f"shapes[{index}]: {error}" if len(bodies) > 1 else str(error)) from None
+    keys = {key.digest: key for key in (body_key(item, service.devices) for item in bodies)}
+    job = service.store.submit(tuple(keys.values()), budget)
+    service.jobs.wake()
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job_document(job)
+
+
+@router.get("/jobs")
+def jobs(
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=MAX_INT)] = 0,
+    service: Service = Depends(get_service),
+) -> dict[str, Any]:
+    """Jobs, latest first."""
+    return {"jobs": [job_document(job) for job in service.store.jobs(limit=limit, offset=offset)]}
+
+
+@router.get("/jobs/{job_id}", responses=MISSING)
+def job(job_id: JobId, service: Service = Depends(get_service)) -> dict[str, Any]:
+    """One job, with what the search last said of itself."""
+    return job_document(_find(service, job_id))
+
+
+@router.delete("/jobs/{job_id}", responses=MISSING)
+def cancel(job_id: JobId, service: Service = Depends(get_service)) -> dict[str, Any]:
+    """Cancel a job. One that has ended stays what it is."""
+    _find(service, job_id)
+    return job_document(service.jobs.cancel(job_id))
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    responses={**MISSING, 200: {"content": {"text/event-stream": {}}}, 204: {"description": "Ended, and seen"}},
+    response_class=StreamingResponse,
+)
+async def events(
+    job_id: JobId, service: Service = Depends(get_service), last_event_id: Annotated[str, Header()] = ""
+) -> Response:
+    """Server-sent events: the whole job whenever it changes, `end` with its last state.
+
+    Every event carries everything, so a client that comes back with `Last-Event-ID` misses nothing; the id is a
+    digest of the event, and holds over restarts. 204 tells a browser's EventSource not to come back again.
+    """
+    found = await run_in_threadpool(_find, service, job_id)
+    if found.state.ended and event_id(found) == last_event_id:
+        return Response(status_code=204)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    stream = _stream(service, found, last_event_id)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
+    yield "retry: 1000\n\n"
+    quiet_s = 0.0
+    while not service.stopping.is_set():
+        current = event_id(job)
+        if current != seen:
+            seen, quiet_s = current, 0.0
+            name = "end" if job.state.ended else "job"
+            yield f"id: {current}\nevent: {name}\ndata: {json.dumps(job_document(job))}\n\n"
+        if job.state.ended:
+            return
+        await asyncio.sleep(POLL_S)
+        quiet_s += POLL_S
+        if quiet_s >= HEARTBEAT_S:
+            quiet_s = 0.0
+            yield ": still here\n\n"
+        found = await run_in_threadpool(service.store.job, job.id)
+        if found is None:
+            return
+        job = found
+
+
+def event_id(job: Job) -> str:
+    """16 hex digits over what may change about a job."""
+    text = json.dumps([str(job.state), job.done_keys, job.progress, job.error, job.started_at, job.ended_at])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _find(service: Service, job_id: str) -> Job:
+    found = service.store.job(job_id)
+    if found is None:
+        raise ProblemError(404, f"no job {job_id!r}: GET /jobs lists those that there are")
+    return found

@@ -1,0 +1,62 @@
+"""Listening: a socket that is ours before anything else is opened, and a server that ends its streams."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+GRACE_S = 5
+BACKLOG = 128
+
+
+class PortError(Exception):
+    """The address cannot be listened on."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises PortError with what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PortError(
+            f"expected a host of this machine, found {host!r} ({error.strerror}): use --host 127.0.0.1"
+        ) from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise PortError(
+            f"expected {host} port {port} to be free, found: {error.strerror}; "
+            f"end the program that uses it or take another with --port (0: any)"
+        ) from None
+    return sock
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says when it listens, and at the first signal lets open streams end."""
+
+    def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S,
+            server_header=False,
+        )  # fmt: skip
+        super().__init__(config)
+        self._app, self._on_ready = app, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn, then `on_ready`."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn; streams look at `stopping`."""
+        self._app.state.service.stopping.set()
+        super().handle_exit(sig, frame)

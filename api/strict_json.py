@@ -1,0 +1,61 @@
+"""JSON as RFC 8259 has it: no NaN, no infinity, no half characters, so that whatever is accepted can be answered."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+
+class StrictRequest(Request):
+    """A request whose `json` refuses what Python's parser lets pass."""
+
+    async def json(self) -> Any:
+        """The body; raises json.JSONDecodeError, which becomes a problem document."""
+        return parse(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body with StrictRequest."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI documents for custom routes."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def parse(body: bytes) -> Any:
+    """Raises json.JSONDecodeError for anything that is not strict JSON in UTF-8."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_constant, parse_float=_float)
+        if b"\\u" in body:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError:
+        raise
+    except UnicodeError:
+        raise json.JSONDecodeError("it is not text in UTF-8", "", 0) from None
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
+    except ValueError as error:  # a whole number of more digits than Python converts
+        raise json.JSONDecodeError(str(error), "", 0) from None
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise json.JSONDecodeError(f"{name} is no JSON number", "", 0)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise json.JSONDecodeError(f"{text[:20]} is too large a number", "", 0)
+    return value

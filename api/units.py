@@ -1,0 +1,34 @@
+"""Numbers as people read them, in the terminal and on the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.winner import Interval
+
+
+def duration(seconds: float) -> str:
+    """`12.3 µs`, `4.56 ms`, `1.23 s`: three digits."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= size:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds * 1e9)} ns"
+
+
+def ratio_text(ratio: Interval) -> str:
+    """`0.52 (0.50-0.55)`: winner over the better default."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def fraction(progress: Mapping[str, Any]) -> float:
+    """How far the search of the current key is, from 0 to 1, as its progress says; 0 if it does not."""
+    said = progress.get("fraction", 0.0)
+    return min(1.0, max(0.0, said)) if isinstance(said, int | float) and math.isfinite(said) else 0.0
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

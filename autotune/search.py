@@ -1,0 +1,177 @@
+"""Which candidate to measure next: presets first, then what Optuna's TPE proposes from what is known."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from autotune.measurement import Measurement
+from autotune.space import Choose, Space
+from autotune.statistics import median_ratio
+from strategies.candidate import Candidate, Value
+
+if TYPE_CHECKING:
+    import optuna
+
+FAILED = math.log(100.0)
+"""What a failure counts as: 100 times as slow as `direct`. Failures that tell the sampler nothing would be proposed
+again and again."""
+
+IMPROVEMENT = 0.01
+"""By how much (1%) the best must fall to count as progress for a caller's patience."""
+
+_REPEATS = 8  # proposals of something known before we look for something new ourselves
+_SCAN = 20_000  # candidates looked at, at most, before the space counts as exhausted
+
+
+class Search:
+    """Proposes candidates and learns from measurements, those of earlier processes included.
+
+    The objective is the logarithm of the median ratio to `direct` over the rounds of one request, so that what
+    another hour did to the clock does not matter. The study lives in memory; measurements are what is durable. No
+    candidate is proposed twice. Candidates that came out as the same program (`fingerprint`) count as one result.
+    Deterministic for a seed and a sequence of measurements. For one thread.
+    """
+
+    def __init__(self, space: Space, *, seed: int = 0, history: Iterable[Measurement] = ()) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space = space
+        self._known: dict[str, Measurement] = {}
+        self._values: dict[str, float] = {}
+        self._by_program: dict[str, float] = {}
+        self._pending: dict[str, optuna.Trial] = {}
+        self._yet_to_beat, self._since_better = math.inf, 0
+        past = list(history)
+        self._rng = random.Random(seed + len(past))  # a resumed search must not draw what it drew before
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed + len(past))
+        self._study = optuna.create_study(sampler=sampler)
+        for measurement in past:
+            self.tell(measurement)
+        self._presets = deque(c for c in space.presets if c.digest not in self._known)
+
+    @property
+    def best(self) -> Measurement | None:
+        """The verified measurement that is fastest over its yardstick."""
+        return next(iter(self.ranked()), None)
+
+    def ratio(self, measurement: Measurement) -> float:
+        """Its candidate's time over `direct`'s, as far as the search knows."""
+        return math.exp(self._values[measurement.candidate.digest])
+
+    @property
+    def since_better(self) -> int:
+        """Sampled candidates measured since the best last improved."""
+        return self._since_better
+
+    def known(self, candidate: Candidate) -> Measurement | None:
+        """The latest measurement of a candidate."""
+        return self._known.get(candidate.digest)
+
+    def ask(self) -> Candidate | None:
+        """The next candidate to measure; None when everything there is has been."""
+        while self._presets:
+            candidate = self._presets.popleft()
+            if candidate.digest not in self._known:
+                return candidate
+        return self._sampled() or self._unseen()
+
+    def tell(self, measurement: Measurement) -> None:
+        """Learn from a measurement, whether asked for or not."""
+        candidate, value = measurement.candidate, self._value(measurement)
+        again, trial = candidate.digest in self._known, self._pending.pop(candidate.digest, None)
+        self._known[candidate.digest], self._values[candidate.digest] = measurement, value
+        self._since_better += trial is not None
+        if _timed(measurement) and value < self._yet_to_beat - IMPROVEMENT:
+            self._yet_to_beat, self._since_better = value, 0
+        if trial is not None:
+            self._study.tell(trial, value)
+        elif not again:
+            self._add_trial(candidate, value)
+
+    def ranked(self) -> list[Measurement]:
+        """Verified measurements, fastest over `direct` first, one for each program."""
+        ok = [m for m in self._known.values() if _timed(m)]
+        ranked: dict[str, Measurement] = {}
+        for measurement in sorted(ok, key=lambda m: self._values[m.candidate.digest]):
+            ranked.setdefault(program(measurement), measurement)
+        return list(ranked.values())
+
+    def _value(self, measurement: Measurement) -> float:
+        if measurement.fingerprint in self._by_program:
+            return self._by_program[measurement.fingerprint]
+        if not _timed(measurement):
+            return FAILED
+        value = math.log(median_ratio(measurement.times_s, measurement.yardstick_times_s))
+        if measurement.fingerprint:
+            self._by_program[measurement.fingerprint] = value
+        return value
+
+    def _add_trial(self, candidate: Candidate, value: float) -> None:
+        """Into the study, as if it had been asked for."""
+        from optuna.distributions import BaseDistribution, CategoricalDistribution
+        from optuna.trial import create_trial
+
+        choices = self.space.choices(candidate)
+        if choices is None:
+            return
+        distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, (_, values) in choices.items()
+        }
+        params = {name: chosen for name, (chosen, _) in choices.items()}
+        self._study.add_trial(create_trial(params=params, distributions=distributions, value=value))
+
+    def _sampled(self) -> Candidate | None:
+        import optuna
+
+        for _ in range(_REPEATS):
+            trial = self._study.ask()
+            candidate = self.space.choose(_suggested_by(trial))
+            if candidate is None or candidate.digest in self._known or candidate.digest in self._pending:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # leaves the sampler's picture as it is
+                if candidate is None:
+                    return None
+                continue
+            self._pending[candidate.digest] = trial
+            return candidate
+        return None
+
+    def _unseen(self) -> Candidate | None:
+        """Where the sampler has converged: a neighbour of the best, else anything not measured yet."""
+        best = self.best
+        near = [c for c in self.space.neighbours(best.candidate) if self._new(c)] if best else []
+        if near:
+            return self._rng.choice(near)
+        for _ in range(100):
+            candidate = self.space.sample(self._rng)
+            if candidate is not None and self._new(candidate):
+                return candidate
+        scanned = zip(range(_SCAN), self.space, strict=False)
+        return next((candidate for _, candidate in scanned if self._new(candidate)), None)
+
+    def _new(self, candidate: Candidate) -> bool:
+        return candidate.digest not in self._known and candidate.digest not in self._pending
+
+
+def _suggested_by(trial: optuna.Trial) -> Choose:
+    def choose(name: str, values: Sequence[Value]) -> Value:
+        return trial.suggest_categorical(name, values)
+
+    return choose
+
+
+def program(measurement: Measurement) -> str:
+    """What a candidate came out as: equal for candidates that are the same program."""
+    return measurement.fingerprint or measurement.candidate.digest
+
+
+def _timed(measurement: Measurement) -> bool:
+    """Verified, and with one time of the yardstick for each of its own (an import may lack them)."""
+    return measurement.ok and 0 < len(measurement.times_s) == len(measurement.yardstick_times_s)

@@ -1,0 +1,136 @@
+"""Measuring within a budget: every result recorded, learned from and reported as soon as it exists."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from autotune.job import Budget
+from autotune.measurement import Measurement
+from autotune.progress import Phase, Progress
+from autotune.runner import DeviceUnavailableError, Limits, Request, Runner
+from autotune.search import Search
+from autotune.store import Store
+from strategies.candidate import Candidate
+from strategies.key import ConvKey
+
+FINAL_SHARE = 0.4
+"""At most this share of a budget in seconds is kept back for the final."""
+
+
+class TuneCancelledError(Exception):
+    """The caller asked to stop. What was measured is recorded; nothing was decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a search measures. A round of the search and of the final is described at Request.
+
+    `finalists` verified candidates meet the defaults in the final. `patience`: the search ends early when that many
+    sampled candidates in a row have not made the best 1% faster; None: never.
+    """
+
+    rounds: int = 7
+    final_rounds: int = 21
+    finalists: int = 3
+    patience: int | None = 40
+    limits: Limits = field(default_factory=Limits)
+
+
+class Session:
+    """One search for one key: counts what it uses, `history` of the same job included.
+
+    `clock` gives seconds. A candidate that has begun is finished, so seconds may be exceeded by one candidate's
+    limits; a candidate that is not likely to fit is not begun.
+    """
+
+    def __init__(
+        self,
+        key: ConvKey,
+        search: Search,
+        *,
+        store: Store,
+        runner: Runner,
+        budget: Budget,
+        settings: Settings,
+        history: Iterable[Measurement],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.key, self.search, self.budget, self.settings = key, search, budget, settings
+        self._store, self._runner = store, runner
+        self._on_progress, self._should_stop, self._clock = on_progress, should_stop, clock
+        self._tried: dict[str, Measurement] = {}
+        self._cost_s: dict[str, float] = {}
+        self._begun, self._before_s = clock(), 0.0
+        for measurement in history:
+            cost_s = _cost_s(measurement)
+            self._before_s += cost_s
+            self._count(measurement, cost_s)
+
+    @property
+    def trials(self) -> int:
+        """Candidates measured by this job."""
+        return len(self._tried)
+
+    @property
+    def used_s(self) -> float:
+        """Seconds used by this job, times when it was not running left out."""
+        return self._before_s + self._clock() - self._begun
+
+    def measure(self, candidates: Sequence[Candidate], *, rounds: int, seed: int) -> list[Measurement]:
+        """Measure candidates together. Raises TuneCancelledError instead if the caller wants to stop, and
+        DeviceUnavailableError with everything that was final recorded."""
+        if self._should_stop():
+            raise TuneCancelledError(f"stopped after {self.trials} candidates")
+        request = Request(
+            key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits
+        )
+        begun = self._clock()
+        try:
+            measured = list(self._runner.measure(request))
+        except DeviceUnavailableError as error:
+            for measurement in error.measured:
+                self._store.record(measurement)
+            raise
+        cost_s = (self._clock() - begun) / len(candidates)
+        for measurement in measured:
+            self._store.record(measurement)
+            self.search.tell(measurement)
+            self._count(measurement, cost_s)
+        return measured
+
+    def affords_another(self, finalists: Sequence[Candidate]) -> bool:
+        """Whether the budget allows one more candidate and then a final among `finalists`."""
+        if self.budget.trials is not None and self.trials >= self.budget.trials:
+            return False
+        if self.budget.seconds is None:
+            return True
+        typical_s = statistics.median(self._cost_s.values()) if self._cost_s else 0.0
+        final_s = sum(self._cost_s.get(candidate.digest, 0.0) for candidate in finalists)
+        return self.used_s + typical_s + min(final_s, FINAL_SHARE * self.budget.seconds) <= self.budget.seconds
+
+    def report(self, phase: Phase) -> None:
+        """Tell the caller how it stands."""
+        best = self.search.best
+        progress = Progress(
+            phase=phase, trials=self.trials, failed=sum(not m.ok for m in self._tried.values()),
+            used_s=self.used_s, budget=self.budget, best=best.candidate if best else None,
+            ratio=self.search.ratio(best) if best else None,
+            time_s=statistics.median(best.times_s) if best else None,
+        )  # fmt: skip
+        self._on_progress(progress)
+
+    def _count(self, measurement: Measurement, cost_s: float) -> None:
+        self._tried[measurement.candidate.digest] = measurement
+        self._cost_s[measurement.candidate.digest] = cost_s
+
+
+def _cost_s(measurement: Measurement) -> float:
+    """What a measurement of an earlier process took, where the runner said so, else at least compiling and timing."""
+    cost = measurement.conditions.get("cost_s")
+    if isinstance(cost, int | float) and cost >= 0:
+        return float(cost)
+    return measurement.compile_s + sum(measurement.times_s)

@@ -1,0 +1,53 @@
+"""Where the runtime hook reads winners: a service, a SQLite file, an exported JSON file.
+
+On the standard library alone, each part of it imported by the source that needs it: a program that calls
+`import autotune` pays for none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from autotune.sources.http_source import HTTP_TIMEOUT_S, HttpSource
+from autotune.sources.json_source import JsonSource
+from autotune.sources.source import Source, SourceError
+from autotune.sources.sqlite_source import SqliteSource
+
+SQLITE_MAGIC = b"SQLite format 3\x00"
+
+
+def open_source(spec: str | os.PathLike[str], *, token: str | None = None, timeout_s: float = HTTP_TIMEOUT_S) -> Source:
+    """The source at a URL (`http://`, `https://`) or in a file: a service's SQLite database or an exported bundle.
+
+    Nothing is read yet but the file's first bytes; a file that is missing may come later. `token` is AUTOTUNE_TOKEN
+    unless given. Raises SourceError for an address of a kind that is not read here.
+    """
+    text = os.fspath(spec)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _open_file(Path(text).expanduser())
+    if scheme in ("http", "https"):
+        token = os.environ.get("AUTOTUNE_TOKEN", "") if token is None else token
+        return HttpSource(text, token=token, timeout_s=timeout_s)
+    if scheme == "file":
+        return _open_file(Path(unquote(urlsplit(text).path)))
+    if scheme == "sqlite" and rest.startswith("/"):
+        return SqliteSource(Path(rest[1:]))  # as SQLAlchemy has it: a third slash, then the path
+    raise SourceError(
+        f"expected http://, https://, a SQLite file or an exported JSON file, found {scheme}://: "
+        f"start `autotune serve` on it and give the service's address"
+    )
+
+
+def _open_file(path: Path) -> Source:
+    head = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(len(SQLITE_MAGIC))
+    is_json = head.lstrip()[:1] == b"{" if head else path.suffix == ".json"
+    return JsonSource(path) if is_json else SqliteSource(path)
+
+
+__all__ = ["HttpSource", "JsonSource", "Source", "SourceError", "SqliteSource", "open_source"]

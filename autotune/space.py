@@ -1,0 +1,120 @@
+"""The candidates that there are for a key: every strategy that applies, with the parameters it declares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from strategies.candidate import Candidate, Value
+from strategies.key import ConvKey
+from strategies.parameter import ParameterError, canonical
+from strategies.registry import Strategy, strategies
+
+DEFAULTS = ("direct", "tensor_winograd")
+"""What tinygrad does by itself: measured first, and the winner unless it is beaten. `direct` is the yardstick."""
+
+STRATEGY = "strategy"
+"""The name of the first choice."""
+
+Choose = Callable[[str, Sequence[Value]], Value]
+"""Takes the name of a choice and its values, returns one of them; Optuna's `trial.suggest_categorical` is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A conditional space: the strategy first, then its parameters in their order, each where it means anything.
+
+    A parameter is called `strategy.parameter`. Strategies without parameters are one candidate each: among the
+    presets, and not chosen from.
+    """
+
+    strategies: tuple[Strategy, ...]
+
+    @classmethod
+    def of(cls, key: ConvKey) -> Space:
+        """Every installed strategy that applies to the key; the defaults apply always or say no themselves."""
+        return cls(tuple(item for item in strategies() if item.applies(key)))
+
+    @property
+    def defaults(self) -> tuple[Candidate, ...]:
+        """`direct`, and `tensor_winograd` where it applies."""
+        found = {item.name: item for item in self.strategies}
+        return tuple(found[name].candidate() for name in DEFAULTS if name in found)
+
+    @property
+    def presets(self) -> tuple[Candidate, ...]:
+        """The defaults, then each other strategy as it is by default, then what strategies declare as good.
+
+        A strategy declares such as `presets` of its parameters' class: a ClassVar, a tuple of mappings.
+        """
+        plain = [item.candidate() for item in self.strategies]
+        declared = [item.candidate(good) for item in self.strategies for good in getattr(item.params, "presets", ())]
+        return tuple(dict.fromkeys([*self.defaults, *plain, *declared]))
+
+    def choose(self, choose: Choose) -> Candidate | None:
+        """The candidate made of these choices; None if there is nothing to choose from."""
+        names = tuple(item.name for item in self._tunable())
+        if not names:
+            return None
+        item = self._strategy(str(choose(STRATEGY, names)))
+        chosen: dict[str, Value] = {}
+        for parameter in item.parameters:
+            if parameter.active(chosen):
+                chosen[parameter.name] = choose(f"{item.name}.{parameter.name}", parameter.choices)
+        return item.candidate(chosen)
+
+    def choices(self, candidate: Candidate) -> dict[str, tuple[Value, tuple[Value, ...]]] | None:
+        """The choices that make this candidate, each with the values there were; None if none do (it is of another
+        release, has kernel options, or is the only one of its strategy)."""
+        wanted: dict[str, Value] = {STRATEGY: candidate.strategy}
+        wanted.update({f"{candidate.strategy}.{name}": value for name, value in candidate.params})
+        made: dict[str, tuple[Value, tuple[Value, ...]]] = {}
+
+        def replay(name: str, values: Sequence[Value]) -> Value:
+            made[name] = (wanted[name], tuple(values))
+            return wanted[name]
+
+        try:
+            again = self.choose(replay)
+        except (KeyError, StopIteration, ParameterError):
+            return None
+        return made if again == candidate else None
+
+    def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
+        """Those that differ from `candidate` in one parameter."""
+        if self.choices(candidate) is None:
+            return
+        item, values = self._strategy(candidate.strategy), dict(candidate.params)
+        for parameter in item.parameters:
+            for value in parameter.choices if parameter.name in values else ():
+                other = Candidate.of(item.name, **canonical(item.params, {**values, parameter.name: value}))
+                if other != candidate:
+                    yield other
+
+    def sample(self, rng: random.Random) -> Candidate | None:
+        """One at random: a strategy, then each of its parameters, evenly."""
+        return self.choose(lambda _, values: rng.choice(values))
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """All that can be chosen, strategy by strategy."""
+        for item in self._tunable():
+            yield from _all(item, {}, 0)
+
+    def _tunable(self) -> tuple[Strategy, ...]:
+        return tuple(item for item in self.strategies if item.parameters)
+
+    def _strategy(self, name: str) -> Strategy:
+        return next(item for item in self.strategies if item.name == name)
+
+
+def _all(item: Strategy, chosen: dict[str, Value], at: int) -> Iterator[Candidate]:
+    if at == len(item.parameters):
+        yield item.candidate(chosen)
+        return
+    parameter = item.parameters[at]
+    if not parameter.active(chosen):
+        yield from _all(item, chosen, at + 1)
+        return
+    for value in parameter.choices:
+        yield from _all(item, {**chosen, parameter.name: value}, at + 1)

@@ -1,0 +1,166 @@
+"""From a key to its winner: candidates are measured within a budget, the best meet the defaults in a final."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from autotune.job import Budget
+from autotune.measurement import Measurement
+from autotune.progress import Progress
+from autotune.runner import Runner
+from autotune.search import Search, program
+from autotune.session import Session, Settings, TuneCancelledError
+from autotune.space import DEFAULTS, Space
+from autotune.statistics import Contestant, decide, median, median_interval
+from autotune.store import Store
+from autotune.winner import Winner, WinnerState
+from strategies.candidate import Candidate
+from strategies.key import ConvKey
+
+CHANCE = 1.25
+"""Only candidates that the search saw below this multiple of the better default go to the final."""
+
+
+class TuneError(RuntimeError):
+    """There is nothing to decide: even `direct` failed. The message says how."""
+
+
+def tune(
+    key: ConvKey,
+    *,
+    store: Store,
+    runner: Runner,
+    budget: Budget,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+    seed: int = 0,
+    now: Callable[[], float] = time.time,
+    settings: Settings | None = None,
+    since: float | None = None,
+    space: Space | None = None,
+) -> Winner:
+    """Search, decide, record the winner in the store and return it.
+
+    Every measurement is in the store before the next one begins, so that a search killed at any moment goes on where
+    it was: candidates measured before are not measured again. `since` is when a resumed job first began (seconds
+    since the epoch): what was measured from then on counts as used budget; None: a new job, with all of its budget.
+    The final comes on top of a budget in trials, and is kept room for in a budget in seconds; `direct` and
+    `tensor_winograd` are measured whatever the budget. Raises TuneError if `direct` fails, TuneCancelledError when
+    `should_stop` says so between measurements, DeviceUnavailableError when the device is lost.
+    """
+    settings = settings or Settings()
+    space = space or Space.of(key)
+    history = _recalled(store, key)
+    search = Search(space, seed=seed, history=history)
+    session = Session(
+        key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
+        on_progress=on_progress, should_stop=should_stop,
+        history=[m for m in history if since is not None and m.measured_at >= since],
+    )  # fmt: skip
+    for default in space.defaults:
+        if search.known(default) is None:
+            session.measure([default], rounds=settings.rounds, seed=seed)
+            session.report("search")
+    _expect_direct(search.known(space.defaults[0]))
+    while (candidate := _next(session, space)) is not None:
+        session.measure([candidate], rounds=settings.rounds, seed=seed)
+        session.report("search")
+    session.report("final")
+    final = _final(session, space, seed)
+    winner = _decided(session, space, final, seed=seed, now=now())
+    store.decide(winner)
+    session.report("done")
+    return winner
+
+
+def _recalled(store: Store, key: ConvKey) -> list[Measurement]:
+    """What is known of a key, oldest first, as far as it still holds: measured under the same driver, system and
+    compiler. A failure of `direct` is forgotten: it must not make a key impossible for good."""
+    return [
+        m for m in store.measurements(key)
+        if m.key.device.surroundings == key.device.surroundings and (m.ok or m.candidate.strategy != DEFAULTS[0])
+    ]  # fmt: skip
+
+
+def _next(session: Session, space: Space) -> Candidate | None:
+    """The next candidate to measure; None when the budget is used, patience is at its end or nothing is left."""
+    patience = session.settings.patience
+    if patience is not None and session.search.since_better >= patience:
+        return None
+    if not session.affords_another(_finalists(session, space)):
+        return None
+    return session.search.ask()
+
+
+def _finalists(session: Session, space: Space) -> list[Candidate]:
+    """The defaults that work, then the best verified candidates that are other programs than those."""
+    search, policy = session.search, session.key.policy
+    defaults = [m for c in space.defaults if (m := search.known(c)) is not None and m.ok]
+    programs = {program(m) for m in defaults}
+    limit = CHANCE * min((search.ratio(m) for m in defaults), default=1.0)
+    challengers = [
+        m.candidate for m in search.ranked()
+        if program(m) not in programs and search.ratio(m) < limit
+        and (policy.max_workspace_bytes is None or m.workspace_bytes <= policy.max_workspace_bytes)
+    ]  # fmt: skip
+    return [m.candidate for m in defaults] + challengers[: session.settings.finalists]
+
+
+def _final(session: Session, space: Space, seed: int) -> list[Measurement]:
+    """The finalists timed once more, together and in more rounds, verified on other inputs than in the search."""
+    finalists = _finalists(session, space)
+    only = session.search.known(finalists[0])
+    if len(finalists) == 1 and only is not None:
+        return [only]
+    return session.measure(finalists, rounds=session.settings.final_rounds, seed=seed + 1)
+
+
+def _decided(session: Session, space: Space, final: list[Measurement], *, seed: int, now: float) -> Winner:
+    _expect_direct(next(m for m in final if m.candidate == space.defaults[0]))
+    measured = {_name(m.candidate, space): m for m in final if m.ok}
+    contestants = [
+        Contestant.of(name, m, default=m.candidate in space.defaults) for name, m in measured.items()
+    ]
+    decision = decide(contestants, seed=seed)
+    best, default = measured[decision.winner], measured[decision.default]
+    return Winner(
+        key=session.key, candidate=best.candidate, state=WinnerState.VERIFIED,
+        time_s=median_interval(best.times_s, seed=seed), default=default.candidate,
+        default_time_s=median_interval(default.times_s, seed=seed), ratio=decision.comparison.ratio,
+        error=best.error, workspace_bytes=best.workspace_bytes, decided_at=now,
+        times_s={name: median(m.times_s) for name, m in measured.items()},
+        provenance={
+            "package": _version(), "host": best.conditions.get("host", ""), "trials": session.trials,
+            "used_s": round(session.used_s, 2), "seed": seed, "rounds": decision.comparison.rounds,
+            "attempts": {name: m.attempt for name, m in measured.items()},
+            "compile_s": best.compile_s, "kernels": len(best.kernels),
+        },
+    )  # fmt: skip
+
+
+def _expect_direct(measurement: Measurement | None) -> None:
+    if measurement is not None and not measurement.ok:
+        raise TuneError(
+            f"even {DEFAULTS[0]}, tinygrad's own lowering, failed on {measurement.key} "
+            f"({measurement.status}): {measurement.reason or 'no reason given'}"
+        )
+
+
+def _name(candidate: Candidate, space: Space) -> str:
+    """A contestant's name: `direct`, `tensor_winograd`, `four_buffer(tile=4)`."""
+    if candidate in space.defaults:
+        return candidate.strategy
+    return f"{candidate} {candidate.digest}" if candidate.kernel_options else str(candidate)
+
+
+def _version() -> str:
+    try:
+        return version("tinygrad-autotune")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+__all__ = ["CHANCE", "Settings", "TuneCancelledError", "TuneError", "tune"]

@@ -1,0 +1,58 @@
+"""Where a database is: a path, or a URL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine, Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from db.errors import DatabaseError, DatabaseUnreachableError
+from db.postgresql import Postgresql
+from db.sqlite import Sqlite
+
+_EXPECTED = "expected a path, sqlite:///path or postgresql+psycopg://user@host/name"
+
+
+class Dialect(Protocol):
+    """What differs between databases. `str()` of one is its address without a password."""
+
+    def connect(self) -> Engine: ...
+    def prepare(self, engine: Engine) -> None: ...
+    def lock_migrations(self, connection: Connection) -> None: ...
+    def explain(self, error: DBAPIError) -> DatabaseError | None: ...
+    def check(self, connection: Connection) -> list[str]: ...
+    def backup(self, engine: Engine, target: Path) -> None: ...
+
+
+def dialect_for(address: str | os.PathLike[str], busy_timeout_s: float) -> Dialect:
+    """Raises DatabaseUnreachableError for an address of a kind that there is no code for."""
+    text = os.fspath(address)
+    if "://" not in text:
+        if text in ("", ":memory:"):
+            raise DatabaseUnreachableError(f"{_EXPECTED}, found {text!r}: what is kept must have a place")
+        return Sqlite(Path(text), busy_timeout_s)
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # Not repeated: what cannot be parsed may hold a password anywhere.
+        raise DatabaseUnreachableError(f"{_EXPECTED}, found a URL that cannot be read: correct it") from None
+    backend = url.drivername.partition("+")[0]
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return Sqlite(Path(url.database), busy_timeout_s)
+    if backend in ("postgresql", "postgres"):
+        return Postgresql(url, busy_timeout_s)
+    raise DatabaseUnreachableError(f"{_EXPECTED}, found {url.render_as_string(hide_password=True)}: name one of those")
+
+
+def insert_new(connection: Connection, row: type, **values: object) -> bool:
+    """Insert a row unless a unique constraint of its table holds one already. False if it does."""
+    table = row.__table__  # type: ignore[attr-defined]
+    assert isinstance(table, Table)
+    module = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = module.insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1

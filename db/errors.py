@@ -1,0 +1,23 @@
+"""What can be wrong with a database. Every message is one line: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class DatabaseError(RuntimeError):
+    """The database cannot do what it was asked to; the base of all errors here."""
+
+
+class DatabaseFromTheFutureError(DatabaseError):
+    """A newer release wrote the database. Nothing in it was touched."""
+
+
+class NotADatabaseError(DatabaseError):
+    """The file is no database, or one of another program. Nothing in it was touched."""
+
+
+class DatabaseUnreachableError(DatabaseError):
+    """There is no way to open it for writing: a missing directory, a read-only file, a server that is not there."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """Somebody else held it for longer than we wait. Trying again may help."""

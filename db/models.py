@@ -1,0 +1,153 @@
+"""The tables. Rows refer to values of `strategies` and `autotune`; what is searched for has a column of its own.
+
+A migration in `db/migrations/versions` goes with every change here; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Float, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from autotune.job import JobState
+
+ACTIVE = (str(JobState.QUEUED), str(JobState.RUNNING))
+_ACTIVE = text("state IN ('queued', 'running')")
+_CURRENT = text("is_current")
+
+
+class Base(DeclarativeBase):
+    """Constraints are named, so that migrations can refer to them on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class DeviceRow(Base):
+    """One device in one state of its surroundings: another driver is another row with the same `identity`."""
+
+    __tablename__ = "devices"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(32), unique=True)
+    """Over the whole DeviceSpec."""
+    identity: Mapped[str] = mapped_column(String(32), index=True)
+    """Over the fields in a key's digest."""
+    name: Mapped[str] = mapped_column(Text, index=True)
+    spec: Mapped[str] = mapped_column(Text)
+    """DeviceSpec as JSON."""
+
+
+class KeyRow(Base):
+    """One ConvKey by digest.
+
+    Keys that share a digest may differ in their driver and in how their shape is spelled; so whatever refers to a
+    key has the exact one in its own JSON, and what stands here is how it was first seen.
+    """
+
+    __tablename__ = "keys"
+    __table_args__ = (Index("ix_keys_nearby", "dtype", "kernel", "groups", "cin", "cout"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(32), unique=True)
+    device_id: Mapped[int] = mapped_column(ForeignKey("devices.id"), index=True)
+    shape: Mapped[str] = mapped_column(Text)
+    """ConvShape as JSON."""
+    policy: Mapped[str] = mapped_column(Text)
+    """Policy as JSON."""
+    dtype: Mapped[str] = mapped_column(String(16))
+    batch: Mapped[int]
+    cin: Mapped[int]
+    cout: Mapped[int]
+    groups: Mapped[int]
+    spatial: Mapped[str] = mapped_column(String(64))
+    """`56x56`"""
+    kernel: Mapped[str] = mapped_column(String(64))
+    """`3x3`"""
+
+
+class MeasurementRow(Base):
+    """One attempt at one candidate."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (
+        Index("ix_measurements_key_id_measured_at", "key_id", "measured_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[str] = mapped_column(Text, unique=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("keys.id"))
+    device_id: Mapped[int] = mapped_column(ForeignKey("devices.id"))
+    status: Mapped[str] = mapped_column(String(16))
+    candidate: Mapped[str] = mapped_column(String(16))
+    """The candidate's digest."""
+    measured_at: Mapped[float] = mapped_column(Float)
+    body: Mapped[str] = mapped_column(Text)
+    """Measurement as JSON, whole."""
+
+
+class WinnerRow(Base):
+    """One decision. Former ones are history; one per key is current."""
+
+    __tablename__ = "winners"
+    __table_args__ = (
+        Index("uq_winners_current", "key_id", unique=True, sqlite_where=_CURRENT, postgresql_where=_CURRENT),
+        Index("ix_winners_is_current_decided_at", "is_current", "decided_at"),
+        {"sqlite_autoincrement": True},  # ids are public: never given twice
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key_id: Mapped[int] = mapped_column(ForeignKey("keys.id"), index=True)
+    device_id: Mapped[int] = mapped_column(ForeignKey("devices.id"))
+    is_current: Mapped[bool]
+    state: Mapped[str] = mapped_column(String(16))
+    decided_at: Mapped[float] = mapped_column(Float)
+    candidate: Mapped[str] = mapped_column(Text)
+    """Candidate as JSON."""
+    body: Mapped[str] = mapped_column(Text)
+    """Winner as JSON, whole, its state included: `lookup_v1` hands it out."""
+
+
+class JobRow(Base):
+    """One request to tune. `id` is the order of submission, `name` what the outside calls it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("uq_jobs_active", "keys_digest", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(32), unique=True)
+    keys_digest: Mapped[str] = mapped_column(String(32))
+    """Over the set of the keys' digests: two active jobs never share it."""
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    budget: Mapped[str] = mapped_column(Text)
+    done_keys: Mapped[int]
+    progress: Mapped[str] = mapped_column(Text)
+    error: Mapped[str] = mapped_column(Text)
+    owner: Mapped[str] = mapped_column(Text)
+    """Who claimed it last."""
+    created_at: Mapped[float] = mapped_column(Float)
+    started_at: Mapped[float | None] = mapped_column(Float)
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    seen_at: Mapped[float | None] = mapped_column(Float)
+    """When its owner last claimed it or reported progress."""
+
+
+class JobKeyRow(Base):
+    """A job's keys, in order."""
+
+    __tablename__ = "job_keys"
+
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    key_id: Mapped[int] = mapped_column(ForeignKey("keys.id"), index=True)
+    body: Mapped[str] = mapped_column(Text)
+    """ConvKey as JSON, as it was asked for."""

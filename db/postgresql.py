@@ -1,0 +1,72 @@
+"""Everything that is PostgreSQL's alone: its driver, its locks, what its errors mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
+
+MIGRATION_LOCK = 0x6175746F74756E65  # "autotune" in ASCII: advisory locks are numbers that all programs share
+BUSY_CODES = ("55P03", "57014", "40P01")  # lock_not_available, query_canceled, deadlock_detected
+
+
+class Postgresql:
+    """A database on a server, which several machines may share."""
+
+    def __init__(self, url: URL, busy_timeout_s: float) -> None:
+        self.url = url.set(drivername="postgresql+psycopg")
+        self.busy_timeout_s = busy_timeout_s
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+    def connect(self) -> Engine:
+        """An engine on the server; nothing is dialled yet."""
+        try:
+            return create_engine(
+                self.url,
+                pool_pre_ping=True,  # a server that was restarted meanwhile costs a reconnect, not a failed request
+                pool_timeout=self.busy_timeout_s,
+                isolation_level="READ COMMITTED",  # what `FOR UPDATE` and `ON CONFLICT` here rely on
+                connect_args={
+                    "connect_timeout": max(1, round(self.busy_timeout_s)),
+                    "options": f"-c lock_timeout={round(self.busy_timeout_s * 1000)}",
+                },
+            )
+        except ModuleNotFoundError as error:
+            raise DatabaseUnreachableError(
+                f"{self}: expected the driver psycopg, found none: pip install 'psycopg[binary]'"
+            ) from error
+
+    def prepare(self, engine: Engine) -> None:
+        """Nothing to do: the server is configured by who runs it."""
+
+    def lock_migrations(self, connection: Connection) -> None:
+        """Let one process at a time migrate; released when the transaction ends, however it ends."""
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+
+    def explain(self, error: DBAPIError) -> DatabaseError | None:
+        """What a driver's error means to a user; None for one that is a bug of ours."""
+        found = " ".join(str(error.orig).split())
+        if isinstance(error, IntegrityError):
+            return None
+        if getattr(error.orig, "sqlstate", None) in BUSY_CODES:
+            return DatabaseBusyError(f"{self}: expected to get a lock, found it held by others ({found}): try again")
+        if isinstance(error, OperationalError):
+            return DatabaseUnreachableError(
+                f"{self}: expected a PostgreSQL server that lets us in, found: {found}; check that it runs, "
+                f"and the address, user and password"
+            )
+        return DatabaseError(f"{self}: expected PostgreSQL to accept a statement, found: {found}")
+
+    def check(self, connection: Connection) -> list[str]:
+        """Nothing beyond being reachable: constraints are the server's to keep, its own damage its operator's."""
+        connection.execute(text("SELECT 1"))
+        return []
+
+    def backup(self, engine: Engine, target: Path) -> None:  # noqa: ARG002 - the same for every dialect
+        """Refused: PostgreSQL has its own tool."""
+        raise DatabaseError(f"{target}: expected an SQLite database to copy, found {self}: use pg_dump")

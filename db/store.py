@@ -1,0 +1,210 @@
+"""The store: one short transaction per method, over the functions in `measurements`, `winners` and `jobs`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from autotune.job import Budget, Job
+from autotune.measurement import Measurement
+from autotune.winner import Winner, WinnerState
+from db import jobs, measurements, migrate, winners
+from db.address import Dialect, dialect_for
+from db.codec import decode
+from db.errors import DatabaseBusyError
+from db.models import Base, DeviceRow
+from db.sqlite import WRITE
+from strategies.key import ConvKey, DeviceSpec
+from strategies.shape import JsonObject
+
+BUSY_TIMEOUT_S = 10.0
+
+
+class SqlStore:
+    """`autotune.store.Store` on SQLite or PostgreSQL; see there for what each method promises.
+
+    Every method may raise DatabaseError, whose message is one line for the user. Threads share one store; a forked
+    child may go on using it.
+    """
+
+    def __init__(self, dialect: Dialect, clock: Callable[[], float] = time.time) -> None:
+        """Use `open_store`. `clock` gives seconds since the epoch."""
+        self._dialect = dialect
+        self._clock = clock
+        self._engine: Engine = dialect.connect()
+        self._pid = os.getpid()
+        try:
+            with self._explained():
+                migrate.prepare(self._engine, dialect)
+        except BaseException:
+            self.close()
+            raise
+
+    def __str__(self) -> str:
+        return str(self._dialect)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back every connection. Idempotent; the store opens new ones if it is used again."""
+        self._engine.dispose()
+
+    # Measurements
+
+    def record(self, measurement: Measurement) -> bool:
+        with self._writing() as connection:
+            return measurements.record(connection, measurement)
+
+    def measurements(self, key: ConvKey) -> list[Measurement]:
+        with self._reading() as connection:
+            return measurements.measurements(connection, key)
+
+    # Winners
+
+    def decide(self, winner: Winner) -> int:
+        with self._writing() as connection:
+            return winners.decide(connection, winner)
+
+    def winner(self, key: ConvKey) -> Winner | None:
+        with self._reading() as connection:
+            return winners.winner(connection, key)
+
+    def winner_by_id(self, winner_id: int) -> Winner | None:
+        with self._reading() as connection:
+            return winners.winner_by_id(connection, winner_id)
+
+    def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
+        with self._reading() as connection:
+            return winners.lookup(connection, digests)
+
+    def winners(self, *, device: str | None = None, limit: int = 1000, offset: int = 0) -> list[tuple[int, Winner]]:
+        with self._reading() as connection:
+            return winners.winners(connection, device, limit, offset)
+
+    def set_state(self, winner_id: int, state: WinnerState) -> Winner:
+        with self._writing() as connection:
+            return winners.set_state(connection, winner_id, state)
+
+    # Jobs
+
+    def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
+        with self._writing() as connection:
+            return jobs.submit(connection, keys, budget, self._clock())
+
+    def job(self, job_id: str) -> Job | None:
+        with self._reading() as connection:
+            return jobs.job(connection, job_id)
+
+    def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
+        with self._reading() as connection:
+            return jobs.jobs(connection, limit, offset)
+
+    def claim(self, owner: str) -> Job | None:
+        with self._writing() as connection:
+            return jobs.claim(connection, owner, self._clock())
+
+    def unfinished(self, *, idle_s: float = 0.0) -> list[Job]:
+        with self._reading() as connection:
+            return jobs.unfinished(connection, idle_s, self._clock())
+
+    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
+        with self._writing() as connection:
+            jobs.requeue(connection, job_id, idle_s, owner, self._clock())
+
+    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
+        with self._writing() as connection:
+            return jobs.progress(connection, job_id, done_keys, progress, owner, self._clock())
+
+    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
+        with self._writing() as connection:
+            jobs.finish(connection, job_id, error, owner, self._clock())
+
+    def cancel(self, job_id: str) -> Job:
+        with self._writing() as connection:
+            return jobs.cancel(connection, job_id, self._clock())
+
+    # The database itself
+
+    def devices(self) -> list[DeviceSpec]:
+        """Every device that a key or a measurement names, in the order they were first seen."""
+        with self._reading() as connection:
+            specs = connection.execute(select(DeviceRow.spec).order_by(DeviceRow.id)).scalars()
+            return [DeviceSpec.from_json(decode(spec)) for spec in specs]
+
+    def revision(self) -> str:
+        """The schema's revision: this release's."""
+        with self._reading() as connection:
+            return migrate.revision(connection) or ""
+
+    def counts(self) -> dict[str, int]:
+        """Rows per table, by the table's name."""
+        with self._reading() as connection:
+            return {
+                name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for name, table in sorted(Base.metadata.tables.items())
+            }
+
+    def check(self) -> list[str]:
+        """What is wrong inside the database, one line each; empty when it is sound. Reads all of it."""
+        with self._reading() as connection:
+            return self._dialect.check(connection)
+
+    def backup(self, target: str | os.PathLike[str]) -> None:
+        """Copy the database to a new file while it is in use (SQLite; elsewhere DatabaseError names the tool)."""
+        self._dialect.backup(self._engine, Path(target))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        self._after_fork()
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        self._after_fork()
+        with self._explained(), self._engine.execution_options(**{WRITE: True}).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            explained = self._dialect.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+        except PoolTimeoutError as error:
+            raise DatabaseBusyError(
+                f"{self}: expected a free connection, found all in use by this process: try again, or ask less at once"
+            ) from error
+
+    def _after_fork(self) -> None:
+        """A connection must not be used on both sides of a fork: the child forgets its parent's, unclosed."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._engine.dispose(close=False)
+
+
+def open_store(
+    address: str | os.PathLike[str], *, busy_timeout_s: float = BUSY_TIMEOUT_S, clock: Callable[[], float] = time.time
+) -> SqlStore:
+    """The store in a file (a path or `sqlite:///path`) or on a server (`postgresql+psycopg://...`).
+
+    A new file is created, an older schema is upgraded. `busy_timeout_s` is how long a call waits for other writers.
+    Raises DatabaseError: of its subclasses DatabaseUnreachableError, NotADatabaseError, DatabaseFromTheFutureError.
+    """
+    return SqlStore(dialect_for(address, busy_timeout_s), clock)

@@ -1,0 +1,113 @@
+"""Winners: one current decision per key, former ones kept as history."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, insert, select, update
+
+from autotune.winner import Winner, WinnerState
+from db.codec import MAX_ID, decode, encode, plain
+from db.keys import chunks, keep_keys
+from db.models import DeviceRow, KeyRow, WinnerRow
+from strategies.key import ConvKey
+
+HELD = (str(WinnerState.PINNED), str(WinnerState.REVOKED))
+"""What a person said stays until a person says otherwise."""
+
+
+def decide(connection: Connection, winner: Winner) -> int:
+    """Make it current, unless the current one is held. The same decision again changes nothing."""
+    body = _body(winner)
+    ids = keep_keys(connection, [winner.key])[0]
+    _lock(connection, ids.key)
+    same = select(WinnerRow.id).where(WinnerRow.key_id == ids.key, WinnerRow.body == body)
+    winner_id = connection.execute(same.order_by(WinnerRow.id.desc()).limit(1)).scalar()
+    if winner_id is None:
+        statement = insert(WinnerRow).values(
+            key_id=ids.key, device_id=ids.device, is_current=False, state=str(winner.state),
+            decided_at=winner.decided_at, candidate=encode(winner.candidate.to_json()), body=body,
+        )  # fmt: skip
+        primary_key = connection.execute(statement).inserted_primary_key
+        assert primary_key is not None
+        winner_id = int(primary_key[0])
+    current = select(WinnerRow.state).where(WinnerRow.key_id == ids.key, WinnerRow.is_current)
+    if connection.execute(current).scalar() not in HELD:
+        _make_current(connection, ids.key, winner_id)
+    return winner_id
+
+
+def winner(connection: Connection, key: ConvKey) -> Winner | None:
+    """The current one, whatever its state."""
+    query = select(WinnerRow.body).join(KeyRow, KeyRow.id == WinnerRow.key_id)
+    body = connection.execute(query.where(KeyRow.digest == key.digest, WinnerRow.is_current)).scalar()
+    return None if body is None else _winner(body)
+
+
+def winner_by_id(connection: Connection, winner_id: int) -> Winner | None:
+    """Any decision, former ones included."""
+    if not 0 < winner_id <= MAX_ID:
+        return None
+    body = connection.execute(select(WinnerRow.body).where(WinnerRow.id == winner_id)).scalar()
+    return None if body is None else _winner(body)
+
+
+def lookup(connection: Connection, digests: Sequence[str]) -> dict[str, Winner]:
+    """The current ones of many keys, revoked ones left out."""
+    query = select(KeyRow.digest, WinnerRow.body).join(KeyRow, KeyRow.id == WinnerRow.key_id)
+    query = query.where(WinnerRow.is_current, WinnerRow.state != str(WinnerState.REVOKED))
+    result = {}
+    for chunk in chunks(sorted({plain(text) for text in digests})):
+        for digest, body in connection.execute(query.where(KeyRow.digest.in_(chunk))).tuples():
+            result[digest] = _winner(body)
+    return result
+
+
+def winners(connection: Connection, device: str | None, limit: int, offset: int) -> list[tuple[int, Winner]]:
+    """Current ones with their ids, latest decision first."""
+    query = select(WinnerRow.id, WinnerRow.body).where(WinnerRow.is_current)
+    if device is not None:
+        query = query.join(DeviceRow, DeviceRow.id == WinnerRow.device_id).where(DeviceRow.name == plain(device))
+    query = query.order_by(WinnerRow.decided_at.desc(), WinnerRow.id.desc())
+    rows = connection.execute(query.limit(min(max(limit, 0), MAX_ID)).offset(min(max(offset, 0), MAX_ID)))
+    return [(winner_id, _winner(body)) for winner_id, body in rows.tuples()]
+
+
+def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Winner:
+    """Change the state. Any state but revoked makes a former decision the current one: a person chose it."""
+    known = 0 < winner_id <= MAX_ID
+    key_id = connection.execute(select(WinnerRow.key_id).where(WinnerRow.id == winner_id)).scalar() if known else None
+    if key_id is None:
+        raise LookupError(f"expected the id of a winner, found none with {winner_id}: see `autotune winners`")
+    _lock(connection, key_id)
+    body = connection.execute(select(WinnerRow.body).where(WinnerRow.id == winner_id)).scalar_one()
+    found = dataclasses.replace(_winner(body), state=state)
+    changed = update(WinnerRow).where(WinnerRow.id == winner_id)
+    connection.execute(changed.values(state=str(state), body=_body(found)))
+    if state is not WinnerState.REVOKED:
+        _make_current(connection, key_id, winner_id)
+    return found
+
+
+def _make_current(connection: Connection, key_id: int, winner_id: int) -> None:
+    former = update(WinnerRow).where(WinnerRow.key_id == key_id, WinnerRow.is_current, WinnerRow.id != winner_id)
+    connection.execute(former.values(is_current=False))
+    connection.execute(update(WinnerRow).where(WinnerRow.id == winner_id).values(is_current=True))
+
+
+def _lock(connection: Connection, key_id: int) -> None:
+    """One decision per key at a time. (SQLite, whose writers are alone anyway, drops FOR UPDATE.)"""
+    connection.execute(select(KeyRow.id).where(KeyRow.id == key_id).with_for_update())
+
+
+def _body(winner: Winner) -> str:
+    """A winner is handed on as strict JSON, which has no NaN and no infinity."""
+    try:
+        return encode(winner.to_json(), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"a winner's numbers must be finite: got {error} in the one for {winner.key}") from None
+
+
+def _winner(body: str) -> Winner:
+    return Winner.from_json(decode(body))

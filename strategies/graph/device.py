@@ -1,0 +1,133 @@
+"""What the device at hand is, as part of a key."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+from importlib.metadata import version
+
+from tinygrad import Device
+from tinygrad.device import ALL_DEVICES
+from tinygrad.helpers import NUM_CPU_THREADS, Context, ContextVar, getenv
+
+from strategies.key import DeviceSpec
+
+CODEGEN_FLAGS = (
+    "BEAM", "NOOPT", "NOLOCALS", "TC", "TC_SELECT", "TC_OPT", "ALLOW_TF32", "IMAGE", "FLOAT16", "DISABLE_FAST_IDIV",
+    "TRANSCENDENTAL", "EMULATED_DTYPES", "SPLIT_REDUCEOP", "PCONTIG", "MAX_KERNEL_BUFFERS",
+)  # fmt: skip
+"""tinygrad's context variables that change which kernels come out; in a key where they differ from their default."""
+
+ENVIRONMENT_FLAGS = ("HCQ2", "ALLOW_HALF8", "DMC", "MV")
+"""The same, for those that tinygrad reads from the environment alone."""
+
+_DEFAULTS = {"TC": "1", "TC_SELECT": "-1", "DISABLE_FAST_IDIV": "1", "TRANSCENDENTAL": "1", "SPLIT_REDUCEOP": "1", "MV": "1"}
+
+
+def describe_device(device: str | None = None) -> DeviceSpec:
+    """The device as this process sees it now, with the code generation flags in force. Opens the device.
+
+    Raises whatever tinygrad raises when the device cannot be opened.
+    """
+    name = Device.canonicalize(device)
+    return _describe(name, _flags())
+
+
+def available_devices() -> tuple[str, ...]:
+    """The compute devices that open on this machine, best first."""
+    found = []
+    for name in ALL_DEVICES:
+        try:
+            with Context(DEBUG=0):
+                found.append(str(Device[name].device))
+        except Exception:  # noqa: BLE001 S112 - a device's library raises anything it likes when it is not there
+            continue
+    return tuple(found)
+
+
+@functools.cache
+def _describe(name: str, flags: tuple[tuple[str, str], ...]) -> DeviceSpec:
+    target = Device[name].renderer.target
+    kind = name.split(":")[0]
+    return DeviceSpec(
+        device=kind,
+        arch=_arch(kind, target.arch),
+        renderer=target.renderer,
+        cores=_cores(kind, name),
+        tinygrad=version("tinygrad"),
+        flags=flags,
+        driver=_driver(kind),
+        os=f"{platform.system()} {platform.release()}",
+        compiler=_compiler(kind),
+    )
+
+
+def _flags() -> tuple[tuple[str, str], ...]:
+    """The flags that differ from their defaults, sorted."""
+    values = {name: str(ContextVar._cache[name].value) for name in CODEGEN_FLAGS if name in ContextVar._cache}
+    values |= {name: str(getenv(name, _DEFAULTS.get(name, "0"))) for name in ENVIRONMENT_FLAGS}
+    if "ALLOW_TF32" not in values:
+        values["ALLOW_TF32"] = str(getenv("ALLOW_TF32", 0))
+    default = lambda name: _DEFAULTS.get(name, "" if name == "EMULATED_DTYPES" else "0")  # noqa: E731
+    return tuple(sorted((name, value) for name, value in values.items() if value != default(name)))
+
+
+def _arch(kind: str, arch: str) -> str:
+    """The renderer's architecture; where it only says `native`, with the processor's name."""
+    return f"{arch} {_processor()}".strip() if kind == "CPU" else arch
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith(("model name", "model\t"))]
+        return " ".join(reversed(names[:2])) if names else platform.processor()
+    except OSError:
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+
+
+def _cores(kind: str, name: str) -> int:
+    """Threads of a CPU, multiprocessors of an NVIDIA GPU, cores of an Apple GPU; 0 where nobody tells."""
+    if kind == "CPU":
+        return int(NUM_CPU_THREADS.value)
+    if kind in ("CUDA", "NV"):
+        return _cuda_multiprocessors(int(name.split(":")[1]) if ":" in name else 0)
+    if kind == "METAL":
+        for line in _output("ioreg", "-l", "-w0", "-r", "-c", "AGXAccelerator").splitlines():
+            if '"gpu-core-count"' in line:
+                return int(line.rsplit("=", 1)[1])
+    return 0
+
+
+def _cuda_multiprocessors(index: int) -> int:
+    import ctypes
+    import ctypes.util
+
+    library = ctypes.util.find_library("cuda")
+    if library is None:
+        return 0
+    driver, count, device = ctypes.CDLL(library), ctypes.c_int(), ctypes.c_int()
+    multiprocessor_count = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    if driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+        return 0
+    return count.value if driver.cuDeviceGetAttribute(ctypes.byref(count), multiprocessor_count, device) == 0 else 0
+
+
+def _driver(kind: str) -> str:
+    if kind in ("CUDA", "NV"):
+        return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    return platform.mac_ver()[0] if kind == "METAL" else ""
+
+
+def _compiler(kind: str) -> str:
+    return _output(str(getenv("CC", "clang")), "--version").split("\n")[0] if kind == "CPU" else ""
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or nothing if it is not there: a description that lacks a field is still one."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

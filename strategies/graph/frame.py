@@ -1,0 +1,126 @@
+"""The index space of a Winograd lowering: which coordinates there are, how large, and how they map to the convolution's own.
+
+Coordinates are named by letter: A points of the transform, G groups, B batch, C channels, O couts, T tiles. Where a plan
+blocks couts or tiles, O and T count blocks and o and t the elements inside one; a blocked T counts batch and tiles as one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tinygrad.uop.ops import UOp
+
+from strategies.graph.kron import Index, Ranges
+from strategies.graph.match import Axis, Conv, extent
+from strategies.transform import Transform, cook_toom
+
+Coords = Mapping[str, Sequence[Index]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A convolution cut into tiles of `m` outputs per Winograd axis, with optional blocks of couts and tiles (0: none).
+
+    `sizes` holds the extents of every coordinate; `tiles` the number of tiles along each axis.
+    """
+
+    conv: Conv
+    axes: tuple[Axis, ...]
+    ranges: Ranges
+    m: int
+    cout_block: int
+    tile_block: int
+    transform: Transform
+    tiles: tuple[int, ...]
+    sizes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether tiles cover the output with nothing left over."""
+        return all(axis.size % self.m == 0 for axis in self.axes)
+
+    def batch_and_tiles(self, at: Coords) -> tuple[Sequence[Index], Sequence[Index]]:
+        """The convolution's batch indexes and the tile along each axis. What only pads a block repeats the last tile."""
+        if not self.tile_block:
+            return at["B"], at["T"]
+        natural = _unblock(at["T"], at["t"], self.tile_block, self._batch_tile_sizes)
+        return natural[: len(self.conv.batch)], natural[len(self.conv.batch) :]
+
+    def couts(self, at: Coords) -> Sequence[Index]:
+        """The convolution's cout indexes. What only pads a block repeats the last one."""
+        return _unblock(at["O"], at["o"], self.cout_block, self._cout_sizes) if self.cout_block else at["O"]
+
+    def coordinates(
+        self, groups: Sequence[UOp], batch: Sequence[UOp], couts: Sequence[UOp], tiles: Sequence[UOp]
+    ) -> Coords:
+        """The inverse of the two above."""
+        at: dict[str, Sequence[Index]] = {"G": groups, "B": batch, "T": tiles, "t": (), "O": couts, "o": ()}
+        if block := self.tile_block:
+            flat = _flatten((*batch, *tiles), self._batch_tile_sizes)
+            at |= {"B": (), "T": (flat // block,), "t": (flat % block,)}
+        if block := self.cout_block:
+            flat = _flatten(couts, self._cout_sizes)
+            at |= {"O": (flat // block,), "o": (flat % block,)}
+        return at
+
+    def is_read(self, axis: Axis, inner: Index) -> bool:
+        """Whether element `inner` of every tile along this axis, the last one too, is read by some output."""
+        last = (-(-axis.size // self.m) - 1) * self.m
+        return axis.size % self.m == 0 or (isinstance(inner, int) and last + inner < axis.size + axis.taps - 1)
+
+    @property
+    def _batch_tile_sizes(self) -> tuple[int, ...]:
+        return (*map(extent, self.conv.batch), *self.tiles)
+
+    @property
+    def _cout_sizes(self) -> tuple[int, ...]:
+        return tuple(map(extent, self.conv.couts))
+
+
+def frame(conv: Conv, ranges: Ranges, *, m: int, cout_block: int = 0, tile_block: int = 0) -> Frame | None:
+    """The index space of F(m, 3) over this convolution; None if no axis has three dense taps."""
+    axes = tuple(axis for axis in conv.axes if axis.is_winograd)
+    if not axes:
+        return None
+    transform = cook_toom(m)
+    tiles = tuple(-(-axis.size // m) for axis in axes)
+    batch, couts = tuple(map(extent, conv.batch)), tuple(map(extent, conv.couts))
+    sizes = {
+        "A": (transform.products,) * len(axes), "G": tuple(map(extent, conv.groups)),
+        "C": tuple(map(extent, conv.channels)), "B": batch, "T": tiles, "t": (), "O": couts, "o": (),
+    }  # fmt: skip
+    if tile_block:
+        sizes |= {"B": (), "T": (-(-math.prod((*batch, *tiles)) // tile_block),), "t": (tile_block,)}
+    if cout_block:
+        sizes |= {"O": (-(-math.prod(couts) // cout_block),), "o": (cout_block,)}
+    return Frame(
+        conv=conv, axes=axes, ranges=ranges, m=m, cout_block=cout_block, tile_block=tile_block,
+        transform=transform, tiles=tiles, sizes=sizes,
+    )  # fmt: skip
+
+
+def as_uop(index: Index) -> UOp:
+    return index if isinstance(index, UOp) else UOp.const(index)
+
+
+def _unblock(outer: Sequence[Index], inner: Sequence[Index], block: int, sizes: Sequence[int]) -> tuple[UOp, ...]:
+    flat = as_uop(outer[0]) * block + as_uop(inner[0])
+    count = math.prod(sizes)
+    return _unflatten(flat.minimum(count - 1) if count % block else flat, sizes)
+
+
+def _flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
+    flat = UOp.const(0)
+    for index, size in zip(indexes, sizes, strict=True):
+        flat = flat * size + index
+    return flat
+
+
+def _unflatten(flat: UOp, sizes: Sequence[int]) -> tuple[UOp, ...]:
+    result: list[UOp] = []
+    for position, size in reversed(list(enumerate(sizes))):
+        result.append(flat % size if position else flat)
+        flat = flat // size
+    return tuple(reversed(result))

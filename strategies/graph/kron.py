@@ -1,0 +1,84 @@
+"""The separable transform (M x M x ...) of a value, one matrix along each spatial axis: every Winograd transform is this.
+
+Two forms of the same sum. `unrolled` writes every term into the graph, as tinygrad's tensor-level Winograd does.
+`nested` keeps each axis a REDUCE over an UNROLL range with the matrix as a table: a graph of a few nodes, whose terms
+appear when the kernel is lowered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import reduce as fold
+from operator import add
+
+from tinygrad.uop.ops import AxisType, Ops, UOp
+
+from strategies.transform import Matrix
+
+Index = int | UOp
+"""A position along an axis: known when the graph is built, or a range."""
+
+
+class Ranges:
+    """Fresh ranges. The order in which they are made is the order of the loops: tinygrad sorts them by id."""
+
+    def __init__(self, first: int) -> None:
+        self._ids = itertools.count(first)
+
+    def new(self, size: int, kind: AxisType = AxisType.WEAK) -> UOp:
+        """A range over `size` values; of one value, the constant 0."""
+        return UOp.range(size, next(self._ids), kind) if size != 1 else UOp.const(0)
+
+
+def kron(
+    matrix: Matrix, rows: Sequence[Index], value: Callable[[tuple[Index, ...]], UOp], ranges: Ranges | None = None
+) -> UOp:
+    """sum over c of prod_i matrix[rows[i]][c[i]] * value(c), one axis inside the other, the first innermost.
+
+    With `ranges` the sums are nested REDUCEs, without they are unrolled.
+    """
+    if ranges is None:
+        return _unrolled(matrix, tuple(rows), value, ())
+    columns = tuple(ranges.new(len(matrix[0]), AxisType.UNROLL) for _ in rows)
+    result = value(columns)
+    for row, column in zip(rows, columns, strict=True):
+        result = (table(matrix, row, column) * result).reduce(column, arg=Ops.ADD)
+    return result
+
+
+def _unrolled(
+    matrix: Matrix, rows: tuple[Index, ...], value: Callable[[tuple[Index, ...]], UOp], chosen: tuple[int, ...]
+) -> UOp:
+    """The sum over all axes but the last `len(chosen)`, whose columns are chosen."""
+    axis = len(rows) - len(chosen) - 1
+    if axis < 0:
+        return value(chosen)
+    used = [c for c in range(len(matrix[0])) if any(matrix[r][c] for r in _values(rows[axis], len(matrix)))]
+    terms = [table(matrix, rows[axis], c) * _unrolled(matrix, rows, value, (c, *chosen)) for c in used]
+    return fold(add, terms)
+
+
+def table(matrix: Matrix, row: Index, column: Index) -> UOp:
+    """matrix[row][column] as a WHERE chain over whatever is not known yet."""
+    if isinstance(row, UOp):
+        return _choose(row, [table(matrix, r, column) for r in range(len(matrix))])
+    if isinstance(column, UOp):
+        return _choose(column, [table(matrix, row, c) for c in range(len(matrix[0]))])
+    return number(matrix[row][column])
+
+
+def number(value: Fraction) -> UOp:
+    return UOp.const(float(value))
+
+
+def _choose(index: UOp, values: Sequence[UOp]) -> UOp:
+    result = values[-1]
+    for position, value in reversed(list(enumerate(values[:-1]))):
+        result = value if value is result else index.eq(position).where(value, result)
+    return result
+
+
+def _values(row: Index, size: int) -> range:
+    return range(size) if isinstance(row, UOp) else range(row, row + 1)

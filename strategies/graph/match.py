@@ -1,0 +1,241 @@
+"""Finding convolutions in a rangeified graph, whatever wrote them.
+
+After rangeify a convolution is `REDUCE(ADD, MUL(activation, weight), *ranges)`, where a *tap* range k is summed over and
+the activation is read at `f*stride + k*dilation`, with f the range of an output position. That, not the operation the user
+called, is what makes a convolution, so views, flips, fused activations and autograd's own convolutions match as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tinygrad.dtype import DType, dtypes
+from tinygrad.uop.ops import Ops, UOp
+
+from strategies.graph.rebuild import expression
+from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Axis:
+    """One spatial axis: the ranges of output position and tap, and the sums of both that the activation is read at."""
+
+    out: UOp
+    tap: UOp
+    sums: tuple[UOp, ...]
+    stride: int
+    dilation: int
+
+    @property
+    def size(self) -> int:
+        """Output positions."""
+        return extent(self.out)
+
+    @property
+    def taps(self) -> int:
+        return extent(self.tap)
+
+    @property
+    def is_winograd(self) -> bool:
+        return self.taps == 3 and self.stride == self.dilation == 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv:
+    """A matched convolution. The ranges of the REDUCE and its consumers, sorted by what they index:
+
+    `channels` are summed over, `groups` index both operands, `batch` the activation alone, `couts` the weight alone.
+    """
+
+    reduce: UOp
+    activation: UOp
+    weight: UOp
+    axes: tuple[Axis, ...]
+    channels: tuple[UOp, ...]
+    groups: tuple[UOp, ...]
+    batch: tuple[UOp, ...]
+    couts: tuple[UOp, ...]
+    device: str
+
+    @property
+    def dtype(self) -> DType:
+        """Of the operands; the sum's is that of `reduce`."""
+        return self.activation.dtype
+
+    @cached_property
+    def shape(self) -> ConvShape | None:
+        """In canonical form; None when no ConvShape describes it (three spatial axes, integers)."""
+        names = {getattr(dtypes, name): name for name in DTYPES}
+        if not 1 <= len(self.axes) <= MAX_SPATIAL_DIMS or self.dtype not in names or self.reduce.dtype not in names:
+            return None
+        groups = math.prod(map(extent, self.groups))
+        padded = [(a.size - 1) * a.stride + a.dilation * (a.taps - 1) + 1 for a in self.axes]
+        padding = tuple(_padding(self.activation, axis, size) for axis, size in zip(self.axes, padded, strict=True))
+        try:
+            return ConvShape(
+                batch=math.prod(map(extent, self.batch)),
+                cin=groups * math.prod(map(extent, self.channels)),
+                cout=groups * math.prod(map(extent, self.couts)),
+                spatial=tuple(size - before - after for size, (before, after) in zip(padded, padding, strict=True)),
+                kernel=tuple(a.taps for a in self.axes),
+                groups=groups,
+                stride=tuple(a.stride for a in self.axes),
+                dilation=tuple(a.dilation for a in self.axes),
+                padding=padding,
+                dtype=names[self.dtype],
+                acc_dtype=names[self.reduce.dtype],
+            ).canonical()
+        except ShapeError:
+            return None
+
+
+def match(reduce: UOp) -> Conv | None:
+    """The convolution that this REDUCE computes, or None."""
+    if reduce.op is not Ops.REDUCE or reduce.arg != (Ops.ADD, 0):
+        return None
+    product = reduce.src[0].src[0] if reduce.src[0].op is Ops.CAST else reduce.src[0]
+    summed = reduce.src[1:]
+    if product.op is not Ops.MUL or not all(is_static_range(r) for r in summed):
+        return None
+    device = reduce.device
+    if not isinstance(device, str):  # a sharded value: its lowering belongs to several devices at once
+        return None
+    for activation, weight in (product.src, product.src[::-1]):
+        if axes := _axes(activation, weight, summed):
+            return _conv(reduce, activation, weight, axes, device)
+    return None
+
+
+def extent(r: UOp) -> int:
+    """How many values a range takes."""
+    return int(r.vmax) + 1
+
+
+def is_static_range(u: UOp) -> bool:
+    return u.op is Ops.RANGE and u.src[0].op is Ops.CONST
+
+
+def _conv(reduce: UOp, activation: UOp, weight: UOp, axes: tuple[Axis, ...], device: str) -> Conv | None:
+    in_activation, in_weight = activation.ranges, weight.ranges
+    taps, outs = {a.tap for a in axes}, {a.out for a in axes}
+    summed = [r for r in reduce.src[1:] if r not in taps]
+    loops = [r for r in in_activation if r not in summed and r not in taps and r not in outs]
+    if not all(r in in_activation and r in in_weight for r in summed):
+        return None  # a range that only one operand knows: a product of sums, not a convolution
+    if not all(is_static_range(r) for r in (*loops, *outs, *in_weight)):
+        return None  # symbolic batch
+    by_id = lambda ranges: tuple(sorted(ranges, key=lambda r: r.arg))  # noqa: E731
+    return Conv(
+        reduce=reduce,
+        activation=activation,
+        weight=weight,
+        axes=axes,
+        channels=by_id(summed),
+        groups=by_id(r for r in loops if r in in_weight),
+        batch=by_id(r for r in loops if r not in in_weight),
+        couts=by_id(r for r in in_weight if r not in loops and r not in summed and r not in taps),
+        device=device,
+    )
+
+
+def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
+    """The spatial axes, in the order of their output ranges."""
+    in_weight = weight.ranges
+    consumers: dict[UOp, list[UOp]] = {}
+    for u in expression(activation):
+        for s in dict.fromkeys(u.src):
+            consumers.setdefault(s, []).append(u)
+    found = (_axis(tap, consumers) for tap in summed if tap in in_weight and tap in consumers)
+    axes = [a for a in found if a is not None and a.out not in summed and a.out not in in_weight]
+    if len({a.out for a in axes}) != len(axes):
+        return ()
+    return tuple(sorted(axes, key=lambda a: a.out.arg))
+
+
+def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
+    """`tap` as an axis, if everything reads it as `out*stride + tap*dilation` with one `out` that is read nowhere else."""
+    node, dilation = tap, 1
+    if len(users := consumers[tap]) == 1 and (factor := _factor(users[0], tap)) is not None:
+        node, dilation = users[0], factor
+    sums = consumers[node]
+    if any(s.op is not Ops.ADD for s in sums):
+        return None
+    terms = [s.src[0] if s.src[1] is node else s.src[1] for s in sums]
+    strides: list[int] = []
+    outs: set[UOp] = set()
+    for term in terms:
+        if term.op is Ops.RANGE:
+            outs.add(term)
+            strides.append(1)
+        elif term.op is Ops.MUL and (out := next((s for s in term.src if s.op is Ops.RANGE), None)) is not None:
+            if (factor := _factor(term, out)) is None:
+                return None
+            outs.add(out)
+            strides.append(factor)
+        else:
+            return None
+    if len(outs) != 1:
+        return None
+    out = outs.pop()
+    # a gate `2*f + k < 1` reaches us as `f + k < 1`: the largest factor is the stride
+    allowed = {*sums, *(t for t in terms if t is not out)}
+    if any(u not in allowed for u in consumers[out]):
+        return None
+    axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=max(strides), dilation=dilation)
+    # windows that do not overlap are a product of matrices whose index happens to be flat
+    return axis if axis.stride < (axis.taps - 1) * dilation + 1 else None
+
+
+def _factor(product: UOp, operand: UOp) -> int | None:
+    """c of `operand * c`."""
+    if product.op is not Ops.MUL:
+        return None
+    other = product.src[1] if product.src[0] is operand else product.src[0]
+    return int(other.val) if other.op is Ops.CONST and isinstance(other.val, int) else None
+
+
+def _padding(activation: UOp, axis: Axis, padded: int) -> tuple[int, int]:
+    """How many positions from either end are zero whatever the other indexes are: what `conv2d(padding=)` wrote."""
+    gates = list(_zero_gates(activation))
+
+    def is_zero(position: int) -> bool:
+        for tap in range(axis.taps):
+            out, rest = divmod(position - tap * axis.dilation, axis.stride)
+            if rest == 0 and 0 <= out < axis.size:
+                at = {axis.out: out, axis.tap: tap}
+                return any(_evaluate(gate, at) is False for gate in gates)
+        return False
+
+    before = next((p for p in range(padded) if not is_zero(p)), padded)
+    after = next((p for p in range(padded - before) if not is_zero(padded - 1 - p)), 0)
+    return (before, after) if before < padded else (0, 0)
+
+
+def _zero_gates(value: UOp) -> Iterator[UOp]:
+    """The conditions outside of which a value is zero."""
+    while value.op is Ops.CAST or (value.op is Ops.WHERE and value.src[2].op is Ops.CONST and value.src[2].val == 0):
+        if value.op is Ops.WHERE:
+            yield value.src[0]
+        value = value.src[1] if value.op is Ops.WHERE else value.src[0]
+
+
+def _evaluate(u: UOp, at: Mapping[UOp, int]) -> int | bool | None:
+    """An index expression with some ranges fixed, in three-valued logic: None is unknown."""
+    if u in at:
+        return at[u]
+    if u.op is Ops.CONST and isinstance(u.val, int):
+        return u.val
+    if u.op not in {Ops.ADD, Ops.MUL, Ops.CMPLT, Ops.CMPNE, Ops.AND, Ops.OR}:
+        return None
+    a, b = (_evaluate(s, at) for s in u.src)
+    if u.op is Ops.AND:
+        return False if a is False or b is False else None if a is None or b is None else a and b
+    if u.op is Ops.OR:
+        return True if a is True or b is True else None if a is None or b is None else a or b
+    if a is None or b is None:
+        return None
+    return {
+        Ops.ADD: lambda: a + b, Ops.MUL: lambda: a * b, Ops.CMPLT: lambda: a < b, Ops.CMPNE: lambda: a != b,
+    }[u.op]()  # fmt: skip

@@ -1,0 +1,159 @@
+"""One convolution, compiled: what the tuner runs and looks into."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.engine.jit import graph_split_rewrite
+from tinygrad.engine.realize import ExecContext, compile_linear, link_linear, pm_exec
+from tinygrad.uop.ops import Ops, UOp
+
+from strategies.candidate import Candidate
+from strategies.graph import seam
+from strategies.graph.apply import lower
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Conv
+from strategies.shape import ConvShape
+
+Array = np.ndarray[Any, Any]
+
+
+class NotApplicableError(Exception):
+    """The strategy does not apply to this convolution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledKernel:
+    """A kernel of a program. `ops` and `bytes` are tinygrad's estimates, `bytes` of what it must move at least."""
+
+    name: str
+    device: str
+    ops: int
+    bytes: int
+    source: str
+    options: tuple[str, ...]
+
+
+class Program:
+    """A convolution of `shape` lowered by `candidate` on `device`, with inputs of its own.
+
+    Building schedules and compiles it; nothing runs before `run`. Raises NotApplicableError, or whatever tinygrad
+    raises for a kernel that it cannot compile.
+    """
+
+    def __init__(self, shape: ConvShape, candidate: Candidate, device: str) -> None:
+        self.shape, self.candidate, self.device = shape, candidate, Device.canonicalize(device)
+        dtype = getattr(dtypes, shape.dtype)
+        self._x = Tensor.empty(*shape.input_shape, dtype=dtype, device=self.device).contiguous().realize()
+        self._w = Tensor.empty(*shape.weight_shape, dtype=dtype, device=self.device).contiguous().realize()
+        started = time.perf_counter()
+        self._y = convolution(self._x, self._w, shape)
+        linear = _schedule(self._y, candidate)
+        scheduled = time.perf_counter()
+        self._linear = compile_linear(linear, profile=True)
+        self.schedule_s = scheduled - started
+        self.compile_s = time.perf_counter() - scheduled
+        self.kernels = tuple(_kernel(call) for call in self._linear.src if call.src[0].op is Ops.PROGRAM)
+        self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
+        split = self._linear if Device[self.device].graph is None else graph_split_rewrite(self._linear)
+        self._launch = link_linear(split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the kernels in order: candidates that come out as the same program share it."""
+        parts = [f"{call.src[0].arg.global_size}{call.src[0].arg.local_size}{kernel.source}"
+                 for call, kernel in zip(self._calls, self.kernels, strict=True)]  # fmt: skip
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    def load(self, x: Array, w: Array) -> None:
+        """Set the inputs, float64 arrays of the shape's `input_shape` and `weight_shape`, rounded to its dtype."""
+        for target, values in ((self._x, x), (self._w, w)):
+            target.assign(Tensor(values.astype(np.float32), device=self.device).cast(target.dtype)).realize()
+
+    def inputs(self) -> tuple[Array, Array]:
+        """The inputs as the kernels see them, in float64."""
+        return _float64(self._x), _float64(self._w)
+
+    def output(self) -> Array:
+        """What the last run computed, in float64."""
+        return _float64(self._y)
+
+    def poison(self) -> None:
+        """Overwrite the output with NaN, so that an element that is never written shows."""
+        self._y.assign(self._y.full_like(float("nan"))).realize()
+
+    def run(self) -> float:
+        """Run once; seconds on the device, from its own clock where it has one."""
+        return sum(self.run_kernels())
+
+    def run_kernels(self) -> list[float]:
+        """Run once; seconds of every launch: a kernel, or a graph of several on devices that have graphs."""
+        context = ExecContext(update_stats=False, wait=True)
+        times: list[float] = []
+        for call in self._launch.src:
+            times += [t or 0.0 for t in pm_exec.rewrite(call, context)]
+        return times
+
+    @property
+    def _calls(self) -> list[UOp]:
+        return [call for call in self._linear.src if call.src[0].op is Ops.PROGRAM]
+
+
+def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
+    """The user's convolution of this shape."""
+    flat = tuple(side for pad in reversed(shape.padding) for side in pad)
+    # one number where one will do, as users write it: tinygrad compares `stride == dilation == 1`
+    stride, dilation = (v[0] if len(set(v)) == 1 else v for v in (shape.stride, shape.dilation))
+    return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat)
+
+
+def _schedule(y: Tensor, candidate: Candidate) -> UOp:
+    applied = 0
+
+    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
+        nonlocal applied
+        result = [lower(conv, candidate, ranges) for conv in convs]
+        applied += sum(new is not None for new in result)
+        return result
+
+    if candidate.strategy == "direct":
+        return y.schedule_linear()
+    seam.attach(rewriter)
+    try:
+        linear = y.schedule_linear()
+    finally:
+        seam.detach()
+    if not applied:
+        raise NotApplicableError(f"{candidate} does not apply to this convolution")
+    return linear
+
+
+def _kernel(call: UOp) -> CompiledKernel:
+    program = call.src[0]
+    info = program.src[0].arg
+    estimates = info.estimates
+    return CompiledKernel(
+        name=info.function_name,
+        device=str(call.src[1].device),
+        ops=int(estimates.ops) if estimates is not None else 0,
+        bytes=int(estimates.mem) if estimates is not None else 0,
+        source=str(program.src[2].arg),
+        options=tuple(f"{o.op.name}:{o.axis}:{o.arg}" for o in info.applied_opts),
+    )
+
+
+def _workspace(linear: UOp, outside: Sequence[UOp]) -> int:
+    """Bytes of the buffers between the kernels."""
+    ends = {u.base for u in outside}
+    inside = {s.base: s.base.max_numel() * s.base.dtype.itemsize for call in linear.src for s in call.src[1:]}
+    return sum(size for buffer, size in inside.items() if buffer not in ends and buffer.op is Ops.BUFFER)
+
+
+def _float64(t: Tensor) -> Array:
+    return t.cast(dtypes.float32).numpy().astype(np.float64)

@@ -1,0 +1,40 @@
+"""Replacing nodes within one kernel's expression. Linear in its size, unlike a rewrite to a fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce as fold
+from operator import and_
+
+from tinygrad.uop.ops import Ops, UOp
+
+BOUNDARY = frozenset({Ops.STAGE, Ops.AFTER, Ops.CALL, Ops.MSTACK, Ops.MSELECT, Ops.PARAM, Ops.BUFFER})
+"""What ends a kernel's expression: beyond these other ranges hold, and a deep network would be walked once per layer."""
+
+
+def expression(root: UOp) -> dict[UOp, None]:
+    """The nodes of one kernel's expression under `root`, sources first, not looking past what is materialised."""
+    return root.toposort(gate=lambda u: u.op not in BOUNDARY)
+
+
+def rebuild(root: UOp, replacements: Mapping[UOp, UOp]) -> UOp:
+    """`root` with nodes replaced; what a replacement holds is not looked into."""
+    done: dict[UOp, UOp] = dict(replacements)
+    for u in expression(root):
+        if u not in done:
+            sources = tuple(done.get(s, s) for s in u.src)
+            done[u] = u if sources == u.src else u.replace(src=sources)
+    return done.get(root, root)
+
+
+def gated(value: UOp, gates: Sequence[UOp]) -> UOp:
+    """`value` where every gate holds, else 0. Its loads are gated too: beyond the gate there may be NaN, or no memory."""
+    if not gates:
+        return value
+    gate = fold(and_, gates)
+    loads = {
+        u: u.replace(src=(u.src[0], u.src[1].get_idx().valid(u.src[1].get_valid() & gate), *u.src[2:]))
+        for u in expression(value)
+        if u.op is Ops.INDEX and len(u.src) > 1
+    }
+    return gate.where(rebuild(value, loads), value.const_like(0))

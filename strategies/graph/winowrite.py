@@ -1,0 +1,179 @@
+"""Winograd as a rewrite of the matched REDUCE, in the form of a Plan: what is materialised, in which order, how blocked.
+
+Before: one REDUCE over channels and taps.
+After, with everything staged (one kernel each, the last fused with whatever consumes the convolution):
+
+    XHAT[a, c, tile] = (Bt x Bt) activation             a = points of the transform, m + 2 per axis
+    GHAT[a, c, cout] = (G x G) weight
+    MHAT[a, cout, tile] = sum over c of XHAT * GHAT
+    output = (At x At) MHAT
+
+An intermediate is a function from coordinates to a value. Staging one changes only where the value comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tinygrad.dtype import dtypes
+from tinygrad.schedule.indexing import BufferizeOpts
+from tinygrad.uop.ops import AxisType, Ops, UOp
+
+from strategies.graph.frame import Coords, Frame, as_uop, frame
+from strategies.graph.kron import Index, Ranges, kron
+from strategies.graph.match import Conv, extent
+from strategies.graph.rebuild import gated, rebuild
+
+Intermediate = Callable[[Coords], UOp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A materialised intermediate, its axes named by letter as in `frame`, outermost first.
+
+    `layout` orders its buffer, `loops` its kernel's loops (by default the same); `upcast` names the axes held in
+    registers. With `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone.
+    """
+
+    layout: str
+    loops: str = ""
+    upcast: str = ""
+    by_hand: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One point in the space of Winograd lowerings. An intermediate without a Stage is computed where it is used.
+
+    `cout_block` x `tile_block` outputs of the product are computed together (0: no blocks, heuristics decide), with
+    `channel_block` channels unrolled. `nested` transforms are REDUCEs over tables, others spelled out (see kron).
+    `output` says where the last transform goes: `inline` into the consumer's kernel, or `staged`, whole tiles to a
+    buffer of its own; `auto` is inline if tiles cover the output exactly, else staged: the consumer would repeat the
+    transform for every element.
+    """
+
+    tile: int = 4
+    xhat: Stage | None = None
+    ghat: Stage | None = None
+    mhat: Stage | None = None
+    output: str = "auto"
+    nested: bool = True
+    cout_block: int = 0
+    tile_block: int = 0
+    channel_block: int = 0
+
+
+def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
+    """The UOp that replaces `conv.reduce`, or None where Winograd does not apply."""
+    if conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
+        return None
+    space = frame(conv, ranges, m=plan.tile, cout_block=plan.cout_block, tile_block=plan.tile_block)
+    if space is None:
+        return None
+    nested = ranges if plan.nested else None
+    xhat = _staged(space, plan.xhat, "AGBCTt", lambda at: _xhat(space, nested, at))
+    ghat = _staged(space, plan.ghat, "AGCOo", lambda at: _ghat(space, nested, at))
+    mhat = _staged(space, plan.mhat, "AGBOoTt", lambda at: _mhat(space, plan.channel_block, xhat, ghat, at))
+    inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
+    return (_inline if inline else _tiled)(space, nested, mhat).cast(conv.reduce.dtype)
+
+
+def _staged(space: Frame, stage: Stage | None, letters: str, value: Intermediate) -> Intermediate:
+    """`value` itself, or reads of a buffer that holds it."""
+    if stage is None:
+        return value
+    loops = [letter for letter in stage.loops or stage.layout if letter in letters]
+    layout = [letter for letter in stage.layout if letter in letters]
+    if sorted(loops) != sorted(layout) or any(space.sizes[letter] and letter not in layout for letter in letters):
+        raise ValueError(f"layout {stage.layout!r} and loops {stage.loops!r} must each name all of {letters!r} once")
+    at = {
+        letter: [space.ranges.new(size, AxisType.UPCAST if letter in stage.upcast else AxisType.WEAK)
+                 for size in space.sizes[letter]]
+        for letter in loops
+    }  # fmt: skip
+    body = value({letter: at.get(letter, ()) for letter in letters})
+    buffer = _buffer(space, body, [r for letter in layout for r in at[letter]], by_hand=stage.by_hand)
+    return lambda at: buffer.index(*(as_uop(index) for letter in layout for index in at[letter]))
+
+
+def _buffer(space: Frame, body: UOp, layout: Sequence[UOp], *, by_hand: bool = False) -> UOp:
+    if by_hand:
+        body = UOp(Ops.CONTIGUOUS, src=(body,), arg=())  # an empty tuple of options: nothing may be added
+    return UOp(Ops.STAGE, src=(body, *layout), arg=BufferizeOpts(device=space.conv.device, removable=False))
+
+
+def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
+    """(Bt x Bt) activation, of one tile and channel, in float32."""
+    conv = space.conv
+    batch, tiles = space.batch_and_tiles(at)
+    placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.batch, batch)
+
+    def element(inner: tuple[Index, ...]) -> UOp:
+        where, gates = dict(placed), []
+        for axis, tile, i in zip(space.axes, tiles, inner, strict=True):
+            position = as_uop(tile) * space.m + as_uop(i)
+            where |= dict.fromkeys(axis.sums, position)
+            if not space.is_read(axis, i):
+                gates.append(position < axis.size + axis.taps - 1)
+        return _float32(gated(rebuild(conv.activation, where), gates))
+
+    return kron(space.transform.bt, at["A"], element, nested)
+
+
+def _ghat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
+    """(G x G) weight, of one cout and channel, in float32."""
+    conv = space.conv
+    placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.couts, space.couts(at))
+
+    def element(taps: tuple[Index, ...]) -> UOp:
+        return _float32(rebuild(conv.weight, placed | _bind([axis.tap for axis in space.axes], taps)))
+
+    return kron(space.transform.g, at["A"], element, nested)
+
+
+def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermediate, at: Coords) -> UOp:
+    """sum over channels of XHAT * GHAT."""
+    channels: list[UOp] = []
+    summed: list[UOp] = []
+    for position, size in enumerate(space.sizes["C"]):
+        last = position == len(space.sizes["C"]) - 1
+        block = channel_block if last and 1 < channel_block < size and size % channel_block == 0 else 1
+        outer = space.ranges.new(size // block, AxisType.REDUCE)
+        inner = space.ranges.new(block, AxisType.UNROLL)
+        channels.append(outer * block + inner if block > 1 else outer)
+        summed += [r for r in (outer, inner) if r.op is Ops.RANGE]
+    everywhere = {**at, "C": channels}
+    product = xhat(everywhere) * ghat(everywhere)
+    return product.reduce(*summed, arg=Ops.ADD) if summed else product
+
+
+def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
+    """(At x At) MHAT at the consumer's own indexes: it is computed in the consumer's kernel."""
+    conv, outs = space.conv, [axis.out for axis in space.axes]
+    at = space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs])
+    return kron(space.transform.at, [out % space.m for out in outs], lambda a: mhat({**at, "A": a}), nested)
+
+
+def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
+    """(At x At) MHAT of whole tiles in a buffer of their own, which the consumer reads without what is left over."""
+    conv = space.conv
+    groups, batch, couts = (
+        [space.ranges.new(extent(r)) for r in ranges] for ranges in (conv.groups, conv.batch, conv.couts)
+    )
+    tiles = [space.ranges.new(count) for count in space.tiles]
+    rows = [space.ranges.new(space.m) for _ in space.axes]
+    at = space.coordinates(groups, batch, couts, tiles)
+    body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
+    interleaved = [r for pair in zip(tiles, rows, strict=True) for r in pair]
+    buffer = _buffer(space, body, [*groups, *batch, *couts, *interleaved])
+    pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]
+    return buffer.index(*conv.groups, *conv.batch, *conv.couts, *pieces)
+
+
+def _bind(ranges: Sequence[UOp], indexes: Sequence[Index]) -> dict[UOp, UOp]:
+    return {r: as_uop(index) for r, index in zip(ranges, indexes, strict=True)}
+
+
+def _float32(value: UOp) -> UOp:
+    return value if value.dtype == dtypes.float32 else value.cast(dtypes.float32)

@@ -1,0 +1,43 @@
+"""MHAT deferred: what the notes' single-kernel investigation tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinygrad.uop.ops import UOp
+
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Conv
+from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.parameter import param
+from strategies.registry import strategy
+from strategies.transform import TILES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeferredMhat:
+    tile: int = param(4, TILES, "outputs per tile and axis, m of F(m, 3)")
+    form: str = param("nested", ("nested", "unrolled"), "one REDUCE per axis over a table, or one REDUCE per point")
+    points: str = param("inner", ("inner", "outer"), "where the points lie in XHAT and GHAT")
+    output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+
+
+@strategy("deferred_mhat", DeferredMhat)
+def deferred_mhat(conv: Conv, params: DeferredMhat, ranges: Ranges) -> UOp | None:
+    """XHAT and GHAT staged; the product is summed where the output transform needs it, MHAT never exists.
+
+        y = REDUCE(x * w; c, k)                       1 kernel
+        ->  XHAT[c, b, t, a], GHAT[c, o, a], y = (At x At) REDUCE(XHAT * GHAT; c)
+                                                      3 kernels; 4 where the output is no multiple of the tile
+
+    `unrolled` writes (m + 2)**2 REDUCEs over one range, which share their loop; `nested` writes one.
+    """
+    inner = params.points == "inner"
+    plan = Plan(
+        tile=params.tile,
+        xhat=Stage(layout="CGBTA" if inner else "ACGBT"),
+        ghat=Stage(layout="CGOA" if inner else "ACGO"),
+        output=params.output,
+        nested=params.form == "nested",
+    )
+    return winowrite(conv, plan, ranges)

@@ -1,0 +1,47 @@
+"""tinygrad's tensor-level Winograd (`WINO=1`), rebuilt at the seam: the notes' OLD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tinygrad.uop.ops import UOp
+
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Conv
+from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.key import ConvKey
+from strategies.registry import strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorWinograd:
+    """No parameters: `WINO=1` has none."""
+
+
+PLAN = Plan(
+    tile=4,
+    xhat=Stage(layout="ABGCT"),
+    ghat=Stage(layout="AGOC"),
+    mhat=Stage(layout="ABGOT"),
+    output="inline",
+    nested=False,
+)
+
+
+def applies(key: ConvKey) -> bool:
+    """Where `WINO=1` acts: every axis has three taps, stride 1, dilation 1."""
+    shape = key.shape
+    return set(shape.kernel) == {3} and set(shape.stride) == set(shape.dilation) == {1}
+
+
+@strategy("tensor_winograd", TensorWinograd, applies=applies)
+def tensor_winograd(conv: Conv, params: TensorWinograd, ranges: Ranges) -> UOp | None:
+    """F(4, 3) with XHAT, GHAT and MHAT staged, alpha outermost: the kernels of `Tensor.conv2d` under `WINO=1`.
+
+        y = REDUCE(x * w; c, k)                       1 kernel
+        ->  XHAT[a, b, c, t], GHAT[a, o, c], MHAT[a, b, o, t] = REDUCE(XHAT * GHAT; c), y = (At x At) MHAT
+                                                      4 kernels, the last with the consumer fused
+
+    `WINO=1` adds a CONTIGUOUS behind the output and so keeps its consumers apart; that is not rebuilt.
+    """
+    return winowrite(conv, PLAN, ranges) if all(axis.is_winograd for axis in conv.axes) else None

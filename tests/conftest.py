@@ -1,0 +1,25 @@
+"""What every test relies on: a C compiler for tinygrad's CPU device, and `--slow`."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune.compiler import CCompilerError, ensure_c_compiler
+
+# Before any test imports tinygrad, which reads CC once.
+try:
+    ensure_c_compiler()
+except CCompilerError as error:
+    pytest.exit(str(error), returncode=1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason='slow: make test ARGS="--slow" runs it'))

@@ -1,0 +1,85 @@
+"""The wheel holds every file, and works in an empty environment outside the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("strategies", "autotune", "db", "api")
+SHAPE = ("1x8x16x16", "8x8x3x3", "--padding", "1")
+
+APPLY = """
+import json, sys
+import autotune
+from autotune.compiler import ensure_c_compiler
+from tinygrad import Tensor
+
+assert autotune.__file__.startswith(sys.prefix), autotune.__file__
+ensure_c_compiler()
+x, w = Tensor.randn(1, 8, 16, 16).realize(), Tensor.randn(8, 8, 3, 3).realize()
+expected = x.conv2d(w, padding=1).numpy()
+autotune.install(sys.argv[1])
+got = x.conv2d(w, padding=1).numpy()
+stats = autotune.stats()
+print(json.dumps({
+    "error": float(abs(got - expected).max() / abs(expected).max()),
+    "hits": stats.hits, "misses": stats.misses, "fallbacks": stats.fallbacks,
+}))
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Standard output of `command`, run as a user would: with nothing set that these tests, or this project, use."""
+    ours = ("AUTOTUNE_", "PYTEST_", "PYTHON")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "CC"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("tinygrad_autotune-*-py3-none-any.whl")
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == expected
+    assert names >= {f"{package}/py.typed" for package in PACKAGES}
+
+
+@pytest.mark.slow
+def test_the_wheel_tunes_and_applies_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(sys.executable, "-m", "venv", environment, cwd=elsewhere)
+    pip = (environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--require-hashes", "-r", ROOT / "requirements" / "run.txt", cwd=elsewhere)
+    run(*pip, "--no-deps", wheel, cwd=elsewhere)
+
+    database = elsewhere / "winners.db"
+    tune = (environment / "bin" / "autotune", "tune", *SHAPE, "--trials", "3", "--device", "CPU", "--db", database)
+    tuned: Any = json.loads(run(*tune, "--json", cwd=elsewhere))
+    applied: Any = json.loads(run(environment / "bin" / "python", "-c", APPLY, database, cwd=elsewhere))
+    assert applied["fallbacks"] == applied["misses"] == 0, (tuned, applied)
+    assert applied["hits"] or '"direct"' in json.dumps(tuned), (tuned, applied)
+    assert applied["error"] <= 1e-4
