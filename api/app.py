@@ -21,14 +21,19 @@ from autotune.tune import tune as default_tune
 
 
 def create_app(
-    store: ServiceStore, runners: Runners, settings: Settings, *, devices: Devices | None = None, tune: Tune = default_tune
+    store: ServiceStore,
+    runners: Runners,
+    settings: Settings,
+    *,
+    devices: Devices | None = None,
+    tune: Tune = default_tune,
 ) -> FastAPI:
     """The application. Its job runner lives as long as it does; store and runners belong to the caller."""
     job_runner = JobRunner(store, runners, tune=tune)
     service = Service(store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(job_runner.start)
         yield
         service.stopping.set()

@@ -38,9 +38,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """INPUT, WEIGHT and their options, as tinygrad prints and takes them."""
-    parser.add_argument("input", metavar="INPUT", help="batch x channels x sizes, for example 1x64x56x56")
-    parser.add_argument("weight", metavar="WEIGHT", help="output channels x channels/groups x taps, for example 64x64x3x3")
-    parser.add_argument("--padding", default="0", metavar="N[,N...]", help="1, per dimension 1,1 or per side as tinygrad")
+    parser.add_argument("input", metavar="INPUT", help="batch x channels x sizes: 1x64x56x56")
+    parser.add_argument("weight", metavar="WEIGHT", help="outputs x channels/groups x taps: 64x64x3x3")
+    parser.add_argument(
+        "--padding", default="0", metavar="N[,N...]", help="1, per dimension 1,1 or per side as tinygrad"
+    )
     parser.add_argument("--stride", default="1", metavar="N[,N]", help="default 1")
     parser.add_argument("--dilation", default="1", metavar="N[,N]", help="default 1")
     parser.add_argument("--groups", type=int, default=1, metavar="N", help="default 1")
@@ -67,5 +69,5 @@ def policy_of(args: argparse.Namespace) -> Policy:
         {
             "max_error": args.max_error, "allow_tf32": args.allow_tf32, "frozen_weights": args.frozen_weights,
             "max_workspace_bytes": args.max_workspace,
-        }  # fmt: skip
-    )
+        }
+    )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from api.settings import DEFAULT_BUDGET_S, MAX_BUDGET_S, MAX_SHAPES, MAX_TRIALS
+from api.text import one_line
 from autotune.job import Budget, BudgetError
 from strategies.key import Policy
 
@@ -18,7 +19,12 @@ PerDim = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "integer"}, _NUMBERS]
 Padding = Annotated[
     Any, WithJsonSchema({"anyOf": [{"type": "integer"}, _NUMBERS, {"type": "array", "items": _NUMBERS}]})
 ]
-Flags = Annotated[dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=32)]], Field(max_length=32)]
+BudgetText = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "string", "examples": ["60s"]}, {"type": "number"}, {"type": "null"}]})
+]
+Flags = Annotated[
+    dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=32)]], Field(max_length=32)
+]
 
 
 class Body(BaseModel):
@@ -64,12 +70,14 @@ class ShapeBody(Body):
 class BudgetBody(Body):
     """How long to search, per shape: `60s`, `2m`, `1h` or seconds, and at most `trials` candidates."""
 
-    budget: Annotated[str, Field(max_length=20)] | float | int | None = None
+    budget: BudgetText = None
     trials: int | None = None
 
     def parsed(self) -> Budget:
         """Raises BudgetError."""
-        seconds = Budget.parse(self.budget).seconds if isinstance(self.budget, str) else self.budget
+        seconds = Budget.parse(self.budget[:20]).seconds if isinstance(self.budget, str) else self.budget
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
+            raise BudgetError(f"a budget is a time like 60s or seconds: got {one_line(repr(seconds), 40)}")
         if seconds is None and self.trials is None:
             seconds = DEFAULT_BUDGET_S
         if seconds is not None and seconds > MAX_BUDGET_S:
@@ -102,9 +110,7 @@ def _one_or_many(body: Any) -> str:
     return "|one" if many is None else "|many"
 
 
-TuneBody = Annotated[
-    Annotated[TuneOne, Tag("|one")] | Annotated[TuneMany, Tag("|many")], Discriminator(_one_or_many)
-]
+TuneBody = Annotated[Annotated[TuneOne, Tag("|one")] | Annotated[TuneMany, Tag("|many")], Discriminator(_one_or_many)]
 
 
 class LookupBody(Body):

@@ -83,9 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
     parser = Parser(
-        prog="autotune", description="Finds the fastest correct lowering of each convolution in tinygrad, and applies it.",
-        epilog=EXAMPLES,
-    )  # fmt: skip
+        prog="autotune", description="The fastest correct lowering of each convolution in tinygrad.", epilog=EXAMPLES
+    )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (tune, lookup, winners, run, serve, bundle, doctor):
@@ -96,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
 class Version(argparse.Action):
     """Asks for the installed version only when somebody wants it."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from api.release import release
 
         sys.stdout.write(f"autotune {release()}\n")

@@ -11,6 +11,8 @@ from rich.console import RenderableType
 
 from api.text import one_line
 
+UNBOUNDED = 400
+
 
 class CliError(Exception):
     """Ends a command with one line on stderr: what was expected, what was found, what to do."""
@@ -49,12 +51,15 @@ class Console:
         self._out.write(text if text.endswith("\n") else text + "\n")
         self._out.flush()
 
-    def table(self, table: RenderableType, *, width: int | None = None) -> None:
-        """A table; into a file or a pipe as wide as it needs."""
-        terminal = RichConsole(file=self._out)
-        if not terminal.is_terminal:
-            terminal = RichConsole(file=self._out, width=width or 200)
-        terminal.print(table)
+    @property
+    def width(self) -> int:
+        """Columns of the window behind stdout; a file or a pipe takes any."""
+        console = RichConsole(file=self._out)
+        return console.width if console.is_terminal else UNBOUNDED
+
+    def table(self, table: RenderableType) -> None:
+        """A table, as wide as `width`."""
+        RichConsole(file=self._out, width=self.width).print(table)
 
     def note(self, message: str) -> None:
         """Something worth knowing that is no result."""

@@ -55,7 +55,7 @@ class ProbedDevices:
     def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
         """See Devices."""
         machine = self._known()
-        device = check_name(name) if name else machine.names[0]
+        device = machine.names[0] if name is None else check_name(name)
         if device.split(":")[0] not in machine.names:
             there = ", ".join(machine.names)
             raise UnknownDeviceError(f"no device {device} on this machine: expected one of {there}; choose one of them")
@@ -111,7 +111,9 @@ def _probe(environ: Mapping[str, str], *question: str) -> Any:
         )  # fmt: skip
         answer: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2] or "{}")
     except (subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-        raise UnknownDeviceError(f"tinygrad could not be asked for its devices: {error}; try `autotune doctor`") from None
+        raise UnknownDeviceError(
+            f"tinygrad could not be asked for its devices: {error}; try `autotune doctor`"
+        ) from None
     if "answer" not in answer:
         reason = answer.get("error") or done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
         raise UnknownDeviceError(f"the device cannot be opened: {reason}; try `autotune doctor`")

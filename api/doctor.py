@@ -58,8 +58,9 @@ def _safely(part: Callable[[Settings], Iterator[Check]], settings: Settings) -> 
 
 
 def _versions(_: Settings) -> Iterator[Check]:
-    system = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.system()} {platform.machine()}"
-    yield Check(name="autotune", level=Level.OK, found=f"{release()}, {system}, {sys.executable}")
+    python = f"Python {platform.python_version()} ({sys.executable})"
+    system = f"{python}, SQLite {sqlite3.sqlite_version}, {platform.system()} {platform.machine()}"
+    yield Check(name="autotune", level=Level.OK, found=f"{release()}, {system}")
     try:
         found = version("tinygrad")
     except PackageNotFoundError:
@@ -93,7 +94,9 @@ def _compiler(_: Settings) -> Iterator[Check]:
     except CCompilerError as error:
         yield Check(name="C compiler", level=Level.WARNING, found="none: the CPU device cannot work", advice=str(error))
     else:
-        yield Check(name="C compiler", level=Level.OK, found=f"{compiler.version} ({compiler.source}: {compiler.command})")
+        yield Check(
+            name="C compiler", level=Level.OK, found=f"{compiler.version} ({compiler.source}: {compiler.command})"
+        )
 
 
 def _devices(_: Settings) -> Iterator[Check]:
@@ -122,7 +125,7 @@ def _database(settings: Settings) -> Iterator[Check]:
     try:
         with open_store(settings.db) as store:
             faults = store.check()
-            counts = ", ".join(f"{count} {name}" for name, count in store.counts().items() if not name.startswith("alembic"))
+            counts = ", ".join(f"{count} {name}" for name, count in store.counts().items())
             found = f"{store}, revision {store.revision()}, {counts}"
     except DatabaseError as error:
         yield Check(name="database", level=Level.FAULT, found=str(error), advice="or use another with --db")

@@ -32,10 +32,19 @@ def detailed_document(winner_id: int, winner: Winner, measurements: Sequence[Mea
 
 
 def job_document(job: Job) -> JsonObject:
-    """A job with its number of keys and their names."""
+    """A job with its keys, their names and digests."""
+    keys = [key.to_json() for key in job.keys]
+    names, digests = [str(key) for key in job.keys], [key.digest for key in job.keys]
+    return {**job_summary(job), "keys": keys, "names": names, "digests": digests}
+
+
+def job_summary(job: Job) -> JsonObject:
+    """A job without its keys, of which there may be thousands: for lists and streams."""
+    name = str(job.keys[0]) if len(job.keys) == 1 else f"{len(job.keys)} shapes"
     return {
-        **finite(job.to_json()), "total_keys": len(job.keys), "names": [str(key) for key in job.keys],
-        "digests": [key.digest for key in job.keys],
+        "id": job.id, "name": name, "state": str(job.state), "done_keys": job.done_keys, "total_keys": len(job.keys),
+        "progress": finite(job.progress), "budget": job.budget.to_json(), "error": job.error,
+        "created_at": job.created_at, "started_at": job.started_at, "ended_at": job.ended_at,
     }  # fmt: skip
 
 

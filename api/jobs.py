@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from api.runners import InterruptedRunError, InterruptibleRunner, Runners
@@ -18,6 +19,7 @@ from autotune.runner import Runner
 from autotune.session import TuneCancelledError
 from autotune.store import Store
 from autotune.winner import Winner
+from db import DatabaseError
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
@@ -103,27 +105,40 @@ class JobRunner:
         self._thread.join(timeout_s)
         with self._lock:
             job_id = self._job_id
-        if self.alive and job_id:
+        if job_id:
             self._store.requeue(job_id)
 
     def _leave(self) -> None:
         self._left.set()
-        if self._runner is not None:
-            self._runner.interrupt()
+        runner = self._runner
+        if runner is not None:
+            runner.interrupt()
 
     def _run(self) -> None:
+        owed: Callable[[], None] | None = None
         while not self._stopping.is_set():
             self._wake.clear()
+            job = None
             try:
+                if owed is not None:
+                    owed()
+                    owed = None
                 job = self._store.claim(self._owner)
                 if job is None:
                     self._wake.wait(IDLE_S)
                 else:
                     self._work(job)
-            except Exception:
-                # A locked or full database must not end the thread: what it was about to do is in the store.
+            except Exception as error:
+                # The thread goes on, and a job that was taken does not stay running with nobody at it: a database
+                # that is locked or full for a while puts it back into the queue, a bug ends it.
                 log.exception("the job runner failed and goes on")
+                if job is not None:
+                    again = isinstance(error, DatabaseError)
+                    owed = partial(self._store.requeue, job.id) if again else partial(self._fail, job.id, error)
                 self._stopping.wait(BUSY_S)
+
+    def _fail(self, job_id: str, error: Exception) -> None:
+        self._store.finish(job_id, error=one_line(f"{type(error).__name__}: {error}", 300))
 
     def _work(self, job: Job) -> None:
         with self._lock:
@@ -133,16 +148,8 @@ class JobRunner:
         failures = [str(reason) for reason in job.progress.get("failures", [])]
         try:
             for index in range(job.done_keys, len(job.keys)):
-                report = Report(self._store, job, index, failures, self._left)
-                try:
-                    self._tune_key(job, job.keys[index], report)
-                except (StoppedError, InterruptedRunError, TuneCancelledError):
-                    raise StoppedError from None
-                except Exception as error:
-                    log.exception("job %s: %s failed", job.id, job.keys[index])
-                    failures.append(one_line(f"{job.keys[index]}: {str(error) or type(error).__name__}", 300))
-                report.done()
-        except StoppedError:
+                self._work_on(job, index, Report(self._store, job, index, failures, self._left), failures)
+        except (StoppedError, InterruptedRunError, TuneCancelledError):
             if self._stopping.is_set():
                 self._store.requeue(job.id)
             return
@@ -150,6 +157,17 @@ class JobRunner:
             with self._lock:
                 self._job_id, self._runner = "", None
         self._store.finish(job.id, error=_failure(failures, len(job.keys)))
+
+    def _work_on(self, job: Job, index: int, report: Report, failures: list[str]) -> None:
+        key = job.keys[index]
+        try:
+            self._tune_key(job, key, report)
+        except (StoppedError, InterruptedRunError, TuneCancelledError, DatabaseError):
+            raise
+        except Exception as error:
+            log.exception("job %s: %s failed", job.id, key)
+            failures.append(one_line(f"{key}: {str(error) or type(error).__name__}", 300))
+        report.done()
 
     def _tune_key(self, job: Job, key: ConvKey, report: Report) -> None:
         while True:

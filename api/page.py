@@ -1,4 +1,4 @@
-"""The first page as HTML: winners with their ratio drawn, jobs with their progress. No script, nothing from elsewhere."""
+"""The first page as HTML: winners with their ratio drawn, jobs with their progress. No script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import urlencode
 
-from api.units import duration, fraction, ratio_text
+from api.units import duration, fraction, lowering, ratio_text
 from autotune.job import Job, JobState
 from autotune.winner import Winner
 
@@ -22,13 +22,21 @@ EXAMPLE = "autotune tune 1x64x56x56 64x64x3x3 --padding 1"
 
 
 def render(
-    winners: Sequence[tuple[int, Winner]], jobs: Sequence[Job], *, device: str = "", page: int = 1, now: float | None = None
+    winners: Sequence[tuple[int, Winner]],
+    jobs: Sequence[Job],
+    *,
+    device: str = "",
+    page: int = 1,
+    now: float | None = None,
 ) -> str:
     """The whole document. `winners` may hold one more than PAGE_SIZE: then there is a next page."""
     shown, more = winners[:PAGE_SIZE], len(winners) > PAGE_SIZE
     active = [job for job in jobs if not job.state.ended]
     refresh = f'<meta http-equiv="refresh" content="{REFRESH_S}">' if active else ""
-    parts = [_jobs(active or jobs[:3]), _winners(shown, now or time.time()) if shown else _nothing(device, page, active)]
+    parts = [
+        _jobs(active or jobs[:3]),
+        _winners(shown, now or time.time()) if shown else _nothing(device, page, active),
+    ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>autotune: winners</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -51,9 +59,11 @@ def _filter(device: str) -> str:
 
 def _nothing(device: str, page: int, active: Sequence[Job]) -> str:
     if page > 1:
-        return f'<section class="empty"><h2>No more winners</h2><p><a href="/?{_query(device, 1)}">First page</a></p></section>'
+        back = f'<p><a href="/?{_query(device, 1)}">First page</a></p>'
+        return f'<section class="empty"><h2>No more winners</h2>{back}</section>'
     if active:
-        return '<section class="empty"><h2>No winners yet</h2><p>The first appears here when its search ends.</p></section>'
+        soon = "<p>The first appears here when its search ends.</p>"
+        return f'<section class="empty"><h2>No winners yet</h2>{soon}</section>'
     where = f" on {escape(device)}" if device else ""
     return f"""<section class="empty"><h2>No winners{where} yet</h2>
 <p>Tune a first convolution, its input and weight written as tinygrad prints shapes:</p>
@@ -77,9 +87,9 @@ def _row(winner_id: int, winner: Winner, now: float) -> str:
     policy = winner.key.policy
     promised = [name for name in ("allow_tf32", "frozen_weights") if getattr(policy, name)]
     notes = [f"{name}={value}" for name, value in winner.key.device.flags] + promised
-    note = f' <small>{escape(", ".join(notes))}</small>' if notes else ""
+    note = f" <small>{escape(', '.join(notes))}</small>" if notes else ""
     return f"""<tr><th scope="row"><a href="/winners/{winner_id}">{escape(str(winner.key.shape))}</a>{note}</th>
-<td>{escape(winner.key.device.device)}</td><td><code>{escape(str(winner.candidate))}</code></td>
+<td>{escape(winner.key.device.device)}</td><td><code>{escape(lowering(winner.candidate))}</code></td>
 <td class="n">{duration(winner.time_s.median)}</td>
 <td class="n">{duration(winner.default_time_s.median)} <small>{escape(winner.default.strategy)}</small></td>
 <td>{_bar(winner)}</td><td class="n">{error}</td>

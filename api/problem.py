@@ -122,8 +122,9 @@ def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _explain(item: dict[str, Any]) -> str:
-    where = _pointer(item["loc"]) or "the request"
-    expected = str(item["msg"]).removeprefix("Value error, ")
+    where = _pointer(item["loc"]) or "the body"
+    expected = str(item["msg"]).replace("dictionary or object to extract fields from", "object")
+    expected = expected.removeprefix("Value error, ").replace("Input should be", "expected")
     if item["type"] == "missing":
         return f"{where} is missing: add it (see /openapi.json for an example)"
     if item["type"] == "extra_forbidden":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -18,13 +18,14 @@ class TuneBar:
 
     def __init__(self, console: Console, title: str) -> None:
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("{task.fields[said]}", markup=False),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("{task.fields[said]}", markup=False),
             console=console.progress, transient=True, disable=not console.interactive,
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=1.0, said="")
 
-    def __enter__(self) -> TuneBar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

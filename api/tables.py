@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 from rich.table import Table
 from rich.text import Text
 
-from api.units import duration, ratio_text
+from api.units import duration, lowering, ratio_text
 from autotune.winner import Winner
 
 STATE_STYLES = {"verified": "green", "pinned": "cyan", "provisional": "yellow", "guess": "yellow", "revoked": "red"}
+OPTIONAL_COLUMNS = (("state", 100), ("device", 110), ("error", 120))
+"""From which width of the window on they are shown."""
+ROOMY, FULL_LOWERING = 100, 200
 CSV_COLUMNS = (
     "id", "input", "weight", "padding", "stride", "dilation", "groups", "dtype", "device", "arch", "flags",
     "candidate", "time_s", "time_low_s", "time_high_s", "default", "default_time_s", "ratio", "ratio_low",
@@ -21,31 +24,41 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def winners_table(winners: Iterable[Winner]) -> Table:
-    """One row per winner, next to tinygrad's own two lowerings."""
+def winners_table(winners: Iterable[Winner], width: int) -> Table:
+    """One row per winner, next to tinygrad's own two lowerings; what matters less goes where room is short."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("convolution", no_wrap=True)
-    table.add_column("device")
+    table.add_column("convolution", overflow="fold")
     for name in ("direct", "WINO=1", "winner"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("lowering", overflow="fold")
-    table.add_column("ratio (95%)", no_wrap=True)
-    table.add_column("error", justify="right", no_wrap=True)
-    table.add_column("state")
+    roomy = width >= ROOMY
+    table.add_column("ratio (95%)" if roomy else "ratio", no_wrap=True)
+    table.add_column("lowering", overflow="ellipsis", no_wrap=True)
+    optional = [name for name, at_least in OPTIONAL_COLUMNS if width >= at_least]
+    for name in optional:
+        table.add_column(name, no_wrap=True, justify="right" if name == "error" else "left")
     for winner in winners:
-        faster = winner.ratio.high < 1
+        full = lowering(winner.candidate)
+        ratio = ratio_text(winner.ratio) if roomy else f"{winner.ratio.median:.2f}"
+        cells: dict[str, Text] = {
+            "device": Text(winner.key.device.device),
+            "state": Text(str(winner.state), style=STATE_STYLES.get(str(winner.state), "")),
+            "error": Text("" if winner.error is None else f"{winner.error:.1e}"),
+        }
         table.add_row(
             Text(str(winner.key.shape)),
-            Text(winner.key.device.device),
             _default_time(winner, "direct"),
             _default_time(winner, "tensor_winograd"),
             duration(winner.time_s.median),
-            Text(str(winner.candidate)),
-            Text(ratio_text(winner.ratio), style="green" if faster else ""),
-            "" if winner.error is None else f"{winner.error:.1e}",
-            Text(str(winner.state), style=STATE_STYLES.get(str(winner.state), "")),
+            Text(ratio, style="green" if winner.ratio.high < 1 else ""),
+            Text(full if width >= FULL_LOWERING else shorten(full, 26 if roomy else 16)),
+            *(cells[name] for name in optional),
         )
     return table
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def winners_csv(winners: Iterable[tuple[int, Winner]]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.winner import Interval
+from strategies.candidate import Candidate
 
 
 def duration(seconds: float) -> str:
@@ -22,6 +23,16 @@ def duration(seconds: float) -> str:
 def ratio_text(ratio: Interval) -> str:
     """`0.52 (0.50-0.55)`: winner over the better default."""
     return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def lowering(candidate: Candidate) -> str:
+    """`blocked(tile=4, cout_block=8)`: the tile first, as what tells most where there is little room."""
+    params = sorted(candidate.params, key=lambda pair: pair[0] != "tile")
+    return (
+        f"{candidate.strategy}({', '.join(f'{name}={value}' for name, value in params)})"
+        if params
+        else candidate.strategy
+    )
 
 
 def fraction(progress: Mapping[str, Any]) -> float:

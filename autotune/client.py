@@ -49,7 +49,9 @@ class Client:
     def __init__(self, url: str, *, token: str = "", timeout_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self._token, self._timeout_s = token, timeout_s
-        proxies: dict[str, str] | None = {} if urlsplit(url).hostname in LOOPBACK else None  # a proxy's loopback is not ours
+        proxies: dict[str, str] | None = (
+            {} if urlsplit(url).hostname in LOOPBACK else None
+        )  # a proxy's loopback is not ours
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), NoRedirects)
 
     def tune(self, body: Mapping[str, Any]) -> JsonObject:
@@ -102,7 +104,7 @@ class Client:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)  # noqa: S310 - http or https: Settings has looked
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)  # noqa: S310 - http(s): Settings saw to it
         try:
             with self._opener.open(request, timeout=self._timeout_s) as response:
                 answer: JsonObject = json.loads(response.read(MAX_ANSWER_BYTES))

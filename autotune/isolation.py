@@ -72,6 +72,4 @@ def measure_isolated(request: Request, run: Run) -> list[Measurement]:
 
 def failure(request: Request, index: int, broken: Breakage) -> Measurement:
     """The measurement of a candidate that broke its child."""
-    return Measurement(
-        key=request.key, candidate=request.candidates[index], status=broken.status, reason=broken.reason
-    )
+    return Measurement(key=request.key, candidate=request.candidates[index], status=broken.status, reason=broken.reason)

@@ -158,9 +158,7 @@ class LocalRunner:
             self._child.kill()
             self._child = None
 
-    def _stamped(
-        self, measured: Sequence[Measurement], before: JsonObject, begun: float
-    ) -> list[Measurement]:
+    def _stamped(self, measured: Sequence[Measurement], before: JsonObject, begun: float) -> list[Measurement]:
         """With an attempt of their own, the time, and the conditions: load before and after, seconds it cost."""
         after = conditions()
         cost_s = (self._clock() - begun) / max(len(measured), 1)

@@ -1,4 +1,4 @@
-"""Which candidate to measure next: presets first, then what Optuna's TPE proposes from what is known."""
+"""Which candidate to measure next: presets first, then what Optuna's TPE proposes, in turn with steps from the best."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.space import Choose, Space
 from autotune.statistics import median_ratio
 from strategies.candidate import Candidate, Value
@@ -23,6 +23,13 @@ again and again."""
 
 IMPROVEMENT = 0.01
 """By how much (1%) the best must fall to count as progress for a caller's patience."""
+
+LOCAL_FROM = 10
+"""From so many measured candidates on, every other proposal is a neighbour of the best (one parameter changed).
+
+Simulated on the two spaces of tests/simulated.py (243 candidates, 40 trials, 60 seeds): within 10% of the best in 92%
+and 93% of runs, against 75% and 77% with TPE alone. Not yet compared on recorded spaces.
+"""
 
 _REPEATS = 8  # proposals of something known before we look for something new ourselves
 _SCAN = 20_000  # candidates looked at, at most, before the space counts as exhausted
@@ -47,6 +54,7 @@ class Search:
         self._by_program: dict[str, float] = {}
         self._pending: dict[str, optuna.Trial] = {}
         self._yet_to_beat, self._since_better = math.inf, 0
+        self._planned = frozenset(space.presets)
         past = list(history)
         self._rng = random.Random(seed + len(past))  # a resumed search must not draw what it drew before
         with warnings.catch_warnings():
@@ -55,7 +63,7 @@ class Search:
         self._study = optuna.create_study(sampler=sampler)
         for measurement in past:
             self.tell(measurement)
-        self._presets = deque(c for c in space.presets if c.digest not in self._known)
+        self._presets = deque(space.presets)
 
     @property
     def best(self) -> Measurement | None:
@@ -68,7 +76,7 @@ class Search:
 
     @property
     def since_better(self) -> int:
-        """Sampled candidates measured since the best last improved."""
+        """Candidates other than presets measured since the best last improved."""
         return self._since_better
 
     def known(self, candidate: Candidate) -> Measurement | None:
@@ -81,15 +89,17 @@ class Search:
             candidate = self._presets.popleft()
             if candidate.digest not in self._known:
                 return candidate
-        return self._sampled() or self._unseen()
+        if len(self._known) >= LOCAL_FROM and len(self._known) % 2 == 0:
+            return self._near() or self._sampled() or self._anywhere()
+        return self._sampled() or self._near() or self._anywhere()
 
     def tell(self, measurement: Measurement) -> None:
         """Learn from a measurement, whether asked for or not."""
         candidate, value = measurement.candidate, self._value(measurement)
         again, trial = candidate.digest in self._known, self._pending.pop(candidate.digest, None)
         self._known[candidate.digest], self._values[candidate.digest] = measurement, value
-        self._since_better += trial is not None
-        if _timed(measurement) and value < self._yet_to_beat - IMPROVEMENT:
+        self._since_better += not again and candidate not in self._planned
+        if measurement.ok and value < self._yet_to_beat - IMPROVEMENT:
             self._yet_to_beat, self._since_better = value, 0
         if trial is not None:
             self._study.tell(trial, value)
@@ -98,7 +108,7 @@ class Search:
 
     def ranked(self) -> list[Measurement]:
         """Verified measurements, fastest over `direct` first, one for each program."""
-        ok = [m for m in self._known.values() if _timed(m)]
+        ok = [m for m in self._known.values() if m.ok and _timed(m)]
         ranked: dict[str, Measurement] = {}
         for measurement in sorted(ok, key=lambda m: self._values[m.candidate.digest]):
             ranked.setdefault(program(measurement), measurement)
@@ -143,12 +153,14 @@ class Search:
             return candidate
         return None
 
-    def _unseen(self) -> Candidate | None:
-        """Where the sampler has converged: a neighbour of the best, else anything not measured yet."""
+    def _near(self) -> Candidate | None:
+        """A neighbour of the best that is new."""
         best = self.best
         near = [c for c in self.space.neighbours(best.candidate) if self._new(c)] if best else []
-        if near:
-            return self._rng.choice(near)
+        return self._rng.choice(near) if near else None
+
+    def _anywhere(self) -> Candidate | None:
+        """Anything new: where the sampler has converged and all round the best is known."""
         for _ in range(100):
             candidate = self.space.sample(self._rng)
             if candidate is not None and self._new(candidate):
@@ -162,7 +174,8 @@ class Search:
 
 def _suggested_by(trial: optuna.Trial) -> Choose:
     def choose(name: str, values: Sequence[Value]) -> Value:
-        return trial.suggest_categorical(name, values)
+        chosen: Any = trial.suggest_categorical(name, values)
+        return values[values.index(chosen)]
 
     return choose
 
@@ -173,5 +186,7 @@ def program(measurement: Measurement) -> str:
 
 
 def _timed(measurement: Measurement) -> bool:
-    """Verified, and with one time of the yardstick for each of its own (an import may lack them)."""
-    return measurement.ok and 0 < len(measurement.times_s) == len(measurement.yardstick_times_s)
+    """Correct, and with one time of the yardstick for each of its own (an import may lack them). What was stopped
+    early because it could not win has a ratio all the same, and it tells the sampler more than a failure would."""
+    correct = measurement.status in (Status.OK, Status.PRUNED)
+    return correct and 0 < len(measurement.times_s) == len(measurement.yardstick_times_s)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from strategies.candidate import Candidate, Value
 from strategies.key import ConvKey
-from strategies.parameter import ParameterError, canonical
+from strategies.parameter import canonical
 from strategies.registry import Strategy, strategies
 
 DEFAULTS = ("direct", "tensor_winograd")
@@ -38,8 +38,10 @@ class Space:
 
     @property
     def defaults(self) -> tuple[Candidate, ...]:
-        """`direct`, and `tensor_winograd` where it applies."""
+        """`direct`, and `tensor_winograd` where it applies. Raises LookupError without `direct`."""
         found = {item.name: item for item in self.strategies}
+        if DEFAULTS[0] not in found:
+            raise LookupError(f"no strategy {DEFAULTS[0]!r}, the yardstick, among {', '.join(found) or 'none'}")
         return tuple(found[name].candidate() for name in DEFAULTS if name in found)
 
     @property
@@ -72,12 +74,13 @@ class Space:
         made: dict[str, tuple[Value, tuple[Value, ...]]] = {}
 
         def replay(name: str, values: Sequence[Value]) -> Value:
-            made[name] = (wanted[name], tuple(values))
-            return wanted[name]
+            at = values.index(wanted[name])
+            made[name] = (values[at], tuple(values))
+            return values[at]
 
         try:
             again = self.choose(replay)
-        except (KeyError, StopIteration, ParameterError):
+        except (KeyError, ValueError):  # not chosen here, or not among the values
             return None
         return made if again == candidate else None
 

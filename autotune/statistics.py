@@ -98,9 +98,7 @@ def median_interval(values: ArrayLike, *, confidence: float = CONFIDENCE, seed: 
     )
 
 
-def paired_ratio(
-    times_s: ArrayLike, over_s: ArrayLike, *, confidence: float = CONFIDENCE, seed: int = 0
-) -> Comparison:
+def paired_ratio(times_s: ArrayLike, over_s: ArrayLike, *, confidence: float = CONFIDENCE, seed: int = 0) -> Comparison:
     """Compare by the median of the rounds' ratios. Raises ValueError unless there is one pair per round."""
     return _compared(_paired(times_s, over_s), confidence, seed)
 

@@ -64,7 +64,7 @@ def tune(
         if search.known(default) is None:
             session.measure([default], rounds=settings.rounds, seed=seed)
             session.report("search")
-    _expect_direct(search.known(space.defaults[0]))
+        _expect_direct(search.known(space.defaults[0]))
     while (candidate := _next(session, space)) is not None:
         session.measure([candidate], rounds=settings.rounds, seed=seed)
         session.report("search")
@@ -121,9 +121,7 @@ def _final(session: Session, space: Space, seed: int) -> list[Measurement]:
 def _decided(session: Session, space: Space, final: list[Measurement], *, seed: int, now: float) -> Winner:
     _expect_direct(next(m for m in final if m.candidate == space.defaults[0]))
     measured = {_name(m.candidate, space): m for m in final if m.ok}
-    contestants = [
-        Contestant.of(name, m, default=m.candidate in space.defaults) for name, m in measured.items()
-    ]
+    contestants = [Contestant.of(name, m, default=m.candidate in space.defaults) for name, m in measured.items()]
     decision = decide(contestants, seed=seed)
     best, default = measured[decision.winner], measured[decision.default]
     return Winner(
@@ -131,7 +129,7 @@ def _decided(session: Session, space: Space, final: list[Measurement], *, seed: 
         time_s=median_interval(best.times_s, seed=seed), default=default.candidate,
         default_time_s=median_interval(default.times_s, seed=seed), ratio=decision.comparison.ratio,
         error=best.error, workspace_bytes=best.workspace_bytes, decided_at=now,
-        times_s={name: median(m.times_s) for name, m in measured.items()},
+        times_s=_times_s(session, space, measured),
         provenance={
             "package": _version(), "host": best.conditions.get("host", ""), "trials": session.trials,
             "used_s": round(session.used_s, 2), "seed": seed, "rounds": decision.comparison.rounds,
@@ -139,6 +137,13 @@ def _decided(session: Session, space: Space, final: list[Measurement], *, seed: 
             "compile_s": best.compile_s, "kernels": len(best.kernels),
         },
     )  # fmt: skip
+
+
+def _times_s(session: Session, space: Space, measured: dict[str, Measurement]) -> dict[str, float]:
+    """Median seconds by name; a default too slow for the final as the search saw it."""
+    known = {_name(c, space): session.search.known(c) for c in space.defaults}
+    slow = {name: median(m.times_s) for name, m in known.items() if m is not None and m.times_s}
+    return slow | {name: median(m.times_s) for name, m in measured.items()}
 
 
 def _expect_direct(measurement: Measurement | None) -> None:

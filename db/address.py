@@ -55,4 +55,5 @@ def insert_new(connection: Connection, row: type, **values: object) -> bool:
     assert isinstance(table, Table)
     module = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = module.insert(table).values(**values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    # Of an INSERT, SQLAlchemy forgets the row count unless asked to keep it.
+    return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1

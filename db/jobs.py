@@ -126,7 +126,7 @@ def _jobs(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
     keys: dict[int, list[ConvKey]] = {row.id: [] for row in rows}
     query = select(JobKeyRow.job_id, JobKeyRow.body).order_by(JobKeyRow.job_id, JobKeyRow.position)
     for chunk in chunks(list(keys)):
-        for job_id, body in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))).tuples():
+        for job_id, body in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))):
             keys[job_id].append(ConvKey.from_json(decode(body)))
     return [
         Job(

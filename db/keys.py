@@ -47,7 +47,7 @@ def key_ids(connection: Connection, digests: Iterable[str]) -> dict[str, int]:
     result: dict[str, int] = {}
     for chunk in chunks(sorted(plain(text) for text in digests)):
         query = select(KeyRow.digest, KeyRow.id).where(KeyRow.digest.in_(chunk))
-        result.update(dict(connection.execute(query).tuples().all()))
+        result.update(dict(connection.execute(query).all()))
     return result
 
 
@@ -72,7 +72,7 @@ def _device_ids(connection: Connection, digests: Iterable[str]) -> dict[str, int
     result: dict[str, int] = {}
     for chunk in chunks(sorted(digests)):
         query = select(DeviceRow.digest, DeviceRow.id).where(DeviceRow.digest.in_(chunk))
-        result.update(dict(connection.execute(query).tuples().all()))
+        result.update(dict(connection.execute(query).all()))
     return result
 
 

@@ -70,6 +70,8 @@ class Sqlite:
     def check(self, connection: Connection) -> list[str]:
         """What is wrong inside the file, one line each."""
         damage = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
+        if damage:
+            return damage  # what is in a damaged table cannot be read
         for table, row_id, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
             damage.append(f"row {row_id} of {table} refers to a row of {parent} that is not there")
         return damage

@@ -59,7 +59,7 @@ def lookup(connection: Connection, digests: Sequence[str]) -> dict[str, Winner]:
     query = query.where(WinnerRow.is_current, WinnerRow.state != str(WinnerState.REVOKED))
     result = {}
     for chunk in chunks(sorted({plain(text) for text in digests})):
-        for digest, body in connection.execute(query.where(KeyRow.digest.in_(chunk))).tuples():
+        for digest, body in connection.execute(query.where(KeyRow.digest.in_(chunk))):
             result[digest] = _winner(body)
     return result
 
@@ -71,7 +71,7 @@ def winners(connection: Connection, device: str | None, limit: int, offset: int)
         query = query.join(DeviceRow, DeviceRow.id == WinnerRow.device_id).where(DeviceRow.name == plain(device))
     query = query.order_by(WinnerRow.decided_at.desc(), WinnerRow.id.desc())
     rows = connection.execute(query.limit(min(max(limit, 0), MAX_ID)).offset(min(max(offset, 0), MAX_ID)))
-    return [(winner_id, _winner(body)) for winner_id, body in rows.tuples()]
+    return [(winner_id, _winner(body)) for winner_id, body in rows]
 
 
 def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Winner:

@@ -71,8 +71,7 @@ def bug(request: Request) -> None:
 
 
 DEEDS: dict[str, Callable[[Request], None]] = {
-    f.__name__: f
-    for f in (hang, hang_with_compiler, segfault, hog, garbage, exit_3, huge_stderr, poison, bug)
+    f.__name__: f for f in (hang, hang_with_compiler, segfault, hog, garbage, exit_3, huge_stderr, poison, bug)
 }
 
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     if args.json:
         console.json(winner_document(None, found) if found else {"winner": None, "detail": miss, "nearest": close})
     elif found:
-        console.table(winners_table([found]))
+        console.table(winners_table([found], console.width))
     if found is None:
         console.error(miss)
     return 0 if found else 1
@@ -57,7 +57,8 @@ def _local(args: argparse.Namespace, settings: Settings, shape: Any, policy: Any
             return found, "", []
         known = [item for item in store.winners(limit=KNOWN) if item[1].state is not WinnerState.REVOKED]
     close = nearest(shape, policy, key.device.device, known)
-    why = "its winner was revoked" if found else f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
+    why = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
+    why = "its winner was revoked" if found else why
     return None, f"no winner for {key}: {why}; find one with `autotune tune {shape_arguments(args)}`", close
 
 

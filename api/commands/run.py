@@ -32,7 +32,7 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
     """Becomes the program: its exit status, signals and output are its own."""
     if not Path(args.script).is_file():
         raise UsageError(f"expected a Python program, found no file {args.script!r}: check its path")
@@ -40,4 +40,4 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     command = [sys.executable, str(LAUNCHER), source, args.script, *args.args]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, command)  # noqa: S606 - no shell, a list of arguments

@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
     from api.runners import Runners
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
             console.note(f"autotune: {error}")
         if not settings.loopback:
-            console.note(f"autotune: {settings.host} is open to the network and asks for no password: trust who reaches it")
+            console.note(f"autotune: {settings.host} is reachable from the network and asks for no password")
         runners = Runners(lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     if args.json:
         console.json(winner_document(None, winner))
     else:
-        console.table(winners_table([winner]))
+        console.table(winners_table([winner], console.width))
     return 0
 
 
@@ -85,9 +85,9 @@ def _remote(
 ) -> Winner:
     client = client_of(settings)
     body = shape_body(shape, policy, args.device)
-    job = client.tune({**body, "budget": budget.seconds, "trials": budget.trials})
+    job = submitted = client.tune({**body, "budget": budget.seconds, "trials": budget.trials})
     with TuneBar(console, str(shape)) as bar:
-        for job in client.follow(job["id"]):
+        for job in client.follow(submitted["id"]):
             bar.show(job["progress"])
     if job["state"] != "done":
         reason = job["error"] or f"the job was {job['state']}"

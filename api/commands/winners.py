@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     elif args.format == "csv":
         console.text(winners_csv(found))
     elif found:
-        console.table(winners_table(winner for _, winner in found))
+        console.table(winners_table([winner for _, winner in found], console.width))
     else:
         where = f" on {device}" if device else ""
         console.note(f"no winners{where} yet: find one with `autotune tune 1x64x56x56 64x64x3x3 --padding 1`")

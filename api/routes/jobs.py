@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from api.bodies import MAX_INT, TuneBody
-from api.documents import job_document
+from api.documents import job_document, job_summary
 from api.keys import body_key, body_shape
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
@@ -52,8 +52,8 @@ def jobs(
     offset: Annotated[int, Query(ge=0, le=MAX_INT)] = 0,
     service: Service = Depends(get_service),
 ) -> dict[str, Any]:
-    """Jobs, latest first."""
-    return {"jobs": [job_document(job) for job in service.store.jobs(limit=limit, offset=offset)]}
+    """Jobs, latest first, without their keys."""
+    return {"jobs": [job_summary(job) for job in service.store.jobs(limit=limit, offset=offset)]}
 
 
 @router.get("/jobs/{job_id}", responses=MISSING)
@@ -77,7 +77,7 @@ def cancel(job_id: JobId, service: Service = Depends(get_service)) -> dict[str, 
 async def events(
     job_id: JobId, service: Service = Depends(get_service), last_event_id: Annotated[str, Header()] = ""
 ) -> Response:
-    """Server-sent events: the whole job whenever it changes, `end` with its last state.
+    """Server-sent events: the job as in `GET /jobs` whenever it changes, `end` with its last state.
 
     Every event carries everything, so a client that comes back with `Last-Event-ID` misses nothing; the id is a
     digest of the event, and holds over restarts. 204 tells a browser's EventSource not to come back again.
@@ -98,7 +98,7 @@ async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
         if current != seen:
             seen, quiet_s = current, 0.0
             name = "end" if job.state.ended else "job"
-            yield f"id: {current}\nevent: {name}\ndata: {json.dumps(job_document(job))}\n\n"
+            yield f"id: {current}\nevent: {name}\ndata: {json.dumps(job_summary(job))}\n\n"
         if job.state.ended:
             return
         await asyncio.sleep(POLL_S)

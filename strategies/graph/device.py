@@ -25,13 +25,13 @@ ENVIRONMENT_FLAGS = ("HCQ2", "ALLOW_HALF8", "DMC", "MV")
 _DEFAULTS = {"TC": "1", "TC_SELECT": "-1", "DISABLE_FAST_IDIV": "1", "TRANSCENDENTAL": "1", "SPLIT_REDUCEOP": "1", "MV": "1"}
 
 
-def describe_device(device: str | None = None) -> DeviceSpec:
+def describe_device(device: str | None = None, *, surroundings: bool = True) -> DeviceSpec:
     """The device as this process sees it now, with the code generation flags in force. Opens the device.
 
-    Raises whatever tinygrad raises when the device cannot be opened.
+    Without `surroundings` driver, OS and compiler stay empty: asking for them starts programs, and digests do not
+    hold them. Raises whatever tinygrad raises when the device cannot be opened.
     """
-    name = Device.canonicalize(device)
-    return _describe(name, _flags())
+    return _describe(Device.canonicalize(device), _flags(), surroundings)
 
 
 def available_devices() -> tuple[str, ...]:
@@ -47,19 +47,19 @@ def available_devices() -> tuple[str, ...]:
 
 
 @functools.cache
-def _describe(name: str, flags: tuple[tuple[str, str], ...]) -> DeviceSpec:
-    target = Device[name].renderer.target
+def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool) -> DeviceSpec:
+    renderer = Device[name].renderer
     kind = name.split(":")[0]
     return DeviceSpec(
         device=kind,
-        arch=_arch(kind, target.arch),
-        renderer=target.renderer,
+        arch=_arch(kind, renderer.target.arch),
+        renderer=type(renderer).__name__,
         cores=_cores(kind, name),
         tinygrad=version("tinygrad"),
         flags=flags,
-        driver=_driver(kind),
-        os=f"{platform.system()} {platform.release()}",
-        compiler=_compiler(kind),
+        driver=_driver(kind) if surroundings else "",
+        os=f"{platform.system()} {platform.release()}" if surroundings else "",
+        compiler=_compiler(kind) if surroundings else "",
     )
 
 
@@ -82,8 +82,10 @@ def _arch(kind: str, arch: str) -> str:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as info:
-            names = [line.split(":", 1)[1].strip() for line in info if line.startswith(("model name", "model\t"))]
-        return " ".join(reversed(names[:2])) if names else platform.processor()
+            first = dict(line.split(":", 1) for line in info.read().split("\n\n")[0].splitlines() if ":" in line)
+        facts = {name.strip(): value.strip() for name, value in first.items()}
+        model = f"family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else ""
+        return f"{facts.get('model name', platform.processor())} {model}".strip()
     except OSError:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
 

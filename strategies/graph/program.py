@@ -124,11 +124,8 @@ def _schedule(y: Tensor, candidate: Candidate) -> UOp:
 
     if candidate.strategy == "direct":
         return y.schedule_linear()
-    seam.attach(rewriter)
-    try:
+    with seam.attached(rewriter):
         linear = y.schedule_linear()
-    finally:
-        seam.detach()
     if not applied:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return linear
@@ -149,10 +146,10 @@ def _kernel(call: UOp) -> CompiledKernel:
 
 
 def _workspace(linear: UOp, outside: Sequence[UOp]) -> int:
-    """Bytes of the buffers between the kernels."""
+    """Bytes of the buffers between the kernels, as the memory planner laid them out."""
     ends = {u.base for u in outside}
-    inside = {s.base: s.base.max_numel() * s.base.dtype.itemsize for call in linear.src for s in call.src[1:]}
-    return sum(size for buffer, size in inside.items() if buffer not in ends and buffer.op is Ops.BUFFER)
+    buffers = {u for call in linear.src for s in call.src[1:] for u in s.toposort() if u.op is Ops.BUFFER}
+    return sum(u.max_numel() * u.dtype.itemsize for u in buffers - ends)
 
 
 def _float64(t: Tensor) -> Array:

@@ -1,128 +1,191 @@
 """Where the rewrite enters tinygrad, and the only place that changes it.
 
-`get_kernel_graph` looks `run_rangeify` up in its module at every call, so that name can be replaced at any time; the
-functions inside tinygrad's PatternMatchers cannot (they hold copied globals). The schedule cache is keyed before this
-point: `changed()` must empty it whenever the lowering of anything may have changed.
+Two names are replaced, both looked up in their module at every call, so that it can be done at any time (functions
+inside tinygrad's PatternMatchers cannot: these hold copied globals):
+
+- `tinygrad.schedule.rangeify.run_rangeify`, after which convolutions are REDUCEs over ranges: the rewrite itself;
+- `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph.
+
+Schedules are cached by graph, in front of the first: whoever changes what the rewrite would do calls `changed`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
 import tinygrad.schedule
-import tinygrad.schedule.rangeify as rangeify
-from tinygrad.uop.ops import Ops, UOp, graph_rewrite
+import tinygrad.tensor
+from tinygrad.schedule import rangeify
+from tinygrad.uop.ops import UOp
 
 from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, match
+from strategies.graph.match import Conv
+from strategies.graph.rewrite import rewrite
 
 Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]
 """Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
 
 SUPPORTED = "0.14"
-
-_lock = threading.RLock()
-_original: Callable[..., UOp] | None = None
+SWITCH_TIMEOUT_S = 60.0
+_NAMES = (
+    (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
+    (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
+)  # fmt: skip
 
 
 class UnsupportedTinygradError(RuntimeError):
     """This tinygrad does not have the seam that the rewrite needs."""
 
 
-def attach(rewriter: Rewriter) -> None:
-    """Rewrite the convolutions of every graph scheduled from now on; replaces a rewriter attached before."""
-    global _original
-    with _lock:
+class SchedulingBusyError(RuntimeError):
+    """Another thread went on scheduling for too long to change the lowering under it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What acts on every graph. `before` is called ahead of each schedule, cached or not, and may call `changed`.
+
+    `failed` hears what the rewrite or the scheduling of a rewritten graph raised; the graph is then scheduled as
+    tinygrad alone would.
+    """
+
+    rewriter: Rewriter
+    before: Callable[[], None] = lambda: None
+    failed: Callable[[Exception], None] | None = None
+
+
+_switch = threading.RLock()
+_idle = threading.Condition()
+_in_flight: dict[int, int] = {}
+"""Generation that each thread which is scheduling began with."""
+_generation = 0
+_active: Attachment | None = None
+_originals: tuple[Any, Any] | None = None
+_thread = threading.local()
+
+
+def attach(attachment: Attachment) -> None:
+    """Act on every graph scheduled from now on, in place of an attachment before.
+
+    Raises UnsupportedTinygradError, or SchedulingBusyError if another thread has been scheduling for a minute.
+    """
+    global _active, _originals
+    with _switch:
         if (fault := seam_fault()) is not None:
             raise UnsupportedTinygradError(fault)
-        if _original is None:
-            _original = rangeify.run_rangeify
-        original = _original
-
-        def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
-            return rewrite(original(sink, debug), rewriter)
-
-        rangeify.run_rangeify = run_rangeify
+        _active = attachment
+        if _originals is None:
+            _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
+            rangeify.run_rangeify = _run_rangeify(*_originals)
+            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
         changed()
 
 
 def detach() -> None:
     """Leave tinygrad as it was."""
-    global _original
-    with _lock:
-        if _original is not None:
-            rangeify.run_rangeify, _original = _original, None
+    global _active, _originals
+    with _switch:
+        _active = None
+        if _originals is not None:
+            rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
+            _originals = None
             changed()
 
 
+@contextmanager
+def attached(rewriter: Rewriter) -> Iterator[None]:
+    """`rewriter` and nothing else within the block; what it raises is raised."""
+    before = _active
+    attach(Attachment(rewriter=rewriter))
+    try:
+        yield
+    finally:
+        if before is None:
+            detach()
+        else:
+            attach(before)
+
+
 def changed() -> None:
-    """Forget schedules made with another lowering. In place: tinygrad's own functions hold the dictionary."""
-    tinygrad.schedule.schedule_cache.clear()
+    """Forget schedules made with another lowering, also those that other threads are just making."""
+    global _generation
+    with _switch:
+        with _idle:
+            _generation += 1
+            mine, now = threading.get_ident(), _generation
+            older = lambda: any(g < now for thread, g in _in_flight.items() if thread != mine)  # noqa: E731
+            if not _idle.wait_for(lambda: not older(), timeout=SWITCH_TIMEOUT_S):
+                raise SchedulingBusyError(f"another thread has been scheduling for {SWITCH_TIMEOUT_S:g} s: try again")
+        tinygrad.schedule.schedule_cache.clear()  # in place: tinygrad's functions hold the dictionary
 
 
 def seam_fault() -> str | None:
     """Why the seam cannot be used with this tinygrad, or None."""
-    from importlib.metadata import version
-
     found = version("tinygrad")
     if found.split(".")[:2] != SUPPORTED.split("."):
         return f"tinygrad {found} is not supported: install tinygrad {SUPPORTED}.x"
-    for module, name in ((rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (tinygrad.schedule, "schedule_cache")):
+    for module, name in _NAMES:
         if not hasattr(module, name):
-            return f"tinygrad {found} has no {module.__name__}.{name}: reinstall tinygrad {SUPPORTED}.x"
+            return f"tinygrad {found} has no {module.__name__}.{name}: install tinygrad {SUPPORTED}.x anew"
     return None
 
 
-def rewrite(sink: UOp, rewriter: Rewriter) -> UOp:
-    """`sink`, rangeified, with the convolutions that `rewriter` answers for replaced."""
-    if not any(u.op is Ops.REDUCE for u in sink.toposort()):
-        return sink
-    # removable STAGEs hide operands from each other wherever a value has several consumers, as in autograd's graphs
-    clean = graph_rewrite(sink, rangeify.pm_const_buffer_folding + rangeify.pm_remove_bufferize, name="before winowrite")
-    nodes = clean.toposort()
-    convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := match(u)) is not None]
-    if not convs:
-        return sink
-    first = max((u.arg[0] for u in nodes if u.op is Ops.RANGE), default=-1) + 1
-    replacements = {
-        conv.reduce: new for conv, new in zip(convs, rewriter(convs, Ranges(first)), strict=True) if new is not None
-    }
-    if not replacements:
-        return sink
-    return _replace(clean, replacements)
+def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]:
+    def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
+        ranged = original(sink, debug)
+        attachment = _active
+        if attachment is None or getattr(_thread, "plain", False):
+            return ranged
+        try:
+            result = rewrite(ranged, attachment.rewriter)
+        except Exception as error:
+            if attachment.failed is None:
+                raise
+            attachment.failed(error)
+            return ranged
+        _thread.rewritten = getattr(_thread, "rewritten", False) or result is not ranged
+        return result
+
+    return run_rangeify
 
 
-def _replace(root: UOp, replacements: dict[UOp, UOp]) -> UOp:
-    """Replace each REDUCE, also inside the replacements of others: one convolution's input holds the one before it.
+def _create_linear_with_vars(_: object, original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_linear_with_vars(big_sink: UOp) -> Any:
+        attachment = _active
+        if attachment is not None:
+            attachment.before()
+        with _scheduling():
+            _thread.rewritten = False
+            try:
+                return original(big_sink)
+            except Exception as error:
+                if attachment is None or attachment.failed is None or not _thread.rewritten:
+                    raise
+                attachment.failed(error)
+            _thread.plain = True
+            try:
+                return original(big_sink)
+            finally:
+                _thread.plain = False
 
-    A STAGE that holds a REDUCE stays one. What is rewritten need hold no REDUCE any more, and tinygrad would inline
-    one convolution's output transform into every element of the next one's input transform.
-    """
-    done: dict[UOp, UOp] = {}
-    holds_reduce: dict[UOp, bool] = {}
-    for u in root.toposort():
-        holds_reduce[u] = u.op is Ops.REDUCE or (u.op is not Ops.STAGE and any(holds_reduce[s] for s in u.src))
-        if (new := replacements.get(u)) is not None:
-            done[u] = _translate(new, done)
-            continue
-        sources = tuple(done[s] for s in u.src)
-        kept = u if sources == u.src else u.replace(src=sources)
-        if u.op is Ops.STAGE and holds_reduce[u.src[0]] and kept.arg.removable:
-            kept = kept.replace(arg=replace(kept.arg, removable=False))
-        done[u] = kept
-    return done[root]
-
-
-def _translate(new: UOp, done: dict[UOp, UOp]) -> UOp:
-    """A replacement in terms of what its own sources became."""
-    for u in new.toposort(gate=lambda u: u not in done):
-        if u in done:
-            continue
-        sources = tuple(done[s] for s in u.src)
-        done[u] = u if sources == u.src else u.replace(src=sources)
-    return done[new]
+    return create_linear_with_vars
 
 
-__all__ = ["Rewriter", "SUPPORTED", "UnsupportedTinygradError", "attach", "changed", "detach", "rewrite", "seam_fault"]
+@contextmanager
+def _scheduling() -> Iterator[None]:
+    thread = threading.get_ident()
+    with _idle:
+        outer = _in_flight.get(thread)
+        _in_flight[thread] = _generation if outer is None else outer
+    try:
+        yield
+    finally:
+        with _idle:
+            if outer is None:
+                del _in_flight[thread]
+            _idle.notify_all()

@@ -1,0 +1,194 @@
+"""The runtime hook: at every schedule, each convolution's key is looked up and its winner applied.
+
+It never breaks the program it runs in: whatever fails leaves the graph as tinygrad made it, is counted as a fallback
+and warned of once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from autotune.sources import Source, SourceError
+from autotune.winner import APPLICABLE_STATES, Winner, WinnerState
+from strategies.candidate import Candidate
+from strategies.graph.apply import lower
+from strategies.graph.device import describe_device
+from strategies.graph.seam import changed
+from strategies.key import ConvKey, Policy
+
+if TYPE_CHECKING:
+    from tinygrad.uop.ops import UOp
+
+    from strategies.graph.kron import Ranges
+    from strategies.graph.match import Conv
+
+T = TypeVar("T")
+
+POLL_S = 0.5
+"""How often a source is asked whether anything changed."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
+"""A source that fails is left alone for this long, then twice as long: a dead server must not slow a program down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What the hook did in this process. Every convolution met is a hit, a miss or a fallback.
+
+    `hits` have a winner, of which `applied` were rewritten (the others' winner is tinygrad's own lowering); `misses`
+    have none; `fallbacks` were left as tinygrad made them because something failed. `seconds` were spent in the hook.
+    """
+
+    convolutions: int = 0
+    hits: int = 0
+    applied: int = 0
+    misses: int = 0
+    fallbacks: int = 0
+    seconds: float = 0.0
+
+
+class Decisions:
+    """What a hook decides by: `candidates` answers for all keys of a graph, `refresh` is called before each schedule."""
+
+    def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Look whether anything changed since; the default never changes."""
+
+
+class Forced(Decisions):
+    """One candidate for everything, whatever is known."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+
+    def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
+        return [self._candidate] * len(keys)
+
+
+class Looked(Decisions):
+    """Winners from a source, remembered; asked for in one request per graph, and again when the source has changed."""
+
+    def __init__(
+        self, source: Source, *, guesses: bool, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._source, self._warn, self._clock = source, warn, clock
+        self._states = {*APPLICABLE_STATES} | ({WinnerState.GUESS} if guesses else set())
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[ConvKey, Candidate | None]] = {}
+        self._version: object = None
+        self._poll_at, self._retry_at, self._backoff_s = 0.0, 0.0, FIRST_BACKOFF_S
+
+    def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
+        with self._lock:
+            unknown = {key.digest: key for key in keys if key.digest not in self._known}
+            if unknown and (found := self._ask(list(unknown.values()))) is not None:
+                self._known |= found
+            return [self._known.get(key.digest, (key, None))[1] for key in keys]
+
+    def refresh(self) -> None:
+        with self._lock:
+            if self._clock() < max(self._poll_at, self._retry_at):
+                return
+            self._poll_at = self._clock() + POLL_S
+            version = self._guarded(self._source.version)
+            if version is None or version == self._version:
+                return
+            first, self._version = self._version is None, version
+            if first or not self._known:
+                return
+            found = self._ask([key for key, _ in self._known.values()])
+            if found is None or found == self._known:
+                return
+            self._known = found
+        changed()
+
+    def _ask(self, keys: Sequence[ConvKey]) -> dict[str, tuple[ConvKey, Candidate | None]] | None:
+        """The source's answers by digest, None where it failed."""
+        if self._clock() < self._retry_at:
+            return None
+        winners = self._guarded(lambda: self._source.lookup(keys))
+        if winners is None:
+            return None
+        return {key.digest: (key, self._applicable(winners.get(key.digest))) for key in keys}
+
+    def _applicable(self, winner: Winner | None) -> Candidate | None:
+        return winner.candidate if winner is not None and winner.state in self._states else None
+
+    def _guarded(self, ask: Callable[[], T]) -> T | None:
+        try:
+            answer = ask()
+        except SourceError as error:
+            self._retry_at, self._backoff_s = self._clock() + self._backoff_s, min(2 * self._backoff_s, LAST_BACKOFF_S)
+            self._warn(f"winners cannot be read, tinygrad goes on alone: {error}")
+            return None
+        self._backoff_s = FIRST_BACKOFF_S
+        return answer
+
+
+class Hook:
+    """The rewriter that is attached to tinygrad: it counts, it warns, it never raises."""
+
+    def __init__(self, decisions: Decisions, policy: Policy, count: Callable[[Stats], None]) -> None:
+        self._decisions, self._policy, self._count = decisions, policy, count
+
+    def before(self) -> None:
+        started = time.perf_counter()
+        try:
+            self._decisions.refresh()
+        except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
+            warn_once(f"the hook failed, tinygrad goes on alone: {_line(error)}")
+        self._count(Stats(seconds=time.perf_counter() - started))
+
+    def failed(self, error: Exception) -> None:
+        warn_once(f"a rewritten graph failed, tinygrad schedules it alone: {_line(error)}")
+        self._count(Stats(fallbacks=1))
+
+    def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
+        started = time.perf_counter()
+        result: list[UOp | None] = [None] * len(convs)
+        keys = [self._key(conv) for conv in convs]
+        described = [key for key in keys if key is not None]
+        answers = iter(self._decisions.candidates(described))
+        stats = Stats(convolutions=len(convs))
+        for index, (conv, key) in enumerate(zip(convs, keys, strict=True)):
+            candidate = next(answers) if key is not None else None
+            if candidate is None:
+                stats = replace(stats, misses=stats.misses + 1)
+                continue
+            try:
+                result[index] = lower(conv, candidate, ranges)
+            except Exception as error:  # noqa: BLE001 - a winner of another release, or a fault of ours
+                warn_once(f"{candidate} cannot be applied, tinygrad lowers this one: {_line(error)}")
+                stats = replace(stats, fallbacks=stats.fallbacks + 1)
+                continue
+            applied = stats.applied + (result[index] is not None)
+            stats = replace(stats, hits=stats.hits + 1, applied=applied)
+        self._count(replace(stats, seconds=time.perf_counter() - started))
+        return result
+
+    def _key(self, conv: Conv) -> ConvKey | None:
+        shape = conv.shape
+        if shape is None:
+            return None
+        device = describe_device(conv.device, surroundings=False)
+        return ConvKey(shape=shape, device=device, policy=self._policy)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """A RuntimeWarning, the first time this is said in this process."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(f"autotune: {message}", RuntimeWarning, stacklevel=2)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

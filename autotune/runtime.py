@@ -1,0 +1,124 @@
+"""Installing the hook: the public face of `autotune` in a user's program."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from autotune.hook import Decisions, Forced, Hook, Looked, Stats, warn_once
+from autotune.sources import open_source
+from strategies.graph import seam
+from strategies.key import Policy
+from strategies.registry import get_strategy
+
+SOURCE_VARIABLE = "AUTOTUNE_SOURCE"
+
+
+class NoSourceError(ValueError):
+    """`install` was given no source and AUTOTUNE_SOURCE names none."""
+
+
+_lock = threading.RLock()
+_stats_lock = threading.Lock()
+"""Of its own: a thread that schedules counts while another, which holds `_lock`, waits for it to finish."""
+_stack: list[tuple[Decisions, Policy]] = []
+"""What was installed, the innermost last; the last one acts."""
+_stats = Stats()
+
+
+def install(
+    source: str | os.PathLike[str] | None = None, *, guesses: bool = False, policy: Policy | None = None
+) -> None:
+    """Apply winners to every convolution that tinygrad schedules from now on, in all threads of this process.
+
+    `source` is the address of a service (`http://127.0.0.1:8000`), a SQLite database or an exported JSON file; by
+    default what AUTOTUNE_SOURCE names. `guesses` admits winners that were never measured on this device. `policy`
+    is what the winners were tuned under. A TinyJit that has captured keeps its lowering until it is reset.
+
+    Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
+    NoSourceError, or SourceError for an address of a kind that is not read.
+    """
+    spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
+    if not os.fspath(spec):
+        raise NoSourceError(f"no source of winners: give a URL or a file to install(), or set {SOURCE_VARIABLE}")
+    looked = Looked(open_source(spec), guesses=guesses, warn=warn_once)
+    with _lock:
+        _stack.clear()
+        _push(looked, policy or Policy())
+
+
+def uninstall() -> None:
+    """Leave tinygrad as it was. Does nothing if nothing is installed."""
+    with _lock:
+        _stack.clear()
+        seam.detach()
+
+
+@contextmanager
+def tuned(
+    source: str | os.PathLike[str] | None = None, *, guesses: bool = False, policy: Policy | None = None
+) -> Iterator[None]:
+    """As `install`, within the block; what was installed before acts again after it."""
+    spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
+    if not os.fspath(spec):
+        raise NoSourceError(f"no source of winners: give a URL or a file to tuned(), or set {SOURCE_VARIABLE}")
+    with _within(Looked(open_source(spec), guesses=guesses, warn=warn_once), policy or Policy()):
+        yield
+
+
+@contextmanager
+def forced(strategy: str, **params: Any) -> Iterator[None]:
+    """One candidate on every convolution that it applies to, within the block: `forced("hybrid_grid", tile=4)`.
+
+    Raises UnknownStrategyError or ParameterError, each of which says what there is.
+    """
+    with _within(Forced(get_strategy(strategy).candidate(params)), Policy()):
+        yield
+
+
+def stats() -> Stats:
+    """What the hook did in this process so far."""
+    with _stats_lock:
+        return _stats
+
+
+@contextmanager
+def _within(decisions: Decisions, policy: Policy) -> Iterator[None]:
+    entry = (decisions, policy)
+    with _lock:
+        _push(*entry)
+    try:
+        yield
+    finally:
+        with _lock:
+            if entry in _stack:  # unless uninstall() was called inside
+                _stack.remove(entry)
+                _activate()
+
+
+def _push(decisions: Decisions, policy: Policy) -> None:
+    _stack.append((decisions, policy))
+    try:
+        _activate()
+    except seam.UnsupportedTinygradError as error:
+        _stack.pop()
+        warn_once(f"inactive: {error}")
+
+
+def _activate() -> None:
+    if not _stack:
+        seam.detach()
+        return
+    decisions, policy = _stack[-1]
+    hook = Hook(decisions, policy, _count)
+    seam.attach(seam.Attachment(rewriter=hook, before=hook.before, failed=hook.failed))
+
+
+def _count(more: Stats) -> None:
+    global _stats
+    with _stats_lock:
+        _stats = Stats(**{f.name: getattr(_stats, f.name) + getattr(more, f.name) for f in fields(Stats)})

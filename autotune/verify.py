@@ -1,0 +1,121 @@
+"""Whether a candidate computes the convolution: held against float64, and never above the bound.
+
+The bound is design, not taste: see docs/adr/0002-verification-bound.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from autotune.reference import DISTRIBUTIONS, convolve, inputs
+from strategies.key import Policy
+from strategies.shape import ConvShape
+
+Array = np.ndarray[Any, Any]
+
+FLOOR = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+"""An error that is fine whatever direct's own is: relative to the largest output."""
+
+DIRECT_FACTOR = 16.0
+CEILING = {"float32": 1e-4}
+SPREAD = 16
+"""How far, in outputs along each axis, a non-finite input may spread: the largest tile and its taps, both ways."""
+
+
+class Runnable(Protocol):
+    """What verification needs of a compiled convolution."""
+
+    def load(self, x: Array, w: Array) -> None: ...
+    def inputs(self) -> tuple[Array, Array]: ...
+    def poison(self) -> None: ...
+    def run(self) -> float: ...
+    def output(self) -> Array: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The largest error over all inputs, what it was held against, and why it fails (empty: it passes)."""
+
+    error: float
+    bound: float
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Inputs with their float64 result and direct's own error on them."""
+
+    name: str
+    x: Array
+    w: Array
+    expected: Array
+    direct_error: float
+
+
+def prepare_cases(shape: ConvShape, direct: Runnable, seed: int) -> tuple[Case, ...]:
+    """The inputs of every distribution, rounded to the shape's dtype, with direct's error on each."""
+    cases = []
+    for name in DISTRIBUTIONS:
+        direct.load(*inputs(shape, name, seed))
+        x, w = direct.inputs()
+        expected = convolve(x, w, shape)
+        cases.append(Case(name=name, x=x, w=w, expected=expected, direct_error=_error(_run(direct), expected)))
+    return tuple(cases)
+
+
+def bound(dtype: str, direct_error: float, policy: Policy) -> float:
+    """The largest allowed max|y - y64| / max|y64|."""
+    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error)
+    allowed = min(allowed, CEILING.get(dtype, allowed))
+    return min(allowed, policy.max_error) if policy.max_error is not None else allowed
+
+
+def verify(program: Runnable, cases: tuple[Case, ...], shape: ConvShape, policy: Policy) -> Verdict:
+    """The verdict over every case; stops at the first that fails. Leaves the first case's inputs loaded if all pass."""
+    worst = Verdict(error=0.0, bound=bound(shape.dtype, cases[0].direct_error, policy))
+    for case in cases:
+        program.load(case.x, case.w)
+        error, allowed = _error(_run(program), case.expected), bound(shape.dtype, case.direct_error, policy)
+        if not error <= allowed:
+            fault = f"error {error:.2g} is above the bound {allowed:.2g} on {case.name} inputs"
+            return Verdict(error=error, bound=allowed, fault=fault)
+        if error / allowed > worst.error / worst.bound:
+            worst = Verdict(error=error, bound=allowed)
+    fault = _spread_fault(program, cases[0], shape)
+    program.load(cases[0].x, cases[0].w)
+    return Verdict(error=worst.error, bound=worst.bound, fault=fault)
+
+
+def _spread_fault(program: Runnable, case: Case, shape: ConvShape) -> str:
+    """Put one NaN into the input: outputs far from it, and of other images, must not see it."""
+    position = (shape.batch // 2, shape.cin // 2, *(size // 2 for size in shape.spatial))
+    x = case.x.copy()
+    x[position] = np.nan
+    program.load(x, case.w)
+    output = _run(program)
+    near = np.zeros(shape.output_shape, bool)
+    window = tuple(
+        slice(max(0, (at + before) // stride - SPREAD), (at + before) // stride + SPREAD)
+        for at, (before, _), stride in zip(position[2:], shape.padding, shape.stride, strict=True)
+    )
+    near[(position[0], slice(None), *window)] = True
+    if not np.isfinite(output[~near]).all():
+        return "a NaN in the input reached outputs that do not read it"
+    return ""
+
+
+def _run(program: Runnable) -> Array:
+    program.poison()
+    program.run()
+    return program.output()
+
+
+def _error(output: Array, expected: Array) -> float:
+    """max|y - y64| / max|y64|; infinite where an element was not written or is not finite."""
+    if not np.isfinite(output).all():
+        return float("inf")
+    scale = float(np.abs(expected).max())
+    return float(np.abs(output - expected).max()) / (scale if scale > 0 else 1.0)

@@ -1,0 +1,121 @@
+"""A Store that forgets: for tests of what needs one."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from autotune.job import Budget, Job, JobState
+from autotune.measurement import Measurement
+from autotune.winner import Winner, WinnerState
+from strategies.key import ConvKey
+from strategies.shape import JsonObject
+
+
+class MemoryStore:
+    """Implements autotune.store.Store in memory, values passed through JSON as a real one does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._measured: dict[str, Measurement] = {}
+        self._winners: list[Winner] = []
+        self._current: dict[str, int] = {}
+        self._jobs: dict[str, Job] = {}
+
+    def record(self, measurement: Measurement) -> bool:
+        with self._lock:
+            if measurement.attempt in self._measured:
+                return False
+            self._measured[measurement.attempt] = Measurement.from_json(measurement.to_json())
+            return True
+
+    def measurements(self, key: ConvKey) -> list[Measurement]:
+        with self._lock:
+            return [m for m in self._measured.values() if m.key.digest == key.digest]
+
+    def decide(self, winner: Winner) -> int:
+        with self._lock:
+            self._winners.append(Winner.from_json(winner.to_json()))
+            former = self.winner(winner.key)
+            if former is None or former.state not in (WinnerState.PINNED, WinnerState.REVOKED):
+                self._current[winner.key.digest] = len(self._winners)
+            return len(self._winners)
+
+    def winner(self, key: ConvKey) -> Winner | None:
+        with self._lock:
+            at = self._current.get(key.digest)
+            return self._winners[at - 1] if at else None
+
+    def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
+        with self._lock:
+            found = {digest: self._winners[self._current[digest] - 1] for digest in digests if digest in self._current}
+            return {digest: winner for digest, winner in found.items() if winner.state is not WinnerState.REVOKED}
+
+    def winners(self, *, device: str | None = None, limit: int = 1000, offset: int = 0) -> list[tuple[int, Winner]]:
+        with self._lock:
+            rows = [(i, self._winners[i - 1]) for i in self._current.values()]
+            rows = [row for row in rows if device in (None, row[1].key.device.device)]
+            rows.sort(key=lambda row: -row[1].decided_at)
+            return rows[offset : offset + limit]
+
+    def set_state(self, winner_id: int, state: WinnerState) -> Winner:
+        with self._lock:
+            if not 1 <= winner_id <= len(self._winners):
+                raise LookupError(f"no winner {winner_id}")
+            self._winners[winner_id - 1] = replace(self._winners[winner_id - 1], state=state)
+            return self._winners[winner_id - 1]
+
+    def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
+        with self._lock:
+            wanted = {key.digest for key in keys}
+            for job in self._jobs.values():
+                if not job.state.ended and {key.digest for key in job.keys} == wanted:
+                    return job
+            job = Job(id=uuid.uuid4().hex, keys=tuple(keys), budget=budget)
+            self._jobs[job.id] = job
+            return job
+
+    def job(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id)
+
+    def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
+        with self._lock:
+            return list(reversed(self._jobs.values()))[offset : offset + limit]
+
+    def claim(self, owner: str) -> Job | None:
+        with self._lock:
+            queued = next((job for job in self._jobs.values() if job.state is JobState.QUEUED), None)
+            return self._change(queued.id, state=JobState.RUNNING) if queued else None
+
+    def unfinished(self) -> Iterable[Job]:
+        with self._lock:
+            return [job for job in self._jobs.values() if job.state is JobState.RUNNING]
+
+    def requeue(self, job_id: str) -> None:
+        self._change(job_id, state=JobState.QUEUED)
+
+    def progress(self, job_id: str, done_keys: int, progress: JsonObject) -> bool:
+        with self._lock:
+            if self._jobs[job_id].state is JobState.CANCELLED:
+                return False
+            self._change(job_id, done_keys=done_keys, progress=progress)
+            return True
+
+    def finish(self, job_id: str, error: str = "") -> None:
+        with self._lock:
+            if self._jobs[job_id].state is not JobState.CANCELLED:
+                self._change(job_id, state=JobState.FAILED if error else JobState.DONE, error=error)
+
+    def cancel(self, job_id: str) -> Job:
+        with self._lock:
+            if job_id not in self._jobs:
+                raise LookupError(f"no job {job_id}")
+            ended = self._jobs[job_id].state.ended
+            return self._jobs[job_id] if ended else self._change(job_id, state=JobState.CANCELLED)
+
+    def _change(self, job_id: str, **fields: object) -> Job:
+        with self._lock:
+            self._jobs[job_id] = replace(self._jobs[job_id], **fields)  # type: ignore[arg-type]
+            return self._jobs[job_id]

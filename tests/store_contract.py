@@ -1,0 +1,363 @@
+"""What every implementation of `autotune.store.Store` must do. A test class per store inherits this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from autotune.job import Budget, Job, JobState
+from autotune.measurement import Measurement
+from autotune.winner import Winner, WinnerState
+from db import SqlStore, open_store
+from tests import values
+from tests.databases import child
+from tests.values import CPU, a_key, a_measurement, a_winner
+
+BUDGET = Budget(trials=4)
+
+WRITER = """
+import sys
+from db import open_store
+from tests.values import a_key, a_measurement
+store = open_store(sys.argv[1])
+for number in range(100_000):
+    store.record(a_measurement(f"{sys.argv[2]}-{number}", a_key(64 + number % 3)))
+    print(f"{sys.argv[2]}-{number}", flush=True)
+"""
+
+CLAIMER = """
+import sys
+from db import open_store
+store = open_store(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+while job := store.claim(sys.argv[2]):
+    print(job.id, flush=True)
+"""
+
+OPENER = """
+import sys
+from db import open_store
+print("ready", flush=True)
+sys.stdin.readline()
+with open_store(sys.argv[1]) as store:
+    print(store.revision(), store.record(__import__("tests.values").values.a_measurement(sys.argv[2])))
+"""
+
+FORKER = """
+import os, sys
+from db import open_store
+from tests.values import a_measurement
+store = open_store(sys.argv[1])
+store.record(a_measurement("before"))
+child = os.fork()
+store.record(a_measurement("child" if child == 0 else "parent"))
+if child == 0:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class StoreContract:
+    """Needs a fixture `address`: an empty database."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def store(self, address, clock):
+        with open_store(address, clock=clock) as store:
+            yield store
+
+    # Measurements
+
+    def test_a_measurement_comes_back_as_it_was(self, store: SqlStore) -> None:
+        measurement = a_measurement("one")
+        assert store.record(measurement)
+        assert store.measurements(a_key()) == [measurement]
+        assert store.measurements(a_key(8)) == []
+
+    def test_an_attempt_counts_once(self, store: SqlStore) -> None:
+        assert store.record(a_measurement("one"))
+        assert not store.record(a_measurement("one"))
+        assert not store.record(a_measurement("one", a_key(8)))
+        assert [m.attempt for m in store.measurements(a_key())] == ["one"]
+
+    def test_without_an_attempt_the_content_counts_once(self, store: SqlStore) -> None:
+        assert store.record(a_measurement(""))
+        assert store.record(a_measurement("", measured_at=2.0))
+        assert not store.record(a_measurement(""))
+        assert len(store.measurements(a_key())) == 2
+
+    def test_measurements_are_oldest_first(self, store: SqlStore) -> None:
+        for attempt, measured_at in (("b", 2.0), ("c", 2.0), ("a", 1.0)):
+            store.record(a_measurement(attempt, measured_at=measured_at))
+        assert [m.attempt for m in store.measurements(a_key())] == ["a", "b", "c"]
+
+    def test_another_driver_is_the_same_key_and_is_kept(self, store: SqlStore) -> None:
+        other = a_key(device=dataclasses.replace(CPU, driver="clang 19"))
+        store.record(a_measurement("old"))
+        store.record(a_measurement("new", other))
+        assert [m.key.device.driver for m in store.measurements(a_key())] == ["clang 14", "clang 19"]
+        assert [device.driver for device in store.devices()] == ["clang 14", "clang 19"]
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(measurement=values.measurements)
+    def test_any_measurement_comes_back_as_it_was(self, store: SqlStore, measurement: Measurement) -> None:
+        if store.record(measurement):
+            assert measurement in store.measurements(measurement.key)
+
+    # Winners
+
+    def test_the_last_decision_is_the_winner(self, store: SqlStore) -> None:
+        assert store.winner(a_key()) is None
+        first, second = a_winner(tile=2), a_winner(tile=4, decided_at=2.0)
+        first_id, second_id = store.decide(first), store.decide(second)
+        assert store.winner(a_key()) == second
+        assert store.winners() == [(second_id, second)]
+        assert store.winner_by_id(first_id) == first
+        assert store.lookup([a_key().digest, a_key(8).digest, "\x00", "x"]) == {a_key().digest: second}
+
+    def test_the_same_decision_again_changes_nothing(self, store: SqlStore) -> None:
+        assert store.decide(a_winner()) == store.decide(a_winner())
+        assert store.counts()["winners"] == 1
+
+    @pytest.mark.parametrize("held", [WinnerState.PINNED, WinnerState.REVOKED])
+    def test_what_a_person_said_stays(self, store: SqlStore, held: WinnerState) -> None:
+        first_id = store.decide(a_winner(tile=2))
+        assert store.set_state(first_id, held).state is held
+        second_id = store.decide(a_winner(tile=4, decided_at=2.0))
+        assert store.decide(a_winner(tile=4, decided_at=2.0)) == second_id
+        assert store.winners() == [(first_id, a_winner(tile=2, state=held))]
+        assert store.winner_by_id(second_id) == a_winner(tile=4, decided_at=2.0)
+        found = store.lookup([a_key().digest])
+        assert found == ({} if held is WinnerState.REVOKED else {a_key().digest: a_winner(tile=2, state=held)})
+
+    def test_a_former_decision_can_be_pinned(self, store: SqlStore) -> None:
+        first_id, second_id = store.decide(a_winner(tile=2)), store.decide(a_winner(tile=4, decided_at=2.0))
+        store.set_state(first_id, WinnerState.REVOKED)
+        assert store.winner(a_key()) == a_winner(tile=4, decided_at=2.0)
+        store.set_state(first_id, WinnerState.PINNED)
+        assert store.winner(a_key()) == a_winner(tile=2, state="pinned")
+        assert store.winner_by_id(second_id) == a_winner(tile=4, decided_at=2.0)
+
+    @pytest.mark.parametrize("winner_id", [0, -1, 7, 2**31, 2**70])
+    def test_an_unknown_winner(self, store: SqlStore, winner_id: int) -> None:
+        assert store.winner_by_id(winner_id) is None
+        with pytest.raises(LookupError, match=f"found none with {winner_id}"):
+            store.set_state(winner_id, WinnerState.PINNED)
+
+    def test_winners_by_device_and_page(self, store: SqlStore) -> None:
+        metal = dataclasses.replace(CPU, device="METAL")
+        for number in range(5):
+            store.decide(a_winner(a_key(64 + number), decided_at=number))
+        store.decide(a_winner(a_key(device=metal), decided_at=9.0))
+        assert [winner.decided_at for _, winner in store.winners()] == [9.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+        assert [winner.decided_at for _, winner in store.winners(device="METAL")] == [9.0]
+        assert [winner.decided_at for _, winner in store.winners(device="CPU", limit=2, offset=1)] == [3.0, 2.0]
+        assert store.winners(device="nothing \x00 \ud800") == []
+        assert store.winners(limit=-1) == store.winners(offset=2**80) == []
+
+    def test_a_winner_must_be_finite(self, store: SqlStore) -> None:
+        with pytest.raises(ValueError, match="must be finite"):
+            store.decide(dataclasses.replace(a_winner(), error=float("nan")))
+        assert store.counts()["winners"] == 0
+
+    def test_many_keys_at_once(self, store: SqlStore) -> None:
+        keys = [a_key(1 + number) for number in range(1100)]
+        store.submit(keys, BUDGET)
+        store.decide(a_winner(keys[-1]))
+        assert store.lookup([key.digest for key in keys]).keys() == {keys[-1].digest}
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(winner=values.winners)
+    def test_any_winner_comes_back_as_it_was(self, store: SqlStore, winner: Winner) -> None:
+        assert store.winner_by_id(store.decide(winner)) == winner
+
+    # Jobs
+
+    def test_a_job_from_queue_to_end(self, store: SqlStore, clock: Clock) -> None:
+        keys = (a_key(8), a_key(4), a_key(8))
+        job = store.submit(keys, Budget(seconds=1.5, trials=3))
+        assert job == Job(id=job.id, keys=keys[:2], budget=Budget(seconds=1.5, trials=3), created_at=1000.0)
+        assert store.job(job.id) == job
+        clock.now_s = 1001.0
+        claimed = store.claim("me")
+        assert claimed == dataclasses.replace(job, state=JobState.RUNNING, started_at=1001.0)
+        assert store.claim("me") is None
+        assert store.progress(job.id, 1, {"best": "hybrid_grid"})
+        clock.now_s = 1002.0
+        store.finish(job.id)
+        ended = store.job(job.id)
+        assert ended is not None
+        assert (ended.state, ended.done_keys, ended.ended_at) == (JobState.DONE, 1, 1002.0)
+        assert ended.progress == {"best": "hybrid_grid"}
+        store.finish(job.id, error="too late")
+        assert store.job(job.id) == ended
+        assert not store.progress(job.id, 2, {})
+
+    def test_a_failed_job_says_why(self, store: SqlStore) -> None:
+        job = store.submit([a_key()], BUDGET)
+        store.claim("me")
+        store.finish(job.id, error="no \x00 compiler \ud800")
+        failed = store.job(job.id)
+        assert failed is not None
+        assert (failed.state, failed.error) == (JobState.FAILED, "no \\x00 compiler \\ud800")
+
+    def test_the_same_keys_are_the_same_job_while_it_is_active(self, store: SqlStore) -> None:
+        job = store.submit([a_key(4), a_key(8)], BUDGET)
+        assert store.submit([a_key(8), a_key(4)], Budget(trials=9)).id == job.id
+        assert store.submit([a_key(8)], BUDGET).id != job.id
+        store.claim("me")
+        assert store.submit([a_key(4), a_key(8)], BUDGET).id == job.id
+        store.finish(job.id)
+        assert store.submit([a_key(4), a_key(8)], BUDGET).id != job.id
+
+    def test_a_job_needs_a_key(self, store: SqlStore) -> None:
+        with pytest.raises(ValueError, match="at least one key"):
+            store.submit([], BUDGET)
+
+    def test_the_oldest_is_claimed_first_and_keeps_its_place(self, store: SqlStore) -> None:
+        first, second = (store.submit([a_key(cout)], BUDGET).id for cout in (4, 8))
+        assert [job.id for job in store.jobs()] == [second, first]
+        assert [job.id for job in store.jobs(limit=1, offset=1)] == [first]
+        assert _claim(store) == first
+        store.requeue(first)
+        assert _claim(store) == first
+        assert _claim(store) == second
+
+    def test_what_a_kill_left_running_goes_back(self, store: SqlStore, clock: Clock) -> None:
+        job = store.submit([a_key()], BUDGET)
+        store.claim("dead")
+        store.progress(job.id, 0, {"trial": 3})
+        clock.now_s += 60.0
+        assert list(store.unfinished(idle_s=61.0)) == []
+        store.requeue(job.id, idle_s=61.0)
+        assert [left.id for left in store.unfinished(idle_s=60.0)] == [job.id]
+        assert [left.id for left in store.unfinished()] == [job.id]
+        clock.now_s -= 3600.0  # set back: what is said to come from the future is idle, too
+        assert [left.id for left in store.unfinished(idle_s=60.0)] == [job.id]
+        store.requeue(job.id)
+        again = store.claim("new")
+        assert again is not None
+        assert (again.id, again.progress) == (job.id, {"trial": 3})
+
+    def test_a_former_owner_is_not_heard(self, store: SqlStore) -> None:
+        job = store.submit([a_key()], BUDGET)
+        store.claim("old")
+        store.requeue(job.id)
+        store.claim("new")
+        assert not store.progress(job.id, 1, {}, owner="old")
+        store.requeue(job.id, owner="old")
+        store.finish(job.id, owner="old")
+        assert store.progress(job.id, 1, {}, owner="new")
+        store.finish(job.id, owner="new")
+        assert [job.state for job in store.jobs()] == [JobState.DONE]
+
+    def test_a_cancelled_job_stays_cancelled(self, store: SqlStore) -> None:
+        job = store.submit([a_key()], BUDGET)
+        store.claim("me")
+        assert store.cancel(job.id).state is JobState.CANCELLED
+        assert not store.progress(job.id, 1, {})
+        store.requeue(job.id)
+        store.finish(job.id)
+        assert store.cancel(job.id).state is JobState.CANCELLED
+        assert store.claim("me") is None
+
+    @pytest.mark.parametrize("job_id", ["nothing", "", "\x00", "\ud800"])
+    def test_an_unknown_job(self, store: SqlStore, job_id: str) -> None:
+        assert store.job(job_id) is None
+        assert not store.progress(job_id, 1, {})
+        store.requeue(job_id)
+        for change in (store.cancel, store.finish):
+            with pytest.raises(LookupError, match="expected the id of a job"):
+                change(job_id)
+
+    # Threads and processes
+
+    def test_threads_share_a_store(self, store: SqlStore) -> None:
+        jobs: list[str] = []
+
+        def work(number: int) -> None:
+            jobs.append(store.submit([a_key(4), a_key(8)], BUDGET).id)
+            store.decide(a_winner(decided_at=number))
+            for attempt in range(5):
+                store.record(a_measurement(f"{number}-{attempt}", a_key(32 + attempt)))
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(jobs) == 8
+        assert len(set(jobs)) == 1
+        assert store.counts() == {
+            "devices": 1, "keys": 8, "measurements": 40, "winners": 8, "jobs": 1, "job_keys": 2,
+        }  # fmt: skip
+        assert len(store.winners()) == 1
+
+    @pytest.mark.parametrize("acknowledged", [1, 40])
+    def test_nothing_acknowledged_is_lost_by_kill_9(self, store: SqlStore, address: str, acknowledged: int) -> None:
+        with child(WRITER, address, "a") as first, child(WRITER, address, "b") as second:
+            assert first.stdout
+            assert second.stdout
+            said = [first.stdout.readline().strip() for _ in range(acknowledged)]
+            first.kill()
+            second.kill()
+            said += first.stdout.read().split() + second.stdout.read().split()
+        found = {m.attempt for cout in range(64, 67) for m in store.measurements(a_key(cout))}
+        assert len(said) >= acknowledged
+        assert set(said) <= found
+        assert len(found) <= len(said) + 2  # each may have been between its commit and its word
+        assert store.check() == []
+        assert store.record(a_measurement("after"))
+
+    def test_no_two_processes_claim_the_same_job(self, store: SqlStore, address: str) -> None:
+        jobs = [store.submit([a_key(1 + number)], BUDGET).id for number in range(60)]
+        with child(CLAIMER, address, "a") as first, child(CLAIMER, address, "b") as second:
+            claimed = _together(first, second)
+        assert sorted(claimed[0] + claimed[1]) == sorted(jobs)
+        assert {job.state for job in store.jobs()} == {JobState.RUNNING}
+
+    def test_two_processes_open_a_fresh_database(self, address: str) -> None:
+        with child(OPENER, address, "a") as first, child(OPENER, address, "b") as second:
+            said = _together(first, second)
+        assert said == [["0001", "True"]] * 2
+        with open_store(address) as store:
+            assert store.counts()["measurements"] == 2
+            assert store.check() == []
+
+    def test_a_forked_child_goes_on(self, store: SqlStore, address: str) -> None:
+        with child(FORKER, address) as parent:
+            assert parent.communicate(timeout=60)[0].strip() == "0"
+        assert {m.attempt for m in store.measurements(a_key())} == {"before", "child", "parent"}
+        assert store.check() == []
+
+
+def _claim(store: SqlStore) -> str | None:
+    job = store.claim("me")
+    return job.id if job else None
+
+
+def _together(*children) -> list[list[str]]:
+    """What each printed after all were ready and let go at once."""
+    for process in children:
+        assert process.stdout.readline() == "ready\n"
+    for process in children:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=60)[0].split() for process in children]

@@ -1,0 +1,232 @@
+"""Every store through one contract, and what is a file's alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.store_contract")
+
+from autotune.store import Store  # noqa: E402
+from db import (  # noqa: E402
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseUnreachableError,
+    NotADatabaseError,
+    SqlStore,
+    open_store,
+)
+from tests.databases import child, new_database  # noqa: E402
+from tests.store_contract import StoreContract  # noqa: E402
+from tests.values import a_key, a_measurement, a_winner  # noqa: E402
+
+FILLER = """
+import resource, sys
+from db import DatabaseError, open_store
+from tests.values import a_measurement
+store = open_store(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    for number in range(100_000):
+        store.record(a_measurement(str(number)))
+        print(number, flush=True)
+except DatabaseError as error:
+    print("end", error)
+"""
+
+UNPRIVILEGED = """
+import os, sys
+from db import DatabaseError, open_store
+if os.geteuid() == 0:  # root may write anywhere
+    os.setresuid(65534, 65534, 65534)
+try:
+    open_store(sys.argv[1])
+except DatabaseError as error:
+    print(type(error).__name__, error)
+"""
+
+
+class TestSqlite(StoreContract):
+    @pytest.fixture
+    def address(self, tmp_path: Path) -> Iterator[str]:
+        with new_database("sqlite", tmp_path) as address:
+            yield address
+
+
+class TestPostgresql(StoreContract):
+    @pytest.fixture
+    def address(self, tmp_path: Path) -> Iterator[str]:
+        with new_database("postgresql", tmp_path) as address:
+            yield address
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "autotune.db"
+
+
+def test_a_store_is_what_autotune_asks_for(path: Path) -> None:
+    with open_store(path) as store:
+        asked: Store = store
+        assert asked.winner(a_key()) is None
+        assert str(store) == str(path)
+
+
+@pytest.mark.parametrize("address", ["sqlite:///{}", "{}"])
+def test_a_file_by_path_or_url(path: Path, address: str) -> None:
+    with open_store(address.format(path)) as store:
+        store.record(a_measurement("one"))
+    with open_store(path) as store:
+        assert store.counts()["measurements"] == 1
+
+
+def test_commits_are_durable(path: Path) -> None:
+    with open_store(path) as store, store._engine.connect() as connection:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas}
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", "expected a path, sqlite:///path or postgresql"),
+        (":memory:", "what is kept must have a place"),
+        ("sqlite://", "name one of those"),
+        ("mysql://me:secret@here/autotune", "found mysql://me:\\*\\*\\*@here/autotune"),
+        ("postgresql://me:secret@here:port/autotune", "found a URL that cannot be read"),
+    ],
+)
+def test_an_address_of_another_kind(address: str, expected: str) -> None:
+    with pytest.raises(DatabaseUnreachableError, match=expected) as caught:
+        open_store(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_server_there() -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
+    with pytest.raises(DatabaseUnreachableError, match="check that it runs") as caught:
+        open_store("postgresql://me:secret@127.0.0.1:1/autotune", busy_timeout_s=2.0)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnreachableError, match=f"mkdir -p {tmp_path}/missing"):
+        open_store(tmp_path / "missing" / "autotune.db")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnreachableError, match="found a directory"):
+        open_store(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b'{"format": 1}' * 1000, os.urandom(100_000)])
+def test_not_a_database(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(NotADatabaseError, match="expected an SQLite database"):
+        open_store(path)
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("read_only", ["file", "directory"])
+def test_a_read_only_place(read_only: str) -> None:
+    # pytest's own directories let nobody in but their owner.
+    directory = Path(tempfile.mkdtemp(prefix="autotune-test-"))
+    path = directory / "autotune.db"
+    try:
+        open_store(path).close()
+        path.chmod(0o444 if read_only == "file" else 0o666)
+        directory.chmod(0o777 if read_only == "file" else 0o555)
+        with child(UNPRIVILEGED, str(path)) as process:
+            said = process.communicate(timeout=60)[0]
+        assert said.startswith("DatabaseUnreachableError")
+        assert said.count("\n") == 1
+        assert "give it the rights" in said
+    finally:
+        directory.chmod(0o777)
+        shutil.rmtree(directory)
+
+
+def test_a_database_that_another_process_holds(path: Path) -> None:
+    with open_store(path, busy_timeout_s=0.2) as store:
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseBusyError, match=r"within 0\.2 s"):
+            store.record(a_measurement("one"))
+        assert store.measurements(a_key()) == []  # readers never wait
+        with open_store(path, busy_timeout_s=0.2) as second:
+            assert second.counts()["measurements"] == 0
+        holder.close()
+        assert store.record(a_measurement("one"))
+
+
+def test_a_full_disk(path: Path) -> None:
+    open_store(path).close()
+    with child(FILLER, str(path)) as process:
+        *said, last = process.communicate(timeout=120)[0].splitlines()
+    assert last.startswith("end")
+    assert str(path) in last
+    with open_store(path) as store:
+        assert set(said) <= {m.attempt for m in store.measurements(a_key())}
+        assert store.check() == []
+
+
+def test_damage_is_found(path: Path) -> None:
+    with open_store(path) as store:
+        for number in range(200):
+            store.record(a_measurement(str(number)))
+        assert store.check() == []
+    content = bytearray(path.read_bytes())
+    pages = len(content) // 4096
+    for page in range(pages // 2, pages):  # the first ones hold the schema
+        content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    with open_store(path) as store:
+        assert store.check()
+        with pytest.raises(DatabaseError, match="restore a backup") as caught:
+            store.measurements(a_key())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_without_its_parent_is_found(path: Path) -> None:
+    with open_store(path) as store:
+        store.record(a_measurement("one"))
+        vandal = sqlite3.connect(path)
+        vandal.execute("DELETE FROM keys")
+        vandal.commit()
+        vandal.close()
+        assert store.check() == ["row 1 of measurements refers to a row of keys that is not there"]
+
+
+def test_a_backup_while_others_write(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with open_store(path) as store:
+        store.decide(a_winner())
+        store.backup(copy)
+        store.record(a_measurement("after"))
+        with pytest.raises(DatabaseError, match="found a file: name another"):
+            store.backup(copy)
+        with pytest.raises(DatabaseError, match="name another path"):
+            store.backup(tmp_path / "missing" / "copy.db")
+    assert {file.name for file in tmp_path.iterdir()} == {"autotune.db", "copy.db"}
+    with open_store(copy) as restored:
+        assert restored.winner(a_key()) == a_winner()
+        assert restored.measurements(a_key()) == []
+        assert restored.check() == []
+
+
+def test_a_closed_store_opens_again(path: Path) -> None:
+    store: SqlStore = open_store(path)
+    store.close()
+    store.close()
+    assert store.record(a_measurement("one"))
+    store.close()
