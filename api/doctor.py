@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
+from api.database import open_database
 from api.devices import ProbedDevices, UnknownDeviceError
 from api.release import release
 from api.settings import Settings
 from api.text import one_line
 from autotune.compiler import CCompilerError, ensure_c_compiler
-from db import DatabaseError, open_store
+from db import DatabaseError
 from strategies.shape import JsonObject
 
 SUPPORTED_TINYGRAD = "0.14"
@@ -123,7 +124,7 @@ def _devices(_: Settings) -> Iterator[Check]:
 
 def _database(settings: Settings) -> Iterator[Check]:
     try:
-        with open_store(settings.db) as store:
+        with open_database(settings) as store:
             faults = store.check()
             counts = ", ".join(f"{count} {name}" for name, count in store.counts().items())
             found = f"{store}, revision {store.revision()}, {counts}"

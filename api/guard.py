@@ -28,10 +28,11 @@ class HostGuard:
         if scope["type"] == "http" and self.settings.loopback:
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
-            if _hostname("//" + host) not in LOOPBACK_HOSTS:
+            ours = (*LOOPBACK_HOSTS, self.settings.host)
+            if _hostname("//" + host) not in ours:
                 detail = f"this service answers on loopback only: expected Host 127.0.0.1 or localhost, found {host!r}"
                 return await problem(421, detail)(scope, receive, send)
-            foreign = origin is not None and _hostname(origin) not in LOOPBACK_HOSTS
+            foreign = origin is not None and _hostname(origin) not in ours
             if foreign and scope["method"] not in SAFE_METHODS:
                 detail = f"a page from {origin!r} may not change anything here: use the service's own address"
                 return await problem(403, detail)(scope, receive, send)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -47,7 +48,10 @@ class Settings:
     @property
     def loopback(self) -> bool:
         """Whether only programs on this machine can reach the service."""
-        return self.host in LOOPBACK_HOSTS
+        try:
+            return self.host in LOOPBACK_HOSTS or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def run_source(self) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autotune.winner import Winner, WinnerState
 from strategies.shape import JsonObject
@@ -123,7 +125,7 @@ def merge(existing: Winner | None, incoming: Winner) -> Winner | None:
 def parse_json(data: bytes) -> Any:
     """Strict JSON from a file or a server: UTF-8, no NaN, no infinity. Raises BundleError."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_float)
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"expected JSON, found something else or only a part of it ({_line(error)}): fetch it again"
@@ -162,8 +164,8 @@ def _check_types(data: Any) -> None:
 
 
 def _number(value: Any) -> bool:
-    # Python reads 1e999 as infinity, and an integer beyond a float's range as an integer.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1.7976931348623157e308
+    # Python reads a whole number beyond a float's range as it is; no float can be made of it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _distinct(winners: list[Winner]) -> None:
@@ -183,8 +185,15 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
 
 
 def _line(error: BaseException) -> str:

@@ -8,20 +8,19 @@ Over its two pipes, one JSON object a line:
     <- {"event": "measured", "index": 0, "measurement": {...}}
     <- {"event": "done"}
 
-It ends when the requests end, even amid a measurement: nobody is left to read it.
+When the requests end, because the tuner closed them or was killed, it ends too, compilers and all, even amid a
+measurement and even if it hangs in C code: a sentinel process sees to that.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
-import queue
+import select
 import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +30,9 @@ from autotune.runner import Request
 Emit = Callable[[dict[str, Any]], None]
 Measure = Callable[..., list[Measurement]]
 """As `autotune.measure.measure(request, *, emit)`."""
+
+GRACE_S = 0.1
+"""How long an idle child may take to end by itself once there are no more requests."""
 
 
 def open_device() -> None:
@@ -62,7 +64,7 @@ def main(
     parser.add_argument("--requests", type=int, required=True, metavar="FD")
     parser.add_argument("--events", type=int, required=True, metavar="FD")
     pipes = parser.parse_args(arguments)
-    _die_with_parent()
+    _start_sentinel(pipes.requests, pipes.events)
     for descriptor in (pipes.requests, pipes.events):
         os.set_inheritable(descriptor, False)
 
@@ -71,14 +73,13 @@ def main(
         while data:
             data = data[os.write(pipes.events, data) :]
 
-    requests = _requests(pipes.requests)
     try:
         open_device()
     except Exception as error:  # noqa: BLE001  drivers raise anything, and the tuner says it in one line
         emit({"event": "unavailable", "reason": " ".join(f"{type(error).__name__}: {error}".split())})
         return 1
     emit({"event": "ready"})
-    for request in requests:
+    for request in _requests(pipes.requests):
         _serve(request, measure, emit)
     return 0
 
@@ -99,39 +100,26 @@ def _serve(request: Request, measure: Measure, emit: Emit) -> None:
 
 
 def _requests(descriptor: int) -> Iterator[Request]:
-    """Requests as they come, read by a thread, which also sees their end while a measurement runs."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    idle = threading.Event()
-    idle.set()
-
-    def read() -> None:
-        with open(descriptor, encoding="utf-8") as pipe:
-            for line in pipe:
-                idle.clear()
-                lines.put(line)
-        lines.put(None)
-        if not idle.is_set():
-            _end_group()
-
-    threading.Thread(target=read, name="requests", daemon=True).start()
-    while (line := lines.get()) is not None:
-        yield Request.from_json(json.loads(line))
-        idle.set()
+    with open(descriptor, encoding="utf-8") as pipe:
+        for line in pipe:
+            yield Request.from_json(json.loads(line))
 
 
-def _end_group() -> None:
-    """End this process and the compilers it started; in a group of others, this process alone."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+def _start_sentinel(requests: int, events: int) -> None:
+    """Fork a process that ends this process group once nobody holds the other end of `requests`.
 
-
-def _die_with_parent() -> None:
-    """Linux: SIGKILL when the thread that started us ends, for the case that Python itself is stuck in C code."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    Not PR_SET_PDEATHSIG: it kills the child alone, before anyone could end the compilers that it has started, it
+    fires when the thread that started the child ends rather than the tuner, and macOS has none. Not a thread: a
+    kernel that hangs may hold the interpreter's lock. Forked first, the sentinel is small and has no device open.
+    """
+    if os.getpgrp() != os.getpid() or os.fork() != 0:  # started by hand in a shell: that group is not ours to end
+        return
+    os.close(events)  # or its end would not be seen while the sentinel lives
+    poll = select.poll()
+    poll.register(requests, 0)  # no data, only the end
+    poll.poll()
+    time.sleep(GRACE_S)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

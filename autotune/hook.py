@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from autotune.sources import Source, SourceError
 from autotune.winner import APPLICABLE_STATES, Winner, WinnerState
 from strategies.candidate import Candidate
-from strategies.graph.apply import lower
+from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.device import describe_device
 from strategies.graph.seam import changed
 from strategies.key import ConvKey, Policy
@@ -52,7 +52,7 @@ class Stats:
 
 
 class Decisions:
-    """What a hook decides by: `candidates` answers for all keys of a graph, `refresh` is called before each schedule."""
+    """What a hook decides by: `candidates` for all keys of a graph at once, `refresh` ahead of each schedule."""
 
     def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
         raise NotImplementedError
@@ -60,15 +60,18 @@ class Decisions:
     def refresh(self) -> None:
         """Look whether anything changed since; the default never changes."""
 
+    def close(self) -> None:
+        """Give back what is held; the default holds nothing."""
+
 
 class Forced(Decisions):
-    """One candidate for everything, whatever is known."""
+    """One candidate for everything that its strategy applies to, whatever is known."""
 
-    def __init__(self, candidate: Candidate) -> None:
-        self._candidate = candidate
+    def __init__(self, candidate: Candidate, applies: Callable[[ConvKey], bool]) -> None:
+        self._candidate, self._applies = candidate, applies
 
     def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
-        return [self._candidate] * len(keys)
+        return [self._candidate if self._applies(key) else None for key in keys]
 
 
 class Looked(Decisions):
@@ -82,14 +85,19 @@ class Looked(Decisions):
         self._lock = threading.Lock()
         self._known: dict[str, tuple[ConvKey, Candidate | None]] = {}
         self._version: object = None
+        self._behind = False
+        """Whether the source failed to answer, so that it is to be asked again though its version stays."""
         self._poll_at, self._retry_at, self._backoff_s = 0.0, 0.0, FIRST_BACKOFF_S
 
     def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
         with self._lock:
             unknown = {key.digest: key for key in keys if key.digest not in self._known}
-            if unknown and (found := self._ask(list(unknown.values()))) is not None:
-                self._known |= found
-            return [self._known.get(key.digest, (key, None))[1] for key in keys]
+            if unknown:
+                found = self._ask(list(unknown.values()))
+                # tinygrad keeps the schedule that is made without an answer, so `refresh` has to ask for these again
+                self._behind = self._behind or found is None
+                self._known |= found or {digest: (key, None) for digest, key in unknown.items()}
+            return [self._known[key.digest][1] for key in keys]
 
     def refresh(self) -> None:
         with self._lock:
@@ -97,16 +105,20 @@ class Looked(Decisions):
                 return
             self._poll_at = self._clock() + POLL_S
             version = self._guarded(self._source.version)
-            if version is None or version == self._version:
+            if version is None or (version == self._version and not self._behind):
                 return
-            first, self._version = self._version is None, version
-            if first or not self._known:
+            self._version = version
+            if not self._known:
                 return
             found = self._ask([key for key, _ in self._known.values()])
+            self._behind = found is None
             if found is None or found == self._known:
                 return
             self._known = found
         changed()
+
+    def close(self) -> None:
+        self._source.close()
 
     def _ask(self, keys: Sequence[ConvKey]) -> dict[str, tuple[ConvKey, Candidate | None]] | None:
         """The source's answers by digest, None where it failed."""
@@ -162,13 +174,15 @@ class Hook:
                 stats = replace(stats, misses=stats.misses + 1)
                 continue
             try:
-                result[index] = lower(conv, candidate, ranges)
+                new = lower(conv, candidate, ranges)
+                if new is None and candidate.strategy != "direct":
+                    raise NotApplicableError(f"it does not apply to {key}")
             except Exception as error:  # noqa: BLE001 - a winner of another release, or a fault of ours
                 warn_once(f"{candidate} cannot be applied, tinygrad lowers this one: {_line(error)}")
                 stats = replace(stats, fallbacks=stats.fallbacks + 1)
                 continue
-            applied = stats.applied + (result[index] is not None)
-            stats = replace(stats, hits=stats.hits + 1, applied=applied)
+            result[index] = new
+            stats = replace(stats, hits=stats.hits + 1, applied=stats.applied + (new is not None))
         self._count(replace(stats, seconds=time.perf_counter() - started))
         return result
 

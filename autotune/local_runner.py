@@ -118,11 +118,8 @@ class LocalRunner:
         return Outcome(measured=measured, breakage=broken, fresh=fresh)
 
     def _ready_child(self, spec: DeviceSpec, want_fresh: bool) -> tuple[ChildProcess, bool]:
-        """The warm child if it fits, else a new one, and whether it is new.
-
-        A thread other than the one that started the child gets its own: on Linux the child ends with its thread.
-        """
-        wanted = (spec.device, spec.flags, threading.get_ident())
+        """The warm child if it fits, else a new one, and whether it is new."""
+        wanted = (spec.device, spec.flags)
         if self._child is not None:
             if self._child.alive and not want_fresh and self._started_as == wanted:
                 return self._child, False

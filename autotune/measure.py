@@ -51,7 +51,7 @@ _bench = Bench()
 
 
 def measure(request: Request, *, emit: Emit) -> list[Measurement]:
-    """One Measurement per candidate of the request, in order. `emit` hears what is about to happen and what is final."""
+    """One Measurement per candidate of the request, in order. `emit` hears what begins and what is final."""
     emit({"event": "begin", "phase": "prepare"})
     direct, cases = _bench.of(request.key, request.seed)
     results: dict[int, Measurement] = {}

@@ -47,14 +47,14 @@ def install(
         raise NoSourceError(f"no source of winners: give a URL or a file to install(), or set {SOURCE_VARIABLE}")
     looked = Looked(open_source(spec), guesses=guesses, warn=warn_once)
     with _lock:
-        _stack.clear()
+        _clear()
         _push(looked, policy or Policy())
 
 
 def uninstall() -> None:
     """Leave tinygrad as it was. Does nothing if nothing is installed."""
     with _lock:
-        _stack.clear()
+        _clear()
         seam.detach()
 
 
@@ -76,7 +76,8 @@ def forced(strategy: str, **params: Any) -> Iterator[None]:
 
     Raises UnknownStrategyError or ParameterError, each of which says what there is.
     """
-    with _within(Forced(get_strategy(strategy).candidate(params)), Policy()):
+    item = get_strategy(strategy)
+    with _within(Forced(item.candidate(params), item.applies), Policy()):
         yield
 
 
@@ -98,6 +99,13 @@ def _within(decisions: Decisions, policy: Policy) -> Iterator[None]:
             if entry in _stack:  # unless uninstall() was called inside
                 _stack.remove(entry)
                 _activate()
+        decisions.close()
+
+
+def _clear() -> None:
+    for decisions, _ in _stack:
+        decisions.close()
+    _stack.clear()
 
 
 def _push(decisions: Decisions, policy: Policy) -> None:
@@ -107,6 +115,9 @@ def _push(decisions: Decisions, policy: Policy) -> None:
     except seam.UnsupportedTinygradError as error:
         _stack.pop()
         warn_once(f"inactive: {error}")
+    except seam.SchedulingBusyError:
+        _stack.pop()
+        raise
 
 
 def _activate() -> None:
@@ -119,6 +130,6 @@ def _activate() -> None:
 
 
 def _count(more: Stats) -> None:
-    global _stats
+    global _stats  # noqa: PLW0603 - the hook is process-wide, so is its tally
     with _stats_lock:
         _stats = Stats(**{f.name: getattr(_stats, f.name) + getattr(more, f.name) for f in fields(Stats)})

@@ -24,14 +24,17 @@ class Times:
 
 def interleaved(
     contestants: Mapping[str, Callable[[], float]], *, yardstick: str, rounds: int, round_s: float,
-    prune: bool = True, started: Callable[[str], None] = lambda name: None,
+    prune: bool = True, started: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Times]:  # fmt: skip
     """Run every contestant once per round, in turns that rotate; each returns its seconds on the device.
 
     A round's time is the median over as many runs as fill `round_s`, at least one. Caches are warm: a contestant's
     runs follow each other, as in a program that calls the convolution in a loop. `started` hears who runs next.
     """
-    runs = {name: _runs_per_round(run, round_s, lambda name=name: started(name)) for name, run in contestants.items()}
+    runs = {}
+    for name, run in contestants.items():
+        started(name)
+        runs[name] = _runs_per_round(run, round_s)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     stopped: set[str] = set()
     names = list(contestants)
@@ -48,8 +51,7 @@ def interleaved(
     return {name: Times(times_s=tuple(times[name]), pruned=name in stopped) for name in names}
 
 
-def _runs_per_round(run: Callable[[], float], round_s: float, started: Callable[[], None]) -> int:
-    started()
+def _runs_per_round(run: Callable[[], float], round_s: float) -> int:
     once = min(run() for _ in range(WARM_UP_RUNS))
     return min(MAX_RUNS_PER_ROUND, max(1, math.ceil(round_s / once))) if once > 0 else MAX_RUNS_PER_ROUND
 

@@ -134,7 +134,7 @@ def _decided(session: Session, space: Space, final: list[Measurement], *, seed: 
             "package": _version(), "host": best.conditions.get("host", ""), "trials": session.trials,
             "used_s": round(session.used_s, 2), "seed": seed, "rounds": decision.comparison.rounds,
             "attempts": {name: m.attempt for name, m in measured.items()},
-            "compile_s": best.compile_s, "kernels": len(best.kernels),
+            "kernels": len(best.kernels),
         },
     )  # fmt: skip
 

@@ -101,7 +101,8 @@ def _spread_fault(program: Runnable, case: Case, shape: ConvShape) -> str:
         slice(max(0, (at + before) // stride - SPREAD), (at + before) // stride + SPREAD)
         for at, (before, _), stride in zip(position[2:], shape.padding, shape.stride, strict=True)
     )
-    near[(position[0], slice(None), *window)] = True
+    image: Array = near[position[0]]
+    image[(slice(None), *window)] = True
     if not np.isfinite(output[~near]).all():
         return "a NaN in the input reached outputs that do not read it"
     return ""

@@ -70,11 +70,11 @@ class Sqlite:
     def check(self, connection: Connection) -> list[str]:
         """What is wrong inside the file, one line each."""
         damage = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
-        if damage:
-            return damage  # what is in a damaged table cannot be read
-        for table, row_id, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-            damage.append(f"row {row_id} of {table} refers to a row of {parent} that is not there")
-        return damage
+        orphans = [] if damage else connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        return damage + [
+            f"row {row_id} of {table} refers to a row of {parent} that is not there"
+            for table, row_id, parent, _ in orphans
+        ]
 
     def backup(self, engine: Engine, target: Path) -> None:
         """Copy the database while others write to it; the copy is on disk and whole before it gets its name."""

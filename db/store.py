@@ -20,7 +20,7 @@ from autotune.winner import Winner, WinnerState
 from db import jobs, measurements, migrate, winners
 from db.address import Dialect, dialect_for
 from db.codec import decode
-from db.errors import DatabaseBusyError
+from db.errors import DatabaseBusyError, DatabaseError
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
 from strategies.key import ConvKey, DeviceSpec
@@ -159,8 +159,11 @@ class SqlStore:
 
     def check(self) -> list[str]:
         """What is wrong inside the database, one line each; empty when it is sound. Reads all of it."""
-        with self._reading() as connection:
-            return self._dialect.check(connection)
+        try:
+            with self._reading() as connection:
+                return self._dialect.check(connection)
+        except DatabaseError as error:  # damaged so badly that the check itself cannot go on, or gone
+            return [str(error)]
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the database to a new file while it is in use (SQLite; elsewhere DatabaseError names the tool)."""

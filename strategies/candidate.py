@@ -48,7 +48,8 @@ class Candidate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        if not isinstance(data, Mapping) or not isinstance(data.get("strategy"), str):
+        strategy: object = data.get("strategy") if hasattr(data, "get") else None
+        if not isinstance(strategy, str):
             raise CandidateFormatError(f"a candidate needs a strategy's name: got {data!r}")
         params, options = data.get("params", {}), data.get("kernel_options", {})
         if not isinstance(params, Mapping) or not all(isinstance(v, int | str | bool) for v in params.values()):
@@ -56,7 +57,7 @@ class Candidate:
         if not isinstance(options, Mapping) or not all(isinstance(v, list) for v in options.values()):
             raise CandidateFormatError(f"kernel_options must map stages to lists of [op, axis, arg]: got {options!r}")
         return cls(
-            strategy=data["strategy"],
+            strategy=strategy,
             params=tuple(sorted(params.items())),
             kernel_options=tuple(
                 (stage, tuple(tuple(option) for option in stage_options))

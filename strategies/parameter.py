@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from strategies.candidate import Value
 
@@ -51,7 +51,9 @@ def parameters_of(params: type) -> tuple[Parameter, ...]:
     result = []
     for field in dataclasses.fields(params):
         choices, about, when = field.metadata[_METADATA]
-        result.append(Parameter(name=field.name, default=field.default, choices=choices, about=about, when=when))
+        result.append(
+            Parameter(name=field.name, default=cast("Value", field.default), choices=choices, about=about, when=when)
+        )
     return tuple(result)
 
 

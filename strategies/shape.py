@@ -77,19 +77,23 @@ class ConvShape:
     def canonical(self) -> ConvShape:
         """The one spelling of this computation: what a graph shows, however the user wrote it.
 
-        Axes of one tap, stride 1 and no padding are part of the batch, and input that no output reads is not there.
+        Along an axis of one tap the outputs are a batch, along one with a single output the taps are channels, and
+        input that no output reads is not there.
         """
         axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
-        folded = [a for a in axes if a[1] == a[2] == 1 and a[4] == (0, 0)]
-        kept = [a for a in axes if a not in folded] or axes
+        kept = [a for a in axes if a[1] > 1 and a[5] > 1] or axes
         folded = [a for a in axes if a not in kept]
+        batch = self.batch * math.prod(a[5] for a in folded if a[1] == 1)
+        taps = math.prod(a[1] for a in folded)
+        if max(batch, self.cin * taps) > MAX_DIM:
+            return self
         spatial, padding = [], []
-        for size, taps, stride, dilation, (before, after), out in kept:
-            unread = size + before + after - ((out - 1) * stride + dilation * (taps - 1) + 1)
+        for size, taps_here, stride, dilation, (before, after), out in kept:
+            unread = size + before + after - ((out - 1) * stride + dilation * (taps_here - 1) + 1)
             spatial.append(size - max(0, unread - after))
             padding.append((before, max(0, after - unread)))
         return ConvShape(
-            batch=self.batch * math.prod(a[0] for a in folded), cin=self.cin, cout=self.cout, groups=self.groups,
+            batch=batch, cin=self.cin * taps, cout=self.cout, groups=self.groups,
             spatial=tuple(spatial), kernel=tuple(a[1] for a in kept), stride=tuple(a[2] for a in kept),
             dilation=tuple(a[3] if a[1] > 1 else 1 for a in kept), padding=tuple(padding),
             dtype=self.dtype, acc_dtype=self.acc_dtype,
@@ -124,9 +128,7 @@ class ConvShape:
         _positive("weight", w)
         groups = _int("groups", groups)
         if groups < 1 or x[1] % groups or w[0] % groups:
-            raise ShapeError(
-                f"groups must divide the input's {x[1]} and the weight's {w[0]} channels: got {groups}"
-            )
+            raise ShapeError(f"groups must divide the input's {x[1]} and the weight's {w[0]} channels: got {groups}")
         if w[1] * groups != x[1]:
             raise ShapeError(
                 f"input has {x[1]} channels, weight expects {w[1]} x {groups} groups = {w[1] * groups}: "

@@ -44,7 +44,7 @@ class Transform:
 
 @cache
 def cook_toom(m: int, r: int = 3) -> Transform:
-    """F(m, r) from the interpolation points of POINTS, scaled so that `at` and `bt` hold no denominators of points' differences.
+    """F(m, r) from the points of POINTS; the denominators of their differences are all in `g`.
 
     Raises KeyError for a tile without points.
     """
@@ -56,7 +56,7 @@ def cook_toom(m: int, r: int = 3) -> Transform:
         tuple(p**k / _denominator(points, j) for k in range(r)) for j, p in enumerate(points)
     ) + (tuple(Fraction(int(k == r - 1)) for k in range(r)),)  # fmt: skip
     bt = tuple(
-        _coefficients(tuple(q for l, q in enumerate(points) if l != j)) + (Fraction(0),) for j in range(infinity)
+        _coefficients(tuple(q for i, q in enumerate(points) if i != j)) + (Fraction(0),) for j in range(infinity)
     ) + (_coefficients(points),)  # fmt: skip
     return Transform(m=m, r=r, at=at, g=g, bt=bt)
 

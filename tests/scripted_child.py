@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +31,13 @@ def hang_with_compiler(request: Request) -> None:
     with Path(os.environ["SCRIPT_NOTES"]).open("a") as notes:
         notes.write(f"{os.getpid()} {compiler.pid}\n")
     compiler.wait()
+
+
+def hang_with_lock(request: Request) -> None:
+    """In C code that does not let go of the interpreter."""
+    with Path(os.environ["SCRIPT_NOTES"]).open("a") as notes:
+        notes.write(f"{os.getpid()}\n")
+    ctypes.PyDLL(None).sleep(600)
 
 
 def segfault(request: Request) -> None:
@@ -71,7 +79,8 @@ def bug(request: Request) -> None:
 
 
 DEEDS: dict[str, Callable[[Request], None]] = {
-    f.__name__: f for f in (hang, hang_with_compiler, segfault, hog, garbage, exit_3, huge_stderr, poison, bug)
+    f.__name__: f
+    for f in (hang, hang_with_compiler, hang_with_lock, segfault, hog, garbage, exit_3, huge_stderr, poison, bug)
 }
 
 

@@ -67,7 +67,9 @@ class OneDevice:
         from api.devices import UnknownDeviceError, check_name
 
         if name is not None and check_name(name) != "CPU":
-            raise UnknownDeviceError(f"no device {name.upper()} on this machine: expected one of CPU; choose one of them")
+            raise UnknownDeviceError(
+                f"no device {name.upper()} on this machine: expected one of CPU; choose one of them"
+            )
         return CPU
 
 

@@ -12,11 +12,17 @@ from autotune.job import Budget, Job, JobState
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
-from tests import values
+from tests import any_value
 from tests.databases import child
 from tests.values import CPU, a_key, a_measurement, a_winner
 
 BUDGET = Budget(trials=4)
+ANY_VALUE = settings(
+    max_examples=40,
+    deadline=None,
+    # One store for all examples is meant, and so is one test in several classes.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
 
 WRITER = """
 import sys
@@ -115,8 +121,8 @@ class StoreContract:
         assert [m.key.device.driver for m in store.measurements(a_key())] == ["clang 14", "clang 19"]
         assert [device.driver for device in store.devices()] == ["clang 14", "clang 19"]
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(measurement=values.measurements)
+    @ANY_VALUE
+    @given(measurement=any_value.measurements)
     def test_any_measurement_comes_back_as_it_was(self, store: SqlStore, measurement: Measurement) -> None:
         if store.record(measurement):
             assert measurement in store.measurements(measurement.key)
@@ -183,8 +189,8 @@ class StoreContract:
         store.decide(a_winner(keys[-1]))
         assert store.lookup([key.digest for key in keys]).keys() == {keys[-1].digest}
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(winner=values.winners)
+    @ANY_VALUE
+    @given(winner=any_value.winners)
     def test_any_winner_comes_back_as_it_was(self, store: SqlStore, winner: Winner) -> None:
         assert store.winner_by_id(store.decide(winner)) == winner
 

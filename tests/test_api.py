@@ -12,13 +12,14 @@ import httpx
 import pytest
 from served import CPU, Served, body, ended, key_of, served, winner_of
 
+from api.devices import ProbedDevices, UnknownDeviceError
 from autotune.bundle import dump, load
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.measurement import Measurement, Status
 from autotune.winner import Winner, WinnerState
 from db import open_store
 from strategies.candidate import Candidate
-from strategies.key import ConvKey, DeviceSpec
+from strategies.key import ConvKey, DeviceSpec, KeyFormatError
 
 HUGE = 10**4000
 ELSEWHERE = ConvKey(shape=key_of(32).shape, device=DeviceSpec(device="METAL", arch="Apple9"))
@@ -340,6 +341,20 @@ def test_client_says_who_does_not_answer() -> None:
             Client(url, timeout_s=0.1).job("x")
     with pytest.raises(ServiceUnreachableError, match="autotune serve"):
         Client(url, timeout_s=1).job("x")
+
+
+def test_devices_are_described_by_a_child() -> None:
+    devices = ProbedDevices()
+    assert "CPU" in devices.names()
+    plain, searched = devices.describe("CPU", {}), devices.describe("cpu", {"BEAM": "2"})
+    assert (plain.device, plain.flags, searched.flags) == ("CPU", (), (("BEAM", "2"),))
+    assert devices.describe("CPU", {"BEAM": "2"}) is searched
+    for flags in ({"LD_PRELOAD": "x.so"}, {"CC": "sh"}, {"BEAM": "2; rm"}, {"BEAM": ""}):
+        with pytest.raises(KeyFormatError, match="flags are those"):
+            devices.describe("CPU", flags)
+    for name in ("NOPE", "", "CPU; rm", "../CPU"):
+        with pytest.raises(UnknownDeviceError):
+            devices.describe(name)
 
 
 def test_states_of_the_api_are_those_of_winners(http: httpx.Client) -> None:

@@ -141,7 +141,7 @@ def test_a_hang_costs_its_time_limit_and_little_else(runner: LocalRunner) -> Non
     runner.measure(request(FINE))
     begun = time.monotonic()
     assert statuses(runner.measure(request(do("hang")))) == ["timeout"]
-    assert time.monotonic() - begun < 0.6 + 0.5
+    assert time.monotonic() - begun < 0.6 + 1.0
 
 
 def test_compilers_of_a_killed_candidate_are_killed_too(make_runner: MakeRunner, tmp_path: Path) -> None:
@@ -214,18 +214,17 @@ def test_the_child_ends_when_the_runner_closes(runner: LocalRunner) -> None:
     assert_gone([measured.conditions["pid"]])
 
 
-def test_another_thread_gets_a_child_of_its_own(runner: LocalRunner) -> None:
-    """On Linux the child dies with the thread that started it: a thread that goes away must not look like a crash."""
+def test_the_child_outlives_the_thread_that_started_it(runner: LocalRunner) -> None:
     seen: list[list[Measurement]] = []
     for _ in range(2):
         thread = threading.Thread(target=lambda: seen.append(runner.measure(request(FINE))))
         thread.start()
         thread.join()
     seen.append(runner.measure(request(FINE)))
-    assert [statuses(measured) for measured in seen] == [["ok"]] * 3
+    assert len({measured[0].conditions["pid"] for measured in seen}) == 1
 
 
-@pytest.mark.parametrize("deed", ["hang_with_compiler", "nothing"])
+@pytest.mark.parametrize("deed", ["hang_with_compiler", "hang_with_lock", "nothing"])
 def test_no_orphan_is_left_when_the_tuner_is_killed(tmp_path: Path, deed: str) -> None:
     notes = tmp_path / "notes"
     program = textwrap.dedent(f"""
@@ -242,7 +241,7 @@ def test_no_orphan_is_left_when_the_tuner_is_killed(tmp_path: Path, deed: str) -
     """)
     environ = {**os.environ, "SCRIPT_NOTES": str(notes), "PYTHONPATH": str(ROOT)}
     tuner = subprocess.Popen([sys.executable, "-c", program], env=environ)
-    expected = 1 if deed == "nothing" else 3
+    expected = {"nothing": 1, "hang_with_lock": 2, "hang_with_compiler": 3}[deed]
     wait_until(lambda: notes.exists() and len(notes.read_text().split()) >= expected)
     tuner.send_signal(signal.SIGKILL)
     tuner.wait()

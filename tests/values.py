@@ -1,16 +1,12 @@
-"""Small, valid values for tests, and hypothesis strategies for any value at all."""
+"""Small, valid values for tests. Child processes import this: it stays quick to import."""
 
 from __future__ import annotations
-
-import math
-
-from hypothesis import strategies as st
 
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.winner import Interval, Winner, WinnerState
 from strategies.candidate import Candidate
-from strategies.key import ConvKey, DeviceSpec, Policy
-from strategies.shape import DTYPES, ConvShape
+from strategies.key import ConvKey, DeviceSpec
+from strategies.shape import ConvShape
 
 CPU = DeviceSpec(device="CPU", arch="x86_64", renderer="ClangRenderer", cores=2, tinygrad="0.14.0", driver="clang 14")
 
@@ -36,67 +32,3 @@ def a_winner(key: ConvKey | None = None, decided_at: float = 1.0, state: str = "
         ratio=Interval(median=0.5, low=0.45, high=0.55), error=1e-6, workspace_bytes=1 << 20,
         times_s={"direct": 0.002}, provenance={"host": "here", "trials": 12}, decided_at=decided_at,
     )  # fmt: skip
-
-
-texts = st.text(max_size=8)
-finite = st.floats(allow_nan=False, allow_infinity=False)
-counts = st.integers(min_value=0, max_value=2**62)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
-json_objects = st.dictionaries(texts, json_values, max_size=3)
-devices = st.builds(
-    DeviceSpec,
-    device=texts, arch=texts, renderer=texts, cores=counts, tinygrad=texts, driver=texts, os=texts, compiler=texts,
-    flags=st.dictionaries(texts, texts, max_size=3).map(lambda flags: tuple(sorted(flags.items()))),
-)  # fmt: skip
-policies = st.builds(
-    Policy,
-    max_error=st.none() | st.floats(min_value=1e-12, max_value=1.0), allow_tf32=st.booleans(),
-    frozen_weights=st.booleans(), max_workspace_bytes=st.none() | counts,
-)  # fmt: skip
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> ConvShape:
-    dims, small = draw(st.integers(1, 2)), st.integers(1, 4)
-    groups = draw(small)
-    per_dim = st.tuples(*[small] * dims)
-    return ConvShape(
-        batch=draw(small), cin=groups * draw(small), cout=groups * draw(small), groups=groups,
-        spatial=draw(st.tuples(*[st.integers(16, 40)] * dims)), kernel=draw(per_dim), stride=draw(per_dim),
-        dilation=draw(per_dim), padding=draw(st.tuples(*[st.tuples(small, small)] * dims)),
-        dtype=draw(st.sampled_from(DTYPES)), acc_dtype=draw(st.sampled_from(DTYPES)),
-    )  # fmt: skip
-
-
-keys = st.builds(ConvKey, shape=shapes(), device=devices, policy=policies)
-options = st.lists(st.tuples(texts, st.integers(0, 9), st.integers() | texts), max_size=2).map(tuple)
-candidates = st.builds(
-    Candidate,
-    strategy=texts,
-    params=st.dictionaries(texts, st.integers() | texts | st.booleans(), max_size=3).map(
-        lambda params: tuple(sorted(params.items()))
-    ),
-    kernel_options=st.dictionaries(texts, options, max_size=2).map(lambda stages: tuple(sorted(stages.items()))),
-)
-intervals = st.builds(Interval, median=finite, low=finite, high=finite)
-winners = st.builds(
-    Winner,
-    key=keys, candidate=candidates, state=st.sampled_from(WinnerState), time_s=intervals, default=candidates,
-    default_time_s=intervals, ratio=intervals, error=st.none() | finite, workspace_bytes=counts,
-    times_s=st.dictionaries(texts, finite, max_size=3), provenance=json_objects, decided_at=finite,
-)  # fmt: skip
-kernels = st.builds(
-    Kernel, name=texts, device=texts, ops=counts, bytes=counts, source_bytes=counts, median_s=st.none() | finite
-)
-times = st.lists(finite, max_size=3).map(tuple)
-measurements = st.builds(
-    Measurement,
-    key=keys, candidate=candidates, status=st.sampled_from(Status), reason=texts, times_s=times,
-    yardstick_times_s=times, compile_s=finite, error=st.none() | finite | st.just(math.inf),
-    error_bound=st.none() | finite, workspace_bytes=counts, kernels=st.lists(kernels, max_size=2).map(tuple),
-    fingerprint=texts, conditions=json_objects, attempt=texts, measured_at=finite,
-)  # fmt: skip

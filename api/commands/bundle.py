@@ -8,10 +8,10 @@ from typing import Any
 
 from api.arguments import add_database, add_json
 from api.console import Console
+from api.database import open_database
 from api.exchange import all_winners, import_winners
 from api.settings import Settings
 from autotune import bundle
-from db import open_store
 
 EXPORT_EXAMPLES = """examples:
   autotune export winners.json
@@ -36,7 +36,7 @@ def register(commands: Any) -> None:
 
 def run_export(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Writes the whole file or nothing."""
-    with open_store(settings.db) as store:
+    with open_database(settings) as store:
         winners = [winner for _, winner in all_winners(store, device=args.device.upper() if args.device else None)]
     if args.file == "-":
         console.text(bundle.dump(winners).decode())
@@ -49,7 +49,7 @@ def run_export(args: argparse.Namespace, settings: Settings, console: Console) -
 def run_import(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Reads all of the file before anything is kept."""
     winners = bundle.load(sys.stdin.buffer.read()) if args.file == "-" else bundle.read(args.file)
-    with open_store(settings.db) as store:
+    with open_database(settings) as store:
         counts = import_winners(store, winners)
     if args.json:
         console.json(counts)

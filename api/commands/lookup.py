@@ -47,11 +47,11 @@ Answer = tuple[Winner | None, str, list[dict[str, Any]]]
 
 
 def _local(args: argparse.Namespace, settings: Settings, shape: Any, policy: Any) -> Answer:
+    from api.database import open_database
     from api.devices import ProbedDevices
-    from db import open_store
 
     key = ConvKey(shape=shape, device=ProbedDevices().describe(args.device), policy=policy)
-    with open_store(settings.db) as store:
+    with open_database(settings) as store:
         found = store.winner(key)
         if found is not None and found.state is not WinnerState.REVOKED:
             return found, "", []

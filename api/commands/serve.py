@@ -32,18 +32,19 @@ def register(commands: Any) -> None:
 def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
+    from api.database import open_database
     from api.runners import Runners
     from api.server import PortError, Server, listen
     from autotune.compiler import CCompilerError, ensure_c_compiler
     from autotune.local_runner import LocalRunner
-    from db import open_store
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("autotune").setLevel(logging.INFO)
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:
         raise CliError(str(error)) from None
-    with sock, open_store(settings.db) as store, only_service(settings.db):
+    with sock, open_database(settings) as store, only_service(settings.db):
         try:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again

@@ -60,13 +60,13 @@ def budget_of(args: argparse.Namespace) -> Budget:
 def _local(
     args: argparse.Namespace, settings: Settings, console: Console, shape: ConvShape, policy: Policy, budget: Budget
 ) -> Winner:
+    from api.database import open_database
     from api.devices import ProbedDevices
     from autotune.compiler import CCompilerError, ensure_c_compiler
     from autotune.local_runner import LocalRunner
-    from autotune.tune import tune
-    from db import open_store
+    from autotune.tune import TuneError, tune
 
-    with open_store(settings.db) as store:  # first: whoever gave a wrong path need not wait for a device
+    with open_database(settings) as store:  # first: whoever gave a wrong path need not wait for a device
         spec = ProbedDevices().describe(args.device)
         try:
             ensure_c_compiler()
@@ -75,9 +75,11 @@ def _local(
                 raise
         key = ConvKey(shape=shape, device=spec, policy=policy)
         with LocalRunner(args.device or spec.device, on_wait=console.note) as runner, TuneBar(console, str(key)) as bar:
-            return tune(
-                key, store=store, runner=runner, budget=budget, on_progress=lambda said: bar.show(said.to_json())
-            )
+            show = lambda said: bar.show(said.to_json())  # noqa: E731
+            try:
+                return tune(key, store=store, runner=runner, budget=budget, on_progress=show)
+            except TuneError as error:
+                raise CliError(str(error)) from None
 
 
 def _remote(

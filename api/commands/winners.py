@@ -45,8 +45,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
 
 
 def _local(settings: Settings, device: str | None) -> list[tuple[int, Winner]]:
+    from api.database import open_database
     from api.exchange import all_winners
-    from db import open_store
 
-    with open_store(settings.db) as store:
+    with open_database(settings) as store:
         return all_winners(store, device=device)

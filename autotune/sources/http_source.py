@@ -91,12 +91,13 @@ class HttpSource:
             return result
         if isinstance(result, SourceError):
             raise result
-        if isinstance(result, TimeoutError) or isinstance(getattr(result, "reason", None), TimeoutError):
+        reason = getattr(result, "reason", result)  # URLError wraps what happened
+        if isinstance(reason, TimeoutError):
             found = f"none within {self._timeout_s:g} s"
         else:
-            found = " ".join(f"{type(result).__name__}: {result}".split())
+            found = " ".join(f"{type(reason).__name__}: {reason}".split())
         raise SourceError(
-            f"expected an answer from {self._shown}, found {found}: check that `autotune serve` runs there"
+            f"expected an answer from {self._url}, found {found}: check that `autotune serve` runs there"
         ) from result
 
     def _ask(self, opener: OpenerDirector, body: bytes, deadline: float) -> bytes:
@@ -114,7 +115,7 @@ class HttpSource:
                     size += len(chunk)
                     if size > self._max_answer_bytes:
                         raise SourceError(
-                            f"expected at most {self._max_answer_bytes} bytes from {self._shown}, found more: "
+                            f"expected at most {self._max_answer_bytes} bytes from {self._url}, found more: "
                             f"check that it is the autotune service"
                         )
                     if time.monotonic() > deadline:
@@ -124,40 +125,36 @@ class HttpSource:
         except HTTPError as error:
             with error:
                 advice = "set AUTOTUNE_TOKEN" if error.code in (401, 403) else "check the address"
-                raise SourceError(f"expected status 200 from {self._shown}, found {error.code}: {advice}") from None
+                raise SourceError(f"expected status 200 from {self._url}, found {error.code}: {advice}") from None
 
     def _read(self, answer: bytes, wanted: Mapping[str, ConvKey]) -> dict[str, Winner]:
         try:
             document = parse_json(answer)
         except BundleError as error:
-            raise SourceError(f"{self._shown}: {error}") from None
+            raise SourceError(f"{self._url}: {error}") from None
         winners = document.get("winners") if isinstance(document, dict) else None
         if not isinstance(winners, dict):
             raise SourceError(
-                f'expected {{"winners": {{...}}}} from {self._shown}, found another answer: check the address'
+                f'expected {{"winners": {{...}}}} from {self._url}, found another answer: check the address'
             )
         if not winners.keys() <= wanted.keys():
             raise SourceError(
-                f"expected winners of the keys asked for from {self._shown}, found others: do not trust this source"
+                f"expected winners of the keys asked for from {self._url}, found others: do not trust this source"
             )
-        return usable(checked(winners, self._shown))
-
-    @property
-    def _shown(self) -> str:
-        """The address without user and password."""
-        parts = urlsplit(self._url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return usable(checked(winners, self._url))
 
 
 def _check(url: str, token: str) -> None:
     try:
         parts = urlsplit(url)
-        sound = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+        sound = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment or "@" in parts.netloc)
     except ValueError:
         sound = False
     if not sound:
+        # Not repeated: what cannot be read may hold a password anywhere.
         raise SourceError(
-            "expected the address of a service, like http://127.0.0.1:8000, found no such URL: correct it"
+            "expected the address of a service, like http://127.0.0.1:8000, found no such URL: correct it "
+            "(a credential goes into AUTOTUNE_TOKEN)"
         )
     if not (token.isascii() and token.isprintable()):
         raise SourceError("expected AUTOTUNE_TOKEN to be printable ASCII, found other characters: set it again")

@@ -10,6 +10,10 @@ from strategies.graph.match import Conv
 from strategies.registry import get_strategy
 
 
+class NotApplicableError(Exception):
+    """The strategy does not apply to this convolution."""
+
+
 def lower(conv: Conv, candidate: Candidate, ranges: Ranges) -> UOp | None:
     """The UOp that replaces the convolution's REDUCE; None where the strategy leaves it as it is.
 

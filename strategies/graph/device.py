@@ -6,6 +6,7 @@ import functools
 import platform
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
@@ -22,7 +23,14 @@ CODEGEN_FLAGS = (
 ENVIRONMENT_FLAGS = ("HCQ2", "ALLOW_HALF8", "DMC", "MV")
 """The same, for those that tinygrad reads from the environment alone."""
 
-_DEFAULTS = {"TC": "1", "TC_SELECT": "-1", "DISABLE_FAST_IDIV": "1", "TRANSCENDENTAL": "1", "SPLIT_REDUCEOP": "1", "MV": "1"}
+_DEFAULTS = {
+    "TC": "1",
+    "TC_SELECT": "-1",
+    "DISABLE_FAST_IDIV": "1",
+    "TRANSCENDENTAL": "1",
+    "SPLIT_REDUCEOP": "1",
+    "MV": "1",
+}
 
 
 def describe_device(device: str | None = None, *, surroundings: bool = True) -> DeviceSpec:
@@ -49,7 +57,7 @@ def available_devices() -> tuple[str, ...]:
 @functools.cache
 def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool) -> DeviceSpec:
     renderer = Device[name].renderer
-    kind = name.split(":")[0]
+    kind = name.split(":", maxsplit=1)[0]
     return DeviceSpec(
         device=kind,
         arch=_arch(kind, renderer.target.arch),
@@ -65,7 +73,8 @@ def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool)
 
 def _flags() -> tuple[tuple[str, str], ...]:
     """The flags that differ from their defaults, sorted."""
-    values = {name: str(ContextVar._cache[name].value) for name in CODEGEN_FLAGS if name in ContextVar._cache}
+    known = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
+    values = {name: str(known[name].value) for name in CODEGEN_FLAGS if name in known}
     values |= {name: str(getenv(name, _DEFAULTS.get(name, "0"))) for name in ENVIRONMENT_FLAGS}
     if "ALLOW_TF32" not in values:
         values["ALLOW_TF32"] = str(getenv("ALLOW_TF32", 0))
@@ -81,10 +90,12 @@ def _arch(kind: str, arch: str) -> str:
 @functools.cache
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as info:
+        with Path("/proc/cpuinfo").open() as info:
             first = dict(line.split(":", 1) for line in info.read().split("\n\n")[0].splitlines() if ":" in line)
         facts = {name.strip(): value.strip() for name, value in first.items()}
-        model = f"family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else ""
+        model = (
+            f"family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else ""
+        )
         return f"{facts.get('model name', platform.processor())} {model}".strip()
     except OSError:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()

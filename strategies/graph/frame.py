@@ -1,14 +1,15 @@
-"""The index space of a Winograd lowering: which coordinates there are, how large, and how they map to the convolution's own.
+"""The index space of a Winograd lowering: its coordinates, their extents, and how they map to the convolution's own.
 
-Coordinates are named by letter: A points of the transform, G groups, B batch, C channels, O couts, T tiles. Where a plan
-blocks couts or tiles, O and T count blocks and o and t the elements inside one; a blocked T counts batch and tiles as one.
+Coordinates are named by letter: A points of the transform, G groups, B batch, C channels, O couts, T tiles. Where a
+plan blocks couts or tiles, O and T count blocks and o and t the elements inside one; a blocked T counts batch and tiles
+as one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinygrad.uop.ops import UOp
 
@@ -42,7 +43,7 @@ class Frame:
         return all(axis.size % self.m == 0 for axis in self.axes)
 
     def batch_and_tiles(self, at: Coords) -> tuple[Sequence[Index], Sequence[Index]]:
-        """The convolution's batch indexes and the tile along each axis. What only pads a block repeats the last tile."""
+        """Batch indexes and the tile along each axis. What only pads a block repeats the last tile."""
         if not self.tile_block:
             return at["B"], at["T"]
         natural = _unblock(at["T"], at["t"], self.tile_block, self._batch_tile_sizes)
@@ -80,10 +81,18 @@ class Frame:
 
 
 def frame(conv: Conv, ranges: Ranges, *, m: int, cout_block: int = 0, tile_block: int = 0) -> Frame | None:
-    """The index space of F(m, 3) over this convolution; None if no axis has three dense taps."""
+    """The index space of F(m, 3) over this convolution; None if no axis has three dense taps.
+
+    Along any other axis it is a plain sum: output positions are a batch, taps are channels.
+    """
     axes = tuple(axis for axis in conv.axes if axis.is_winograd)
     if not axes:
         return None
+    plain = [axis for axis in conv.axes if not axis.is_winograd]
+    conv = replace(
+        conv, axes=axes, batch=(*conv.batch, *(axis.out for axis in plain)),
+        channels=(*conv.channels, *(axis.tap for axis in plain)),
+    )  # fmt: skip
     transform = cook_toom(m)
     tiles = tuple(-(-axis.size // m) for axis in axes)
     batch, couts = tuple(map(extent, conv.batch)), tuple(map(extent, conv.couts))

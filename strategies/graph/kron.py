@@ -1,4 +1,4 @@
-"""The separable transform (M x M x ...) of a value, one matrix along each spatial axis: every Winograd transform is this.
+"""The separable transform (M x M x ...) of a value, one matrix along each axis: every Winograd transform is this.
 
 Two forms of the same sum. `unrolled` writes every term into the graph, as tinygrad's tensor-level Winograd does.
 `nested` keeps each axis a REDUCE over an UNROLL range with the matrix as a table: a graph of a few nodes, whose terms

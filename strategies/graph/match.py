@@ -1,8 +1,8 @@
 """Finding convolutions in a rangeified graph, whatever wrote them.
 
-After rangeify a convolution is `REDUCE(ADD, MUL(activation, weight), *ranges)`, where a *tap* range k is summed over and
-the activation is read at `f*stride + k*dilation`, with f the range of an output position. That, not the operation the user
-called, is what makes a convolution, so views, flips, fused activations and autograd's own convolutions match as well.
+After rangeify a convolution is `REDUCE(ADD, MUL(activation, weight), *ranges)`, where a *tap* range k is summed over
+and the activation is read at `f*stride + k*dilation`, with f the range of an output position. That, not the operation
+the user called, is what makes a convolution, so views, flips, fused activations and autograd's own match as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.rebuild import expression
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Axis:
@@ -155,7 +156,7 @@ def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, 
 
 
 def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
-    """`tap` as an axis, if everything reads it as `out*stride + tap*dilation` with one `out` that is read nowhere else."""
+    """`tap` as an axis, if it is only read as `out*stride + tap*dilation`, with one `out` that is read nowhere else."""
     node, dilation = tap, 1
     if len(users := consumers[tap]) == 1 and (factor := _factor(users[0], tap)) is not None:
         node, dilation = users[0], factor

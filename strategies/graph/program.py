@@ -16,16 +16,12 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import Candidate
 from strategies.graph import seam
-from strategies.graph.apply import lower
+from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
 from strategies.shape import ConvShape
 
 Array = np.ndarray[Any, Any]
-
-
-class NotApplicableError(Exception):
-    """The strategy does not apply to this convolution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +106,8 @@ def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
     flat = tuple(side for pad in reversed(shape.padding) for side in pad)
     # one number where one will do, as users write it: tinygrad compares `stride == dilation == 1`
     stride, dilation = (v[0] if len(set(v)) == 1 else v for v in (shape.stride, shape.dilation))
-    return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat)
+    dtype = None if shape.acc_dtype == "float32" else getattr(dtypes, shape.acc_dtype)  # tinygrad's default
+    return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat, dtype=dtype)
 
 
 def _schedule(y: Tensor, candidate: Candidate) -> UOp:

@@ -9,7 +9,7 @@ from operator import and_
 from tinygrad.uop.ops import Ops, UOp
 
 BOUNDARY = frozenset({Ops.STAGE, Ops.AFTER, Ops.CALL, Ops.MSTACK, Ops.MSELECT, Ops.PARAM, Ops.BUFFER})
-"""What ends a kernel's expression: beyond these other ranges hold, and a deep network would be walked once per layer."""
+"""What ends a kernel's expression. Beyond it other ranges hold, and a deep network would be walked once per layer."""
 
 
 def expression(root: UOp) -> dict[UOp, None]:
@@ -28,7 +28,7 @@ def rebuild(root: UOp, replacements: Mapping[UOp, UOp]) -> UOp:
 
 
 def gated(value: UOp, gates: Sequence[UOp]) -> UOp:
-    """`value` where every gate holds, else 0. Its loads are gated too: beyond the gate there may be NaN, or no memory."""
+    """`value` where every gate holds, else 0. Loads are gated too: beyond there may be NaN, or no memory."""
     if not gates:
         return value
     gate = fold(and_, gates)

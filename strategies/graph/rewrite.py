@@ -17,7 +17,9 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
     if not any(u.op is Ops.REDUCE for u in sink.toposort()):
         return sink
     # removable STAGEs hide operands from each other wherever a value has several consumers, as in autograd's graphs
-    clean = graph_rewrite(sink, rangeify.pm_const_buffer_folding + rangeify.pm_remove_bufferize, name="before winowrite")
+    clean = graph_rewrite(
+        sink, rangeify.pm_const_buffer_folding + rangeify.pm_remove_bufferize, name="before winowrite"
+    )
     nodes = clean.toposort()
     convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := match(u)) is not None]
     if not convs:

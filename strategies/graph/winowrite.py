@@ -1,4 +1,4 @@
-"""Winograd as a rewrite of the matched REDUCE, in the form of a Plan: what is materialised, in which order, how blocked.
+"""Winograd as a rewrite of the matched REDUCE, by a Plan: what is materialised, in which order, how blocked.
 
 Before: one REDUCE over channels and taps.
 After, with everything staged (one kernel each, the last fused with whatever consumes the convolution):

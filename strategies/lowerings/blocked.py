@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from tinygrad.uop.ops import UOp
-
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv
-from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.candidate import Value
+from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -21,10 +20,16 @@ class Blocked:
     tile_block: int = param(16, (4, 7, 8, 14, 16, 32), "tiles computed together, in registers")
     channel_block: int = param(1, (1, 2, 4), "channels unrolled in the product")
     xhat: str = param("GTCAt", ("GTCAt", "AGTCt", "GTACt", "AGCTt"), "layout of XHAT")
-    ghat: str = param("AGOCo", ("AGOCo", "GOACo", "GOCAo", "AGCOo"), "layout of GHAT")
+    ghat: str = param("AGOoC", ("AGOoC", "AGOCo", "GOACo", "GOCAo"), "layout of GHAT")
     mhat: str = param("GOTAot", ("GOTAot", "AGOoTt", "AGOTot", "GTOAot"), "layout of MHAT")
     product: str = param("AGTO", ("AGTO", "AGOT", "GTOA", "GOTA", "GTAO"), "loops of the product, outermost first")
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+
+    presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
+        {"cout_block": 16, "tile_block": 4},
+        {"cout_block": 8, "tile_block": 8},
+        {"cout_block": 8, "tile_block": 16, "product": "AGOT"},
+    )
 
 
 @strategy("blocked", Blocked)
@@ -32,16 +37,18 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
     """Tiles of all images in one row, cut into blocks; cout_block x tile_block sums of the product live in registers.
 
         y = REDUCE(x * w; c, k)                       1 kernel
-        ->  XHAT[T, c, a, t], GHAT[a, O, c, o], MHAT[O, T, a, o, t] = REDUCE(XHAT * GHAT; c), y = (At x At) MHAT
+        ->  XHAT[T, c, a, t], GHAT[a, O, o, c], MHAT[O, T, a, o, t] = REDUCE(XHAT * GHAT; c), y = (At x At) MHAT
                                                       4 kernels; 5 where the output is no multiple of the tile
 
     T and O count blocks, t and o the elements in one. With t innermost the product reads vectors, and no buffer has
     planes a multiple of 4096 bytes apart, which would send all points' stores to the same set of the cache.
     """
+    # the loop that walks GHAT's innermost axis is the innermost: every point's stores go on from where they were
+    weight_loops = "GOoCA" if params.ghat.endswith("C") else "GOCoA"
     plan = Plan(
         tile=params.tile,
         xhat=Stage(layout=params.xhat, loops="GTCtA", upcast="A", by_hand=True),
-        ghat=Stage(layout=params.ghat, loops="GOCoA", upcast="A", by_hand=True),
+        ghat=Stage(layout=params.ghat, loops=weight_loops, upcast="A", by_hand=True),
         mhat=Stage(layout=params.mhat, loops=f"{params.product}ot", upcast="ot", by_hand=True),
         output=params.output,
         cout_block=params.cout_block,

@@ -17,7 +17,7 @@ register_strategy(
         name="direct",
         params=Direct,
         lower=None,
-        applies=lambda key: True,
+        applies=lambda _: True,
         about="tinygrad's own lowering: one REDUCE over channels and taps, one kernel, its consumers fused.",
     )
 )

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygrad.uop.ops import UOp
-
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv
-from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES

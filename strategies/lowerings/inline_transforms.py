@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygrad.uop.ops import UOp
-
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv
-from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -25,9 +21,9 @@ class InlineTransforms:
 def inline_transforms(conv: Conv, params: InlineTransforms, ranges: Ranges) -> UOp | None:
     """MHAT staged; both operands are transformed inside the product, again for every output they serve.
 
-        y = REDUCE(x * w; c, k)                       1 kernel
-        ->  MHAT[a, o, b, t] = REDUCE((Bt x Bt) x * (G x G) w; c), y = (At x At) MHAT
-                                                      2 kernels; 3 where the output is no multiple of the tile
+    y = REDUCE(x * w; c, k)                       1 kernel
+    ->  MHAT[a, o, b, t] = REDUCE((Bt x Bt) x * (G x G) w; c), y = (At x At) MHAT
+                                                  2 kernels; 3 where the output is no multiple of the tile
     """
     plan = Plan(
         tile=params.tile,

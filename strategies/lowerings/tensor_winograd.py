@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygrad.uop.ops import UOp
-
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv
-from strategies.graph.winowrite import Plan, Stage, winowrite
+from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
 from strategies.key import ConvKey
 from strategies.registry import strategy
 
@@ -35,7 +31,7 @@ def applies(key: ConvKey) -> bool:
 
 
 @strategy("tensor_winograd", TensorWinograd, applies=applies)
-def tensor_winograd(conv: Conv, params: TensorWinograd, ranges: Ranges) -> UOp | None:
+def tensor_winograd(conv: Conv, _: TensorWinograd, ranges: Ranges) -> UOp | None:
     """F(4, 3) with XHAT, GHAT and MHAT staged, alpha outermost: the kernels of `Tensor.conv2d` under `WINO=1`.
 
         y = REDUCE(x * w; c, k)                       1 kernel

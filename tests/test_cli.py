@@ -1,0 +1,426 @@
+"""The command line: exit statuses, one line per error, one document with --json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import ROOT, body, key_of, served, until, winner_of
+
+from api import cli
+from api.arguments import Parser
+from api.cli import main
+from api.console import Console
+from api.doctor import Level, examine
+from api.progress_bar import describe
+from api.settings import Settings, SettingsError, default_database
+from api.tables import winners_table
+from autotune.bundle import write
+from autotune.winner import Winner
+from db import open_store
+from strategies.key import ConvKey
+
+SHAPE = ["1x8x16x16", "8x8x3x3", "--padding", "1"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No setting of the person who runs the tests; a database of its own."""
+    for name in list(os.environ):
+        if name.startswith("AUTOTUNE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AUTOTUNE_DB", str(tmp_path / "cli.db"))
+    return tmp_path / "cli.db"
+
+
+def autotune(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "api.cli", *arguments]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environ
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def quiet(err: str) -> str:
+    """Without what is said when others on this machine measure at the same time."""
+    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("waiting for CPU"))
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("autotune: ")
+    assert text.count("\n") == 1, text
+    return text.strip()
+
+
+FAULTS: list[tuple[list[str], int, str]] = [
+    ([], 2, "COMMAND"),
+    (["nonsense"], 2, "nonsense"),
+    (["tune"], 2, "INPUT, WEIGHT"),
+    (["tune", "1x8x16x16"], 2, "WEIGHT"),
+    (["tune", "1x8x16x16", "8x8x3"], 2, "same number of dimensions"),
+    (["tune", "1x8x16x16", "8x9x3x3"], 2, "8 channels"),
+    (["tune", "1x0x16x16", "8x8x3x3"], 2, "between 1 and"),
+    (["tune", "1x-8x16x16", "8x8x3x3"], 2, "between 1 and"),
+    (["tune", "nonsense", "8x8x3x3"], 2, "1x64x56x56"),
+    (["tune", *SHAPE, "--padding", "x"], 2, "padding must look like"),
+    (["tune", *SHAPE, "--padding", "-1"], 2, "padding"),
+    (["tune", *SHAPE, "--stride", "0"], 2, "stride"),
+    (["tune", *SHAPE, "--groups", "3"], 2, "groups"),
+    (["tune", *SHAPE, "--groups", "two"], 2, "groups"),
+    (["tune", *SHAPE, "--dtype", "int8"], 2, "float32"),
+    (["tune", *SHAPE, "--budget", "0"], 2, "above 0"),
+    (["tune", *SHAPE, "--budget", "soon"], 2, "60s"),
+    (["tune", *SHAPE, "--budget", "nan"], 2, "above 0"),
+    (["tune", *SHAPE, "--trials", "0"], 2, "1 or more"),
+    (["tune", *SHAPE, "--max-error", "-1"], 2, "max_error"),
+    (["tune", *SHAPE, "--max-workspace", "-1"], 2, "max_workspace_bytes"),
+    (["tune", *SHAPE, "--device", "a b"], 1, "CPU, CUDA or METAL"),
+    (["tune", *SHAPE, "--nonsense"], 2, "nonsense"),
+    (["lookup", "1x8"], 2, "WEIGHT"),
+    (["winners", "--format", "xml"], 2, "table"),
+    (["winners", "--db", ""], 0, ""),
+    (["winners", "--db", "/dev/null/x.db"], 1, "/dev/null"),
+    (["winners", "--db", "mysql://u:secret@h/x"], 1, "postgresql"),
+    (["run"], 2, "SCRIPT"),
+    (["run", "no-such-file.py"], 2, "no-such-file.py"),
+    (["serve", "--port", "70000"], 2, "65535"),
+    (["serve", "--port", "x"], 2, "port"),
+    (["serve", "--host", "no.such.host.invalid"], 1, "host"),
+    (["import", "no-such-file.json"], 1, "no-such-file.json"),
+    (["export", "/no/such/directory/file.json"], 1, "/no/such/directory"),
+    (["export"], 2, "FILE"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "says"), FAULTS, ids=range(len(FAULTS)))
+def test_fault_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, says: str) -> None:
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    if status:
+        assert says in one_line(err)
+        assert "secret" not in err
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "examples:" in capsys.readouterr().out
+    for command in ("tune", "lookup", "winners", "run", "serve", "export", "import", "doctor"):
+        assert main([command, "--help"]) == 0
+        assert command in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("autotune ")
+
+
+def test_bug_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug() -> Parser:
+        raise ZeroDivisionError("first\nsecond")
+
+    monkeypatch.setattr(cli, "build_parser", bug)
+    assert main([]) == 1
+    assert "ZeroDivisionError: first second" in one_line(capsys.readouterr().err)
+
+
+def test_database_from_the_future(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_store(environment).close()
+    with sqlite3.connect(environment) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    before = environment.read_bytes()
+    for command in (["winners"], ["serve", "--port", "0"], ["export", "-"]):
+        assert main(command) == 1
+        assert "newer" in one_line(capsys.readouterr().err)
+    assert environment.read_bytes() == before
+
+
+def test_no_database_at_all(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environment.write_text("this is not a database, however long it may be" * 100)
+    assert main(["winners"]) == 1
+    assert str(environment) in one_line(capsys.readouterr().err)
+
+
+def test_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = autotune("serve", "--port", port)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert port in one_line(done.stderr)
+    assert "--port" in done.stderr
+
+
+def test_winners_in_each_format(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["winners"]) == 0
+    assert "autotune tune" in capsys.readouterr().err
+    with open_store(environment) as store:
+        store.decide(winner_of(key_of()))
+    assert main(["winners"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for shown in ("1x64x56x56 64x64x3x3 padding 1", "2.00 ms", "2.50 ms", "1.00 ms", "four_buffer(tile=4)", "0.50"):
+        assert shown in out
+    for arguments in (["--json"], ["--format", "json"]):
+        assert main(["winners", *arguments]) == 0
+        [document] = json.loads(capsys.readouterr().out)["winners"]
+        assert Winner.from_json(document["winner"]) == winner_of(key_of())
+    assert main(["winners", "--format", "csv", "--device", "cpu"]) == 0
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["input"], row["padding"], row["ratio"], row["state"]) == ("1x64x56x56", "1,1 1,1", "0.5", "verified")
+    assert main(["winners", "--device", "METAL", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"winners": []}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 220])
+def test_table_fits_the_window(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Console, "width", width)
+    out = io.StringIO()
+    Console(out=out).table(winners_table([winner_of(key_of())], width))
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    assert "0.50" in out.getvalue()
+
+
+def test_export_and_import(environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_store(environment) as store:
+        store.decide(winner_of(key_of()))
+    file, other = tmp_path / "winners.json", str(tmp_path / "other.db")
+    assert main(["export", str(file)]) == 0
+    assert main(["export", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (file.read_text(), f"1 winners written to {file}\n")
+    assert main(["import", str(file), "--db", other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"imported": 1, "kept": 0}
+    assert main(["winners", "--db", other, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["winners"][0]["digest"] == key_of().digest
+
+
+def test_default_database_is_made_where_programs_keep_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AUTOTUNE_DB")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["winners"]) == 0
+    assert default_database(os.environ).exists()
+    assert default_database(os.environ).is_relative_to(tmp_path)
+
+
+def test_truncated_import_changes_nothing(
+    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "winners.json"
+    write(file, [winner_of(key_of()), winner_of(key_of(32))])
+    whole = file.read_bytes()
+    for damaged in (whole[:-30], whole[: len(whole) // 2], b"", whole.replace(b"0.5", b"0.4", 1)):
+        file.write_bytes(damaged)
+        assert main(["import", str(file)]) == 1
+        assert str(file) in one_line(capsys.readouterr().err)
+    with open_store(environment) as store:
+        assert store.winners() == []
+
+
+def test_unknown_device() -> None:
+    done = autotune("tune", *SHAPE, "--device", "nope", "--json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no device NOPE on this machine: expected one of" in one_line(done.stderr)
+
+
+def test_interrupted_tune_says_that_it_can_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Winner:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autotune.tune.tune", interrupted)
+    assert main(["tune", *SHAPE]) == 130
+    assert "what was measured is kept; the same command goes on" in one_line(capsys.readouterr().err)
+
+
+def test_the_whole_path_with_ctrl_c_in_its_middle(environment: Path, tmp_path: Path) -> None:
+    """tinygrad on the CPU, a child that measures, SIGINT to the whole group as a terminal sends it; then again to the
+    end, looked up, and applied to a program."""
+    command = [sys.executable, "-m", "api.cli", "tune", *SHAPE, "--budget", "10m"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+
+        def measured() -> int:
+            if not environment.exists():
+                return 0
+            with open_store(environment) as store:
+                return store.counts()["measurements"]
+
+        before = until(lambda: measured() >= 2 and measured(), 90)
+        os.killpg(process.pid, signal.SIGINT)
+        err = process.stderr.read()
+        assert process.wait(20) == 130
+    assert "what was measured is kept" in one_line(quiet(err))
+    done = autotune("tune", *SHAPE, "--trials", "2", "--json")
+    assert (done.returncode, quiet(done.stderr)) == (0, "")
+    winner = Winner.from_json(json.loads(done.stdout)["winner"])
+    with open_store(environment) as store:
+        assert store.winner(winner.key) == winner
+        assert len(store.measurements(winner.key)) > before
+    found = autotune("lookup", *SHAPE, "--json")
+    assert Winner.from_json(json.loads(found.stdout)["winner"]) == winner
+    missed = autotune("lookup", "1x8x20x20", *SHAPE[1:], "--json")
+    assert missed.returncode == 1
+    assert json.loads(missed.stdout)["nearest"][0]["digest"] == winner.key.digest
+    assert "autotune tune 1x8x20x20 8x8x3x3 --padding 1" in one_line(missed.stderr)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import autotune\n"
+        "from tinygrad import Tensor\n"
+        "Tensor.rand(1, 8, 16, 16).conv2d(Tensor.rand(8, 8, 3, 3), padding=1).realize()\n"
+        "print(autotune.stats())\n"
+    )
+    ran = autotune("run", str(program))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "hits=1" in ran.stdout, ran.stdout
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with served(tmp_path / "served.db") as service:
+        monkeypatch.setenv("AUTOTUNE_URL", service.url)
+        yield service.url
+
+
+@pytest.mark.usefixtures("url")
+def test_commands_talk_to_the_service(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lookup", *SHAPE]) == 1
+    assert "no winner for" in one_line(capsys.readouterr().err)
+    assert main(["tune", "1x64x56x56", "64x64x3x3", "--padding", "1,1", "--trials", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["digest"] == key_of().digest
+    assert main(["lookup", "1x64x56x56", "64x64x3x3", "--padding", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == document
+    assert main(["winners"]) == 0
+    assert "four_buffer" in capsys.readouterr().out
+    assert main(["tune", *SHAPE, "--device", "NOPE"]) == 1
+    assert "no device NOPE" in one_line(capsys.readouterr().err)
+    assert main(["tune", "1x13x8x8", "64x13x3x3"]) == 1
+    assert "even direct failed on two lines" in one_line(capsys.readouterr().err)
+
+
+def test_service_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        monkeypatch.setenv("AUTOTUNE_URL", f"http://127.0.0.1:{gone.getsockname()[1]}")
+    for command in (["winners"], ["lookup", *SHAPE], ["tune", *SHAPE]):
+        assert main(command) == 1
+        assert "autotune serve" in one_line(capsys.readouterr().err)
+    monkeypatch.setenv("AUTOTUNE_URL", "ftp://nonsense")
+    assert main(["winners"]) == 2
+    assert "AUTOTUNE_URL" in one_line(capsys.readouterr().err)
+
+
+def test_serve_listens_and_ends(environment: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith(f"autotune: serving {environment} at http://127.0.0.1:")
+        second = autotune("serve", "--port", "0")
+        assert second.returncode == 1
+        assert "another service works on" in one_line(second.stderr)
+        shown = autotune("winners", AUTOTUNE_URL=line.split()[-1])
+        assert (shown.returncode, shown.stderr.count("no winners yet")) == (0, 1)
+        process.terminate()
+        assert (process.wait(15), process.stderr.read()) == (0, "")
+
+
+def test_run_gives_the_program_its_own_modules(tmp_path: Path) -> None:
+    """Of ours it sees autotune and strategies; api and db are its own, and so are arguments, status and `__main__`."""
+    for name in ("api", "db", "strategies", "autotune"):
+        (tmp_path / f"{name}.py").write_text("mine = True\n")
+    (tmp_path / "program.py").write_text(
+        "import json, sys, api, db, strategies, autotune, strategies.candidate\n"
+        "import __main__\n"
+        "class Mine: pass\n"
+        "print(json.dumps({'argv': sys.argv[1:], 'api': api.mine, 'db': db.mine,\n"
+        "    'ours': hasattr(autotune, 'install'), 'main': __main__.Mine is Mine, 'file': __file__,\n"
+        "    'path': sys.path[0]}))\n"
+        "sys.exit(7)\n"
+    )
+    done = autotune("run", str(tmp_path / "program.py"), "--json", "x y")
+    assert done.returncode == 7, done.stderr
+    assert json.loads(done.stdout) == {
+        "argv": ["--json", "x y"], "api": True, "db": True, "ours": True, "main": True,
+        "file": str(tmp_path / "program.py"), "path": str(tmp_path),
+    }  # fmt: skip
+
+
+def test_doctor(environment: Path) -> None:
+    done = autotune("doctor", "--json")
+    document = json.loads(done.stdout)
+    checks = {check["name"]: check for check in document["checks"]}
+    assert (done.returncode, document["healthy"], done.stderr) == (0, True, "")
+    assert {"autotune", "tinygrad", "hook", "C compiler", "device CPU", "database"} <= checks.keys()
+    assert str(environment) in checks["database"]["found"]
+    assert autotune("doctor").stdout.count("\n") >= len(checks)
+
+
+def test_doctor_names_what_is_wrong(
+    environment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment.write_text("nonsense" * 1000)
+    monkeypatch.setattr("api.doctor.version", lambda _: "0.13.0")
+    monkeypatch.setattr("api.doctor.ProbedDevices.names", lambda _: ())
+    assert main(["doctor", "--json"]) == 1
+    out, err = capsys.readouterr()
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert "tinygrad" in one_line(err)
+    assert (checks["tinygrad"]["level"], checks["database"]["level"]) == ("fault", "fault")
+    assert "0.14" in checks["tinygrad"]["advice"]
+
+
+def test_doctor_that_falls_ill_says_so(monkeypatch: pytest.MonkeyPatch, environment: Path) -> None:
+    def ill(_: Settings) -> None:
+        raise RuntimeError("dizzy")
+
+    monkeypatch.setattr("api.doctor._devices", ill)
+    faults = [check for check in examine(Settings(db=str(environment))) if check.level is Level.FAULT]
+    assert [check.found for check in faults] == ["RuntimeError: dizzy"]
+
+
+def test_settings_come_from_flags_then_environment_then_defaults() -> None:
+    environ = {"AUTOTUNE_DB": "e.db", "AUTOTUNE_URL": "http://h:1/", "AUTOTUNE_SOURCE": "s.json", "HOME": "/h"}
+    settings = Settings.from_environment(environ, db="f.db", port=0)
+    assert (settings.db, settings.url, settings.run_source, settings.port) == ("f.db", "http://h:1", "s.json", 0)
+    assert Settings.from_environment(environ).db == "e.db"
+    assert Settings.from_environment({"HOME": "/h"}).db == str(default_database({"HOME": "/h"}))
+    assert Settings.from_environment({"HOME": "/h"}).run_source.startswith("/h/")
+    hosts = {"127.0.0.1": True, "::1": True, "127.0.0.2": True, "0.0.0.0": False, "192.168.0.1": False, "myhost": False}
+    assert {host: Settings(db="x", host=host).loopback for host in hosts} == hosts
+    for bad in ({"port": -1}, {"host": ""}, {"url": "h:1"}):
+        with pytest.raises(SettingsError):
+            Settings(db="x", **bad)  # type: ignore[arg-type]
+
+
+def test_progress_in_words() -> None:
+    best = winner_of(key_of()).candidate.to_json()
+    said = describe({"trials": 12, "best": best, "ratio": 0.519, "phase": "final"})
+    assert said == "12 candidates, best four_buffer(tile=4) at 0.52 of direct, final run"
+    assert describe({}) == ""
+    assert describe({"waiting_for": "CPU is in use"}) == "CPU is in use"
+
+
+def test_key_of_the_command_line_is_the_key_of_the_service() -> None:
+    from api.bodies import ShapeBody
+    from api.commands.remote import shape_body
+    from api.keys import body_shape, parse_shape
+
+    for arguments, options in (
+        (("1x8x16x17", "8x8x3x5"), {"padding": "1,2"}), (("1x8x16", "8x4x3"), {"groups": 2, "padding": "2,0"}),
+        (("2x8x16x16", "8x8x3x3"), {"padding": "1,2,3,4", "stride": "2,1", "dilation": "1,2", "dtype": "float16"}),
+    ):  # fmt: skip
+        shape = parse_shape(*arguments, **options)  # type: ignore[arg-type]
+        assert body_shape(ShapeBody(**shape_body(shape, key_of().policy, None))) == shape
+    assert isinstance(key_of(), ConvKey)
+    assert body()["input"] == list(key_of().shape.input_shape)

@@ -1,0 +1,149 @@
+"""The schema: created by migrations, the same as the models, refused when it is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from db import DatabaseFromTheFutureError, NotADatabaseError, open_store
+from db.address import dialect_for
+from db.migrate import HEAD, SCRIPTS, downgrade, revision, upgrade
+from db.models import Base
+from db.sqlite import WRITE
+from tests.databases import KINDS, new_database
+from tests.values import a_key, a_measurement, a_winner
+
+
+@pytest.fixture(params=KINDS)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with new_database(request.param, tmp_path) as address:
+        yield address
+
+
+@pytest.fixture
+def engine(address: str) -> Iterator[Engine]:
+    engine = dialect_for(address, 10.0).connect().execution_options(**{WRITE: True})
+    yield engine
+    engine.dispose()
+
+
+def test_the_models_are_what_migrations_make(engine: Engine) -> None:
+    with engine.begin() as connection:
+        upgrade(connection)
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_partial_indexes_are_what_the_models_say(engine: Engine) -> None:
+    # `compare_metadata` does not look at their conditions.
+    with engine.begin() as connection:
+        upgrade(connection)
+        migrated = _conditions(connection)
+        downgrade(connection, "base")
+        Base.metadata.create_all(connection)
+        assert migrated == _conditions(connection)
+        assert len(migrated) == 2
+
+
+def test_forward_and_back_and_forward(engine: Engine, address: str) -> None:
+    open_store(address).close()
+    with engine.begin() as connection:
+        downgrade(connection, "base")
+        assert set(inspect(connection).get_table_names()) == {"alembic_version"}
+        assert inspect(connection).get_view_names() == []
+    with open_store(address) as store:
+        assert store.record(a_measurement("one"))
+        assert store.revision() == HEAD
+
+
+def test_a_migration_happens_whole_or_not_at_all(engine: Engine) -> None:
+    with engine.connect() as connection, connection.begin() as transaction:
+        upgrade(connection)
+        assert revision(connection) == HEAD
+        transaction.rollback()
+    with engine.begin() as connection:
+        assert inspect(connection).get_table_names() == []
+        assert revision(connection) is None
+
+
+def test_head_is_the_newest_script() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    scripts = ScriptDirectory.from_config(config)
+    assert scripts.get_heads() == [HEAD]
+    found = [script.revision for script in scripts.walk_revisions()][::-1]
+    assert found == [f"{number:04}" for number in range(1, len(found) + 1)]
+
+
+def test_a_database_from_the_future_is_not_touched(engine: Engine, address: str) -> None:
+    with open_store(address) as store:
+        store.decide(a_winner())
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
+        connection.execute(text("ALTER TABLE keys ADD COLUMN tomorrow TEXT"))
+    engine.dispose()
+    before = _content(engine, address)
+    with pytest.raises(DatabaseFromTheFutureError, match=f"expected schema {HEAD} or older, found 0999") as caught:
+        open_store(address)
+    assert "\n" not in str(caught.value)
+    assert _content(engine, address) == before
+
+
+def test_a_database_of_another_program_is_not_touched(engine: Engine, address: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE jobs (song TEXT)"))
+    engine.dispose()
+    before = _content(engine, address)
+    with pytest.raises(NotADatabaseError, match=r"found another program's \(tables jobs\)"):
+        open_store(address)
+    assert _content(engine, address) == before
+
+
+def test_another_programs_alembic_is_not_touched(engine: Engine, address: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('1975ea83b712')"))
+    engine.dispose()
+    before = _content(engine, address)
+    with pytest.raises(NotADatabaseError, match="its schema is '1975ea83b712'"):
+        open_store(address)
+    assert _content(engine, address) == before
+
+
+def test_a_path_with_special_characters(tmp_path: Path) -> None:
+    path = tmp_path / "100% mine?mode=memory#1 ü.db"
+    with open_store(path) as store:
+        store.decide(a_winner())
+    with open_store(path) as store:
+        assert store.winner(a_key()) == a_winner()
+    assert path.exists()
+
+
+def _conditions(connection) -> dict[str, str]:
+    """The condition of every partial index by name, as the database itself spells it."""
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql LIKE '% WHERE %'"
+    else:
+        query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexdef LIKE '% WHERE %'"
+    return {name: sql.partition(" WHERE ")[2] for name, sql in connection.execute(text(query))}
+
+
+def _content(engine: Engine, address: str) -> object:
+    """All that opening could change."""
+    if engine.dialect.name == "sqlite":
+        path = Path(address)
+        return path.read_bytes(), path.stat().st_mtime_ns
+    other = create_engine(engine.url)
+    try:
+        with other.connect() as connection:
+            tables = inspect(connection).get_table_names()
+            return {table: connection.execute(text(f'SELECT * FROM "{table}"')).all() for table in sorted(tables)}
+    finally:
+        other.dispose()
