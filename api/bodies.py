@@ -80,6 +80,8 @@ class BudgetBody(Body):
             raise BudgetError(f"a budget is a time like 60s or seconds: got {one_line(repr(seconds), 40)}")
         if seconds is None and self.trials is None:
             seconds = DEFAULT_BUDGET_S
+        if seconds is not None and seconds <= 0:  # before float(): JSON has numbers beyond it, on both sides
+            raise BudgetError(f"a budget in seconds must be above 0: got {one_line(repr(seconds), 40)}")
         if seconds is not None and seconds > MAX_BUDGET_S:
             raise BudgetError(f"a budget may have {MAX_BUDGET_S:.0f} seconds per shape: got more; send less")
         if self.trials is not None and self.trials > MAX_TRIALS:

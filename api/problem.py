@@ -117,7 +117,7 @@ def _on_database(request: Request, error: Exception) -> Response:
 
 
 def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed: %r", request.method, request.url.path, error)  # the server writes the traceback
     return problem(500, f"a bug in the service ({type(error).__name__}): its log says more", instance=request.url.path)
 
 

@@ -15,8 +15,9 @@ from autotune.runner import Request
 from autotune.timing import Times, interleaved
 from autotune.verify import Case, Verdict, prepare_cases, verify
 from strategies.candidate import Candidate
+from strategies.graph.apply import NotApplicableError
 from strategies.graph.device import describe_device
-from strategies.graph.program import NotApplicableError, Program
+from strategies.graph.program import Program
 from strategies.key import ConvKey
 
 Emit = Callable[[dict[str, Any]], None]

@@ -5,6 +5,7 @@ The bound is design, not taste: see docs/adr/0002-verification-bound.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 from autotune.reference import DISTRIBUTIONS, convolve, inputs
 from strategies.key import Policy
 from strategies.shape import ConvShape
+from strategies.transform import TILES
 
 Array = np.ndarray[Any, Any]
 
@@ -21,8 +23,8 @@ FLOOR = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
 
 DIRECT_FACTOR = 16.0
 CEILING = {"float32": 1e-4}
-SPREAD = 16
-"""How far, in outputs along each axis, a non-finite input may spread: the largest tile and its taps, both ways."""
+SPREAD = max(TILES) - 1
+"""How far beyond the outputs that read it a non-finite input may spread along each axis: to the rest of their tile."""
 
 
 class Runnable(Protocol):
@@ -68,7 +70,7 @@ def prepare_cases(shape: ConvShape, direct: Runnable, seed: int) -> tuple[Case, 
 
 def bound(dtype: str, direct_error: float, policy: Policy) -> float:
     """The largest allowed max|y - y64| / max|y64|."""
-    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error)
+    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error if math.isfinite(direct_error) else 0.0)
     allowed = min(allowed, CEILING.get(dtype, allowed))
     return min(allowed, policy.max_error) if policy.max_error is not None else allowed
 
@@ -90,22 +92,30 @@ def verify(program: Runnable, cases: tuple[Case, ...], shape: ConvShape, policy:
 
 
 def _spread_fault(program: Runnable, case: Case, shape: ConvShape) -> str:
-    """Put one NaN into the input: outputs far from it, and of other images, must not see it."""
+    """Put one NaN into the input: outputs far from it, of other images and of other groups, must not see it."""
     position = (shape.batch // 2, shape.cin // 2, *(size // 2 for size in shape.spatial))
     x = case.x.copy()
     x[position] = np.nan
     program.load(x, case.w)
     output = _run(program)
     near = np.zeros(shape.output_shape, bool)
-    window = tuple(
-        slice(max(0, (at + before) // stride - SPREAD), (at + before) // stride + SPREAD)
-        for at, (before, _), stride in zip(position[2:], shape.padding, shape.stride, strict=True)
-    )
+    group, couts = position[1] // (shape.cin // shape.groups), shape.cout // shape.groups
     image: Array = near[position[0]]
-    image[(slice(None), *window)] = True
+    image[(slice(group * couts, (group + 1) * couts), *_around(position[2:], shape))] = True
     if not np.isfinite(output[~near]).all():
         return "a NaN in the input reached outputs that do not read it"
     return ""
+
+
+def _around(position: tuple[int, ...], shape: ConvShape) -> tuple[slice, ...]:
+    """The outputs that read the input's `position`, and SPREAD more on every side."""
+    axes = zip(position, shape.padding, shape.kernel, shape.stride, shape.dilation, strict=True)
+    result = []
+    for at, (before, _), taps, stride, dilation in axes:
+        last = (at + before) // stride
+        first = -(-(at + before - dilation * (taps - 1)) // stride)
+        result.append(slice(max(0, first - SPREAD), max(0, last + 1 + SPREAD)))
+    return tuple(result)
 
 
 def _run(program: Runnable) -> Array:

@@ -30,7 +30,7 @@ def submit(connection: Connection, keys: Sequence[ConvKey], budget: Budget, now:
         connection, JobRow, name=name, keys_digest=keys_digest, state=QUEUED, budget=encode(budget.to_json()),
         done_keys=0, progress="{}", error="", owner="", created_at=now,
     ):  # fmt: skip
-        active = _jobs(connection, and_(JobRow.keys_digest == keys_digest, JobRow.state.in_(ACTIVE)))
+        active = _jobs(connection, and_(JobRow.keys_digest == keys_digest, ACTIVE))
         if active:
             return active[0]
         # It ended between the two statements (PostgreSQL only): now there is room for a new one.
@@ -90,7 +90,7 @@ def progress(
 def finish(connection: Connection, name: str, error: str, owner: str | None, now: float) -> None:
     """End it, if it has not ended and is (that owner's). Raises LookupError for an unknown id."""
     state = JobState.FAILED if error else JobState.DONE
-    active = update(JobRow).where(JobRow.name == plain(name), JobRow.state.in_(ACTIVE), _owned_by(owner))
+    active = update(JobRow).where(JobRow.name == plain(name), ACTIVE, _owned_by(owner))
     values = active.values(state=str(state), error=plain(error), ended_at=now)
     if connection.execute(values).rowcount == 0:
         _expect(connection, name)
@@ -98,7 +98,7 @@ def finish(connection: Connection, name: str, error: str, owner: str | None, now
 
 def cancel(connection: Connection, name: str, now: float) -> Job:
     """Cancel it, if it has not ended. Raises LookupError for an unknown id."""
-    active = update(JobRow).where(JobRow.name == plain(name), JobRow.state.in_(ACTIVE))
+    active = update(JobRow).where(JobRow.name == plain(name), ACTIVE)
     connection.execute(active.values(state=str(JobState.CANCELLED), ended_at=now))
     return _expect(connection, name)
 

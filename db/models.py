@@ -5,14 +5,13 @@ A migration in `db/migrations/versions` goes with every change here; a test comp
 
 from __future__ import annotations
 
-from sqlalchemy import Float, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import Boolean, Float, ForeignKey, Index, Integer, MetaData, String, Text, literal_column, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from autotune.job import JobState
-
-ACTIVE = (str(JobState.QUEUED), str(JobState.RUNNING))
-_ACTIVE = text("state IN ('queued', 'running')")
-_CURRENT = text("is_current")
+_ACTIVE, _CURRENT = text("state IN ('queued', 'running')"), text("is_current")
+# The same conditions for queries, to the letter: SQLite uses a partial index only where it recognises its condition.
+ACTIVE = literal_column("jobs.state IN ('queued', 'running')", Boolean())
+CURRENT = literal_column("winners.is_current", Boolean())
 
 
 class Base(DeclarativeBase):
@@ -98,7 +97,7 @@ class WinnerRow(Base):
     __tablename__ = "winners"
     __table_args__ = (
         Index("uq_winners_current", "key_id", unique=True, sqlite_where=_CURRENT, postgresql_where=_CURRENT),
-        Index("ix_winners_is_current_decided_at", "is_current", "decided_at"),
+        Index("ix_winners_latest", "decided_at", "id", sqlite_where=_CURRENT, postgresql_where=_CURRENT),
         {"sqlite_autoincrement": True},  # ids are public: never given twice
     )
 

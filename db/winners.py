@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from autotune.winner import Winner, WinnerState
 from db.codec import MAX_ID, decode, encode, plain
 from db.keys import chunks, keep_keys
-from db.models import DeviceRow, KeyRow, WinnerRow
+from db.models import CURRENT, DeviceRow, KeyRow, WinnerRow
 from strategies.key import ConvKey
 
 HELD = (str(WinnerState.PINNED), str(WinnerState.REVOKED))
@@ -32,7 +32,7 @@ def decide(connection: Connection, winner: Winner) -> int:
         primary_key = connection.execute(statement).inserted_primary_key
         assert primary_key is not None
         winner_id = int(primary_key[0])
-    current = select(WinnerRow.state).where(WinnerRow.key_id == ids.key, WinnerRow.is_current)
+    current = select(WinnerRow.state).where(WinnerRow.key_id == ids.key, CURRENT)
     if connection.execute(current).scalar() not in HELD:
         _make_current(connection, ids.key, winner_id)
     return winner_id
@@ -41,7 +41,7 @@ def decide(connection: Connection, winner: Winner) -> int:
 def winner(connection: Connection, key: ConvKey) -> Winner | None:
     """The current one, whatever its state."""
     query = select(WinnerRow.body).join(KeyRow, KeyRow.id == WinnerRow.key_id)
-    body = connection.execute(query.where(KeyRow.digest == key.digest, WinnerRow.is_current)).scalar()
+    body = connection.execute(query.where(KeyRow.digest == key.digest, CURRENT)).scalar()
     return None if body is None else _winner(body)
 
 
@@ -56,7 +56,7 @@ def winner_by_id(connection: Connection, winner_id: int) -> Winner | None:
 def lookup(connection: Connection, digests: Sequence[str]) -> dict[str, Winner]:
     """The current ones of many keys, revoked ones left out."""
     query = select(KeyRow.digest, WinnerRow.body).join(KeyRow, KeyRow.id == WinnerRow.key_id)
-    query = query.where(WinnerRow.is_current, WinnerRow.state != str(WinnerState.REVOKED))
+    query = query.where(CURRENT, WinnerRow.state != str(WinnerState.REVOKED))
     result = {}
     for chunk in chunks(sorted({plain(text) for text in digests})):
         for digest, body in connection.execute(query.where(KeyRow.digest.in_(chunk))):
@@ -66,7 +66,7 @@ def lookup(connection: Connection, digests: Sequence[str]) -> dict[str, Winner]:
 
 def winners(connection: Connection, device: str | None, limit: int, offset: int) -> list[tuple[int, Winner]]:
     """Current ones with their ids, latest decision first."""
-    query = select(WinnerRow.id, WinnerRow.body).where(WinnerRow.is_current)
+    query = select(WinnerRow.id, WinnerRow.body).where(CURRENT)
     if device is not None:
         query = query.join(DeviceRow, DeviceRow.id == WinnerRow.device_id).where(DeviceRow.name == plain(device))
     query = query.order_by(WinnerRow.decided_at.desc(), WinnerRow.id.desc())
@@ -91,7 +91,7 @@ def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Win
 
 
 def _make_current(connection: Connection, key_id: int, winner_id: int) -> None:
-    former = update(WinnerRow).where(WinnerRow.key_id == key_id, WinnerRow.is_current, WinnerRow.id != winner_id)
+    former = update(WinnerRow).where(WinnerRow.key_id == key_id, CURRENT, WinnerRow.id != winner_id)
     connection.execute(former.values(is_current=False))
     connection.execute(update(WinnerRow).where(WinnerRow.id == winner_id).values(is_current=True))
 

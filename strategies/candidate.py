@@ -54,7 +54,9 @@ class Candidate:
         params, options = data.get("params", {}), data.get("kernel_options", {})
         if not isinstance(params, Mapping) or not all(isinstance(v, int | str | bool) for v in params.values()):
             raise CandidateFormatError(f"params must map names to numbers, text or booleans: got {params!r}")
-        if not isinstance(options, Mapping) or not all(isinstance(v, list) for v in options.values()):
+        if not isinstance(options, Mapping) or not all(
+            isinstance(v, list) and all(isinstance(option, list) for option in v) for v in options.values()
+        ):
             raise CandidateFormatError(f"kernel_options must map stages to lists of [op, axis, arg]: got {options!r}")
         return cls(
             strategy=strategy,

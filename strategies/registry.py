@@ -85,11 +85,14 @@ def register_strategy(item: Strategy) -> None:
 
 def has_three_tap_axis(key: ConvKey) -> bool:
     """Winograd F(m, 3) needs an axis of three taps, stride 1, dilation 1; other axes stay plain sums."""
-    shape = key.shape
-    return any(
-        taps == 3 and stride == dilation == 1
-        for taps, stride, dilation in zip(shape.kernel, shape.stride, shape.dilation, strict=True)
-    )
+    return any(three_tap_axes(key))
+
+
+def three_tap_axes(key: ConvKey) -> tuple[bool, ...]:
+    """Which axes of the canonical shape F(m, 3) can be used along. One with a single output is none: it is a sum."""
+    shape = key.shape.canonical()
+    axes = zip(shape.kernel, shape.stride, shape.dilation, shape.output, strict=True)
+    return tuple(taps == 3 and stride == dilation == 1 and size > 1 for taps, stride, dilation, size in axes)
 
 
 def strategies() -> tuple[Strategy, ...]:

@@ -77,23 +77,22 @@ class ConvShape:
     def canonical(self) -> ConvShape:
         """The one spelling of this computation: what a graph shows, however the user wrote it.
 
-        Along an axis of one tap the outputs are a batch, along one with a single output the taps are channels, and
-        input that no output reads is not there.
+        Along an axis whose windows do not overlap (one tap, one output) the outputs are a batch and the taps are
+        channels, and input that no output reads is not there.
         """
         axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
-        kept = [a for a in axes if a[1] > 1 and a[5] > 1] or axes
+        kept = [a for a in axes if a[5] > 1 and a[2] < a[3] * (a[1] - 1) + 1] or axes
         folded = [a for a in axes if a not in kept]
-        batch = self.batch * math.prod(a[5] for a in folded if a[1] == 1)
-        taps = math.prod(a[1] for a in folded)
-        if max(batch, self.cin * taps) > MAX_DIM:
+        batch, cin = self.batch * math.prod(a[5] for a in folded), self.cin * math.prod(a[1] for a in folded)
+        if max(batch, cin) > MAX_DIM:
             return self
         spatial, padding = [], []
-        for size, taps_here, stride, dilation, (before, after), out in kept:
-            unread = size + before + after - ((out - 1) * stride + dilation * (taps_here - 1) + 1)
+        for size, taps, stride, dilation, (before, after), out in kept:
+            unread = size + before + after - ((out - 1) * stride + dilation * (taps - 1) + 1)
             spatial.append(size - max(0, unread - after))
             padding.append((before, max(0, after - unread)))
         return ConvShape(
-            batch=batch, cin=self.cin * taps, cout=self.cout, groups=self.groups,
+            batch=batch, cin=cin, cout=self.cout, groups=self.groups,
             spatial=tuple(spatial), kernel=tuple(a[1] for a in kept), stride=tuple(a[2] for a in kept),
             dilation=tuple(a[3] if a[1] > 1 else 1 for a in kept), padding=tuple(padding),
             dtype=self.dtype, acc_dtype=self.acc_dtype,

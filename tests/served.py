@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,6 +122,8 @@ class Served:
             self.process.stderr.close()
             raise RuntimeError("".join(self.log))
         self.url = line.split()[1]
+        self._reader = threading.Thread(target=self.log.extend, args=(self.process.stderr,))
+        self._reader.start()  # a pipe that nobody reads would stop the service
         self.http = httpx.Client(base_url=self.url, timeout=30)
 
     def kill(self) -> None:
@@ -133,6 +136,7 @@ class Served:
 
     def _end(self) -> int:
         status = self.process.wait(20)
+        self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
         self.http.close()

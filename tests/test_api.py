@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ import pytest
 from served import CPU, Served, body, ended, key_of, served, winner_of
 
 from api.devices import ProbedDevices, UnknownDeviceError
-from autotune.bundle import dump, load
+from autotune.bundle import FORMAT, VERSION, dump, load
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.measurement import Measurement, Status
 from autotune.winner import Winner, WinnerState
@@ -157,6 +159,63 @@ def test_bad_keys_are_a_problem(http: httpx.Client, keys: Any) -> None:
     response = post(http, "/lookup", {"keys": keys})
     assert response.status_code == 422
     problem(response)
+
+
+NASTY: tuple[Any, ...] = (
+    None, True, -1, 0, 1.5, 1e308, HUGE, -HUGE, "", "x" * 5000, "\x00", "<b>", [], [[]], [None], {}, {"a": {"b": []}},
+)  # fmt: skip
+
+
+def damaged(value: Any, random: Random) -> Any:
+    """The same JSON with something nasty in one place."""
+    if isinstance(value, dict | list) and value and random.random() < 0.85:
+        at = random.choice(list(value)) if isinstance(value, dict) else random.randrange(len(value))
+        changed = value.copy()
+        if random.random() < 0.1:
+            del changed[at]
+        else:
+            changed[at] = damaged(value[at], random)
+        return changed
+    return random.choice(NASTY)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[httpx.Client]:
+    """A service of its own, for tests that leave anything behind."""
+    with served(tmp_path / "sandbox.db") as running:
+        yield running.http
+
+
+def test_no_damage_to_a_body_is_the_services_fault(sandbox: httpx.Client) -> None:
+    random, winner = Random(7), winner_of(key_of()).to_json()
+    bundle = json.loads(dump([winner_of(key_of())]))
+    whole = [
+        ("/tune", body(policy={"max_error": 1e-4}, budget="5s", trials=2, flags={"BEAM": "2"})),
+        ("/tune", {"shapes": [body(), body(32)], "budget": 5}),
+        ("/lookup", {"keys": [winner["key"]], "shapes": [body()]}),
+        ("/import", bundle),
+    ]
+    statuses = set()
+    for _ in range(60):
+        for path, content in whole:
+            response = post(sandbox, path, damaged(content, random))
+            statuses.add(response.status_code)
+            if response.status_code >= 400:
+                problem(response)
+    assert statuses == {200, 202, 422}
+
+
+def test_no_damaged_winner_breaks_the_service(sandbox: httpx.Client) -> None:
+    """With a checksum that fits: whoever writes it may know how."""
+    random = Random(8)
+    for _ in range(60):
+        winners = [damaged(winner_of(key_of(11)).to_json(), random)]
+        content = {"format": FORMAT, "version": VERSION, "winners": winners}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        response = post(sandbox, "/import", content | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        assert response.status_code in (200, 422), (response.text, text)
+        sandbox.get("/winners").raise_for_status()
+        sandbox.get("/").raise_for_status()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from api.console import CliError, Console
 from api.settings import Settings
 
 LOCK_TIMEOUT_S = 15.0
+SERVING = "autotune: serving"
+"""How the line begins that is written once requests are answered; it ends in the address."""
 EXAMPLES = """examples:
   autotune serve
   autotune serve --port 0 --db /var/lib/autotune/autotune.db"""
@@ -54,9 +56,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
         runners = Runners(lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
-        server = Server(
-            create_app(store, runners, settings), lambda: console.note(f"autotune: serving {store} at {address}")
-        )
+        server = Server(create_app(store, runners, settings), lambda: console.note(f"{SERVING} {store} at {address}"))
         # uvicorn raises the signal again when it is done: SIGTERM would then end us before anything is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):

@@ -11,11 +11,14 @@ Schedules are cached by graph, in front of the first: whoever changes what the r
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 import tinygrad.schedule
@@ -32,6 +35,7 @@ Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]
 
 SUPPORTED = "0.14"
 SWITCH_TIMEOUT_S = 60.0
+_BUSY = f"another thread has been scheduling for {SWITCH_TIMEOUT_S:g} s: try again"
 _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
@@ -78,22 +82,28 @@ def attach(attachment: Attachment) -> None:
     with _switch:
         if (fault := seam_fault()) is not None:
             raise UnsupportedTinygradError(fault)
-        _active = attachment
-        if _originals is None:
-            _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
-            rangeify.run_rangeify = _run_rangeify(*_originals)
-            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
-        changed()
+        before, _active = _active, attachment
+        try:
+            if _originals is None:
+                _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
+                rangeify.run_rangeify = _run_rangeify(*_originals)
+                tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
+                _wait_for_unregistered()
+            changed()
+        except SchedulingBusyError:
+            _active = before
+            if before is None:
+                _restore()
+            raise
 
 
 def detach() -> None:
     """Leave tinygrad as it was."""
-    global _active, _originals
+    global _active
     with _switch:
         _active = None
         if _originals is not None:
-            rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
-            _originals = None
+            _restore()
             changed()
 
 
@@ -119,9 +129,10 @@ def changed() -> None:
             _generation += 1
             mine, now = threading.get_ident(), _generation
             older = lambda: any(g < now for thread, g in _in_flight.items() if thread != mine)  # noqa: E731
-            if not _idle.wait_for(lambda: not older(), timeout=SWITCH_TIMEOUT_S):
-                raise SchedulingBusyError(f"another thread has been scheduling for {SWITCH_TIMEOUT_S:g} s: try again")
+            idle = _idle.wait_for(lambda: not older(), timeout=SWITCH_TIMEOUT_S)
         tinygrad.schedule.schedule_cache.clear()  # in place: tinygrad's functions hold the dictionary
+        if not idle:
+            raise SchedulingBusyError(_BUSY)
 
 
 def seam_fault() -> str | None:
@@ -133,6 +144,36 @@ def seam_fault() -> str | None:
         if not hasattr(module, name):
             return f"tinygrad {found} has no {module.__name__}.{name}: install tinygrad {SUPPORTED}.x anew"
     return None
+
+
+def _restore() -> None:
+    global _originals
+    if _originals is not None:
+        rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
+        _originals = None
+
+
+def _wait_for_unregistered() -> None:
+    """Wait for threads that began to schedule before the seam was there: what they yet put into the cache is stale."""
+    deadline = time.monotonic() + SWITCH_TIMEOUT_S
+    while any(map(_is_scheduling, _frames_of_others())):
+        if time.monotonic() > deadline:
+            raise SchedulingBusyError(_BUSY)
+        time.sleep(0.005)
+
+
+def _is_scheduling(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "create_linear_with_vars" and frame.f_globals is vars(tinygrad.schedule)
+
+
+def _frames_of_others() -> Iterator[FrameType]:
+    """Every Python frame on the stacks of the other threads, but of those that count as scheduling already."""
+    frames = sys._current_frames()  # noqa: SLF001 - CPython documents it
+    for thread, innermost in frames.items():
+        frame: FrameType | None = innermost
+        while frame is not None and thread != threading.get_ident() and thread not in _in_flight:
+            yield frame
+            frame = frame.f_back
 
 
 def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]:

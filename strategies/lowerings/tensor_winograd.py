@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
 from strategies.key import ConvKey
-from strategies.registry import strategy
+from strategies.registry import strategy, three_tap_axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +26,7 @@ PLAN = Plan(
 
 def applies(key: ConvKey) -> bool:
     """Where `WINO=1` acts: every axis has three taps, stride 1, dilation 1."""
-    shape = key.shape
-    return set(shape.kernel) == {3} and set(shape.stride) == set(shape.dilation) == {1}
+    return all(three_tap_axes(key))
 
 
 @strategy("tensor_winograd", TensorWinograd, applies=applies)

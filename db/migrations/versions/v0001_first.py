@@ -87,7 +87,9 @@ def upgrade() -> None:
         "uq_winners_current", "winners", ["key_id"], unique=True, sqlite_where=current, postgresql_where=current
     )
     op.create_index("ix_winners_key_id", "winners", ["key_id"])
-    op.create_index("ix_winners_is_current_decided_at", "winners", ["is_current", "decided_at"])
+    op.create_index(
+        "ix_winners_latest", "winners", ["decided_at", "id"], sqlite_where=current, postgresql_where=current
+    )
     op.create_table(
         "jobs",
         sa.Column("id", sa.Integer, nullable=False),

@@ -1,0 +1,195 @@
+"""`make run`: a real network made faster, before your eyes.
+
+Starts the service, finds ResNet-18's convolutions, tunes the distinct 3x3 ones of stride 1, prints each winner next to
+tinygrad's own lowerings, then runs the whole network with and without the hook, interleaved. The page stays up on a
+terminal; without one the command ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tinygrad import Context, Device, Tensor, TinyJit
+
+import autotune
+from api.commands.remote import shape_body
+from api.commands.serve import SERVING
+from api.console import CliError
+from api.progress_bar import describe
+from api.tables import winners_table
+from api.units import duration, fraction
+from autotune.client import Client, ServiceError, ServiceUnreachableError
+from autotune.compiler import CCompilerError, ensure_c_compiler
+from autotune.models import resnet18
+from autotune.statistics import median, paired_ratio
+from strategies.graph.find import find_convolutions
+from strategies.key import ConvKey, Policy
+from strategies.shape import ConvShape
+
+START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 10.0, 0.2
+ROUNDS = 9
+CAPTURE_CALLS = 3
+"""TinyJit captures in the second call and runs what it captured from then on."""
+WIDTH = 160
+"""Of the tables where there is no window to fit."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0 when the tables are printed, 1 with one line when something stands in the way."""
+    options = _options(arguments)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        with _service(options) as client:
+            _show(options, client, console)
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                console.print(f"\nThe dashboard stays up at [bold]{client.url}[/bold]. Ctrl-C ends it.")
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("\nEnded. What was measured is kept: the next `make run` goes on from there.")
+    except (CliError, CCompilerError, ServiceError, ServiceUnreachableError) as error:
+        print(f"make run: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=35.0, metavar="SECONDS", help="per convolution (35)")
+    parser.add_argument("--port", type=int, default=8000, help="of the service on 127.0.0.1 (8000)")
+    parser.add_argument("--db", default=None, help="the database (default: that of `autotune serve`)")
+    return parser.parse_args(arguments)
+
+
+def _show(options: argparse.Namespace, client: Client, console: Console) -> None:
+    ensure_c_compiler()
+    console.print(f"[bold]tinygrad-autotune[/bold] on {Device.DEFAULT}, service at {client.url}\n")
+    model, image = resnet18()
+    found = find_convolutions(lambda: model(image))
+    shapes = [shape for shape in found if shape.kernel == (3, 3) and shape.stride == (1, 1)]
+    console.print(
+        f"ResNet-18 at {'x'.join(map(str, image.shape))} has {sum(found[s] for s in shapes)} 3x3 convolutions of "
+        f"stride 1 in {len(shapes)} shapes. Each is tuned for {options.budget:g} s.\n"
+    )
+    keys = _tune(client, shapes, options.budget, console)
+    winners = client.lookup_keys(keys)
+    console.print(winners_table([winners[key.digest] for key in keys if key.digest in winners], console.width))
+    console.print(
+        "\n[dim]ratio: winner over the better of tinygrad's own two, with its 95% interval; below 1 is faster. error: "
+        "largest against float64,\nrelative to the largest output.[/dim]\n"
+    )
+    _compare(lambda: model(image), client.url, console)
+
+
+def _tune(client: Client, shapes: list[ConvShape], budget_s: float, console: Console) -> list[ConvKey]:
+    """One job for all shapes, followed to its end."""
+    submitted = client.tune(
+        {"shapes": [shape_body(shape, Policy(), None) for shape in shapes], "budget": budget_s}
+    )  # fmt: skip
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[said]}", markup=False),
+    )  # fmt: skip
+    job = submitted
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tuning", total=float(len(shapes)), said="")
+        for job in client.follow(submitted["id"]):
+            said = job["progress"]
+            completed = min(job["done_keys"] + fraction(said), len(shapes))
+            bar.update(task, completed=completed, description=said.get("key", "tuning"), said=describe(said))
+    if job["state"] != "done":
+        raise CliError(f"tuning ended as {job['state']}: {job['error'] or 'no reason given'}; see {client.url}")
+    return [ConvKey.from_json(key) for key in job["keys"]]
+
+
+def _compare(build: Callable[[], Tensor], url: str, console: Console) -> None:
+    """The whole network three ways, captured by TinyJit, in interleaved rounds."""
+    before = autotune.stats()
+    plain = _captured(build)
+    with Context(WINO=1):
+        wino = _captured(build)
+    with autotune.tuned(url):
+        tuned = _captured(build)
+    after = autotune.stats()
+    runs = {"tinygrad": plain, "tinygrad, WINO=1": wino, "with the hook": tuned}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    outputs: dict[str, np.ndarray] = {}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            seconds, outputs[name] = _timed(run)
+            times[name].append(seconds)
+    for name in runs:
+        ratio = paired_ratio(times[name], times["tinygrad"]).ratio
+        console.print(
+            f"  ResNet-18, {name:<17} {duration(median(times[name])):>8}   "
+            f"{ratio.median:.2f} of plain tinygrad ({ratio.low:.2f}-{ratio.high:.2f})"
+        )
+    scale = float(np.abs(outputs["tinygrad"]).max())
+    difference = float(np.abs(outputs["with the hook"] - outputs["tinygrad"]).max()) / scale
+    met, hits = after.convolutions - before.convolutions, after.hits - before.hits
+    console.print(
+        f"\n  largest difference of the outputs: {difference:.1e} of the largest one; "
+        f"{hits} of {met} convolutions found a winner."
+    )
+    console.print(f'\nIn a program of yours:  [bold]import autotune; autotune.install("{url}")[/bold]')
+
+
+def _captured(build: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    run = TinyJit(lambda: build().realize())
+    for _ in range(CAPTURE_CALLS):
+        run().numpy()
+    return run
+
+
+def _timed(run: Callable[[], Tensor]) -> tuple[float, np.ndarray]:
+    started = time.perf_counter()
+    output = run().numpy()
+    return time.perf_counter() - started, output
+
+
+@contextlib.contextmanager
+def _service(options: argparse.Namespace) -> Iterator[Client]:
+    """`autotune serve` in a process of its own, until the block ends. Raises CliError if it does not start."""
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", str(options.port)]
+    command += ["--db", options.db] if options.db else []
+    with tempfile.NamedTemporaryFile("r") as said, Path(said.name).open("w") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield Client(_address(process, said))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _address(process: subprocess.Popen[bytes], said: IO[str]) -> str:
+    """What the service says when it listens; its last line says why it does not."""
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    lines: list[str] = []
+    while process.poll() is None and time.monotonic() < give_up_at:
+        time.sleep(POLL_S)
+        lines += said.read().splitlines()
+        for line in lines:
+            if line.startswith(SERVING):
+                return line.rsplit(" ", 1)[1]
+    lines += said.read().splitlines()
+    reason = lines[-1] if lines else "it said nothing"
+    raise CliError(f"the service did not start: {reason}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
