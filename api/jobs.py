@@ -106,7 +106,7 @@ class JobRunner:
         with self._lock:
             job_id = self._job_id
         if job_id:
-            self._store.requeue(job_id)
+            self._store.requeue(job_id, owner=self._owner)
 
     def _leave(self) -> None:
         self._left.set()
@@ -134,11 +134,11 @@ class JobRunner:
                 log.exception("the job runner failed and goes on")
                 if job is not None:
                     again = isinstance(error, DatabaseError)
-                    owed = partial(self._store.requeue, job.id) if again else partial(self._fail, job.id, error)
+                    owed = partial(self._store.requeue, job.id, owner=self._owner) if again else partial(self._fail, job.id, error)
                 self._stopping.wait(BUSY_S)
 
     def _fail(self, job_id: str, error: Exception) -> None:
-        self._store.finish(job_id, error=one_line(f"{type(error).__name__}: {error}", 300))
+        self._store.finish(job_id, error=one_line(f"{type(error).__name__}: {error}", 300), owner=self._owner)
 
     def _work(self, job: Job) -> None:
         with self._lock:
@@ -148,15 +148,15 @@ class JobRunner:
         failures = [str(reason) for reason in job.progress.get("failures", [])]
         try:
             for index in range(job.done_keys, len(job.keys)):
-                self._work_on(job, index, Report(self._store, job, index, failures, self._left), failures)
+                self._work_on(job, index, Report(self._store, self._owner, job, index, failures, self._left), failures)
         except (StoppedError, InterruptedRunError, TuneCancelledError):
             if self._stopping.is_set():
-                self._store.requeue(job.id)
+                self._store.requeue(job.id, owner=self._owner)
             return
         finally:
             with self._lock:
                 self._job_id, self._runner = "", None
-        self._store.finish(job.id, error=_failure(failures, len(job.keys)))
+        self._store.finish(job.id, error=_failure(failures, len(job.keys)), owner=self._owner)
 
     def _work_on(self, job: Job, index: int, report: Report, failures: list[str]) -> None:
         key = job.keys[index]
@@ -189,8 +189,11 @@ class JobRunner:
 class Report:
     """Carries the progress of one key of a job to the store, not more often than anyone can see."""
 
-    def __init__(self, store: Store, job: Job, index: int, failures: list[str], left: threading.Event) -> None:
-        self._store, self._job, self._index, self._failures, self._left = store, job, index, failures, left
+    def __init__(
+        self, store: Store, owner: str, job: Job, index: int, failures: list[str], left: threading.Event
+    ) -> None:
+        self._store, self._owner, self._job, self._index = store, owner, job, index
+        self._failures, self._left = failures, left
         self._last_s = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
@@ -220,7 +223,7 @@ class Report:
     def _send(self, done_keys: int, said: JsonObject) -> None:
         key = self._job.keys[min(done_keys, len(self._job.keys) - 1)]
         content = {**said, "key": str(key), "digest": key.digest, "failures": list(self._failures)}
-        if not self._store.progress(self._job.id, done_keys, content):
+        if not self._store.progress(self._job.id, done_keys, content, owner=self._owner):
             self._left.set()
 
 

@@ -19,11 +19,12 @@ def answer(question: list[str]) -> Any:
         ensure_c_compiler()
     from tinygrad import Device
 
-    from strategies.graph.device import CODEGEN_FLAGS, ENVIRONMENT_FLAGS, available_devices, describe_device
+    from strategies.flags import KERNEL_FLAGS
+    from strategies.graph.device import available_devices, describe_device
 
     if question[0] == "describe":
         return describe_device(question[1]).to_json()
-    flags = [*CODEGEN_FLAGS, *ENVIRONMENT_FLAGS]
+    flags = list(KERNEL_FLAGS)
     return {"default": Device.DEFAULT, "names": list(available_devices()), "flags": flags}
 
 

@@ -6,17 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from strategies.flags import KERNEL_FLAGS
 from strategies.key import DeviceSpec
-
-KERNEL_FLAGS = (
-    "ALLOW_HALF8", "ALLOW_TF32", "BEAM", "BEAM_LOCAL_MAX", "BEAM_MIN_PROGRESS", "BEAM_PADTO", "BEAM_STRICT_MODE",
-    "BEAM_TIMEOUT_SEC", "BEAM_UOPS_MAX", "BEAM_UPCAST_MAX", "DEFAULT_FLOAT", "DEFAULT_INT", "DISABLE_FAST_IDIV",
-    "DISALLOW_BROADCAST", "DMC", "EMULATED_DTYPES", "EXPAND_SSA", "FLOAT16", "HCQ2", "IMAGE", "JITBEAM", "LLVMOPT",
-    "MAX_KERNEL_BUFFERS", "MV", "MV_BLOCKSIZE", "MV_ROWS_PER_THREAD", "MV_THREADS_PER_ROW", "NOLOCALS", "NOOPT",
-    "OCCUPANCY_FLOOR", "PCONTIG", "REDUCEOP_SPLIT_SIZE", "REDUCEOP_SPLIT_THRESHOLD", "SPLIT_REDUCEOP", "SUM_DTYPE",
-    "TC", "TC_OPT", "TC_SELECT", "TRANSCENDENTAL", "TUPLE_ORDER", "USE_ATOMICS", "USE_TC", "WINO",
-)  # fmt: skip
-"""tinygrad 0.14's settings that change kernels. Only those in the key may act on a measurement."""
 
 DISTURBING_FLAGS = (
     "CAPTURE_PROCESS_REPLAY", "CAPTURING", "CHECK_OOB", "DEBUG", "DEBUG_GC", "DEBUG_LINEARIZE", "DEBUG_RANGEIFY",
@@ -25,18 +16,23 @@ DISTURBING_FLAGS = (
 )  # fmt: skip
 """Settings that leave the kernels alone and change how they are run, checked or talked about."""
 
+DROPPED = {*KERNEL_FLAGS, *DISTURBING_FLAGS, "JITBEAM", "WINO"}
+"""What of the caller's environment does not reach the child: only the flags in the key may act on a measurement."""
+
 
 def child_environment(environ: Mapping[str, str], device: str, spec: DeviceSpec) -> dict[str, str]:
     """`environ` for a child that measures on `device` with the flags of `spec`.
 
+    CCACHE=0: tinygrad's cache of compiled kernels does not know which compiler made them, nor when.
     PARALLEL=0: compiling in a pool of processes would leave the kernels of a killed candidate running, and patches
     of the graph do not reach the pool.
     """
-    result = {name: value for name, value in environ.items() if name not in KERNEL_FLAGS + DISTURBING_FLAGS}
+    result = {name: value for name, value in environ.items() if name not in DROPPED}
     result.update(dict(spec.flags))
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     result.update(
+        CCACHE="0",
         DEV=device,
         PARALLEL="0",
         PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)),

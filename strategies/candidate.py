@@ -43,7 +43,7 @@ class Candidate:
         return {
             "strategy": self.strategy,
             "params": dict(self.params),
-            "kernel_options": {stage: [list(option) for option in options] for stage, options in self.kernel_options},
+            "kernel_options": {stage: _thawed(options) for stage, options in self.kernel_options},
         }
 
     @classmethod
@@ -62,7 +62,7 @@ class Candidate:
             strategy=strategy,
             params=tuple(sorted(params.items())),
             kernel_options=tuple(
-                (stage, tuple(tuple(option) for option in stage_options))
+                (stage, tuple(_frozen(option) for option in stage_options))
                 for stage, stage_options in sorted(options.items())
             ),
         )
@@ -71,3 +71,12 @@ class Candidate:
         if not self.params:
             return self.strategy
         return f"{self.strategy}({', '.join(f'{name}={value}' for name, value in self.params)})"
+
+
+def _frozen(value: Any) -> Any:
+    """JSON lists as tuples, all the way down: a tensor core's option holds a list itself."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value

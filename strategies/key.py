@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -38,6 +39,9 @@ class DeviceSpec:
     os: str = ""
     compiler: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flags", tuple(sorted(self.flags)))
+
     def identity(self) -> JsonObject:
         """The fields in the digest."""
         return {
@@ -55,6 +59,7 @@ class DeviceSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DeviceSpec:
+        _expect(isinstance(data, Mapping), f"a device must be an object: got {data!r}")
         known = {f.name for f in fields(cls)}
         _expect(set(data) <= known, f"unknown device fields {sorted(set(data) - known)}")
         values = dict(data)
@@ -80,16 +85,21 @@ class Policy:
     frozen_weights: bool = False
     max_workspace_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_error is not None:  # 1 and 1.0 are one policy, and one digest
+            object.__setattr__(self, "max_error", float(self.max_error))
+
     def to_json(self) -> JsonObject:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Policy:
+        _expect(isinstance(data, Mapping), f"a policy must be an object: got {data!r}")
         known = {f.name for f in fields(cls)}
         _expect(set(data) <= known, f"unknown policy fields {sorted(set(data) - known)}")
         error, workspace = data.get("max_error"), data.get("max_workspace_bytes")
         _expect(
-            error is None or (isinstance(error, int | float) and not isinstance(error, bool) and error > 0),
+            error is None or (isinstance(error, int | float) and not isinstance(error, bool) and 0 < error < math.inf),
             f"max_error must be a positive number: got {error!r}",
         )
         _expect(
@@ -138,6 +148,7 @@ class ConvKey:
         _expect(version == KEY_VERSION, f"key version {version} is not {KEY_VERSION}: written by another release")
         for name in ("shape", "device"):
             _expect(isinstance(data.get(name), Mapping), f"{name} is missing or not an object")
+        _expect(isinstance(data.get("policy", {}), Mapping), "policy must be an object")
         return cls(
             shape=ConvShape.from_json(data["shape"]),
             device=DeviceSpec.from_json(data["device"]),

@@ -63,7 +63,7 @@ def relative(found: Array, expected: Array) -> float:
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
-def counted(run: Callable[[], None]) -> autotune.Stats:
+def counted(run: Callable[[], object]) -> autotune.Stats:
     """What the hook did within `run`."""
     before = autotune.stats()
     run()

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from autotune.child_environment import KERNEL_FLAGS
+from strategies.flags import KERNEL_FLAGS
 from autotune.device_lock import DeviceBusyError, DeviceLock
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement, Status

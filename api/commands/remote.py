@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from api.settings import Settings
 from autotune.client import Client
+from strategies.flags import KERNEL_FLAGS
 from strategies.key import Policy
 from strategies.shape import ConvShape, JsonObject
 
@@ -15,11 +18,7 @@ def client_of(settings: Settings) -> Client:
 
 def caller_flags() -> dict[str, str]:
     """The codegen flags in this environment: a winner belongs to the caller's BEAM, not to the service's."""
-    import os
-
-    from strategies.graph.device import CODEGEN_FLAGS, ENVIRONMENT_FLAGS
-
-    return {name: os.environ[name] for name in (*CODEGEN_FLAGS, *ENVIRONMENT_FLAGS) if os.environ.get(name)}
+    return {name: os.environ[name] for name in KERNEL_FLAGS if os.environ.get(name)}
 
 
 def shape_body(shape: ConvShape, policy: Policy, device: str | None) -> JsonObject:

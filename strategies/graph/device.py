@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -12,25 +13,14 @@ from tinygrad import Device
 from tinygrad.device import ALL_DEVICES
 from tinygrad.helpers import NUM_CPU_THREADS, Context, ContextVar, getenv
 
+from strategies.flags import CONTEXT_FLAGS, ENVIRONMENT_FLAGS
 from strategies.key import DeviceSpec
 
-CODEGEN_FLAGS = (
-    "BEAM", "NOOPT", "NOLOCALS", "TC", "TC_SELECT", "TC_OPT", "ALLOW_TF32", "IMAGE", "FLOAT16", "DISABLE_FAST_IDIV",
-    "TRANSCENDENTAL", "EMULATED_DTYPES", "SPLIT_REDUCEOP", "PCONTIG", "MAX_KERNEL_BUFFERS",
-)  # fmt: skip
-"""tinygrad's context variables that change which kernels come out; in a key where they differ from their default."""
-
-ENVIRONMENT_FLAGS = ("HCQ2", "ALLOW_HALF8", "DMC", "MV")
-"""The same, for those that tinygrad reads from the environment alone."""
-
 _DEFAULTS = {
-    "TC": "1",
-    "TC_SELECT": "-1",
-    "DISABLE_FAST_IDIV": "1",
-    "TRANSCENDENTAL": "1",
-    "SPLIT_REDUCEOP": "1",
-    "MV": "1",
-}
+    "DEFAULT_FLOAT": "float32", "DEFAULT_INT": "int32", "DISABLE_FAST_IDIV": "1", "EMULATED_DTYPES": "",
+    "SPLIT_REDUCEOP": "1", "TC": "1", "TC_SELECT": "-1", "TRANSCENDENTAL": "1",
+}  # fmt: skip
+"""Of tinygrad 0.14's context variables; of those not named here, 0."""
 
 
 def describe_device(device: str | None = None, *, surroundings: bool = True) -> DeviceSpec:
@@ -72,14 +62,12 @@ def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool)
 
 
 def _flags() -> tuple[tuple[str, str], ...]:
-    """The flags that differ from their defaults, sorted."""
-    known = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
-    values = {name: str(known[name].value) for name in CODEGEN_FLAGS if name in known}
-    values |= {name: str(getenv(name, _DEFAULTS.get(name, "0"))) for name in ENVIRONMENT_FLAGS}
-    if "ALLOW_TF32" not in values:
-        values["ALLOW_TF32"] = str(getenv("ALLOW_TF32", 0))
-    default = lambda name: _DEFAULTS.get(name, "" if name == "EMULATED_DTYPES" else "0")  # noqa: E731
-    return tuple(sorted((name, value) for name, value in values.items() if value != default(name)))
+    """The flags in force that differ from their defaults, sorted."""
+    variables = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
+    values = {name: str(variables[name].value) for name in CONTEXT_FLAGS if name in variables}
+    set_here = {name: value for name, value in values.items() if value != _DEFAULTS.get(name, "0")}
+    set_outside = {name: os.environ[name] for name in ENVIRONMENT_FLAGS if os.environ.get(name)}
+    return tuple(sorted((set_here | set_outside).items()))
 
 
 def _arch(kind: str, arch: str) -> str:

@@ -1,0 +1,181 @@
+"""Which convolutions are found in a graph, whatever wrote them, and what is left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from graphs import WINOGRAD, counted, kernel_count, normal
+from tinygrad import Tensor, Variable, dtypes, nn
+from tinygrad.helpers import Context
+
+import autotune
+from strategies.graph.find import find_convolutions
+from strategies.shape import ConvShape
+
+X, W = (2, 4, 8, 9), (6, 4, 3, 3)
+PADDED = ConvShape.of(X, W, padding=1)
+Build = Callable[[], Tensor]
+
+
+def e(*shape: int, dtype: str = "float32") -> Tensor:
+    return Tensor.empty(*shape, dtype=getattr(dtypes, dtype))
+
+
+def einsum(x: Tensor, w: Tensor) -> Tensor:
+    """A convolution that nobody called one: windows, then a product."""
+    return Tensor.einsum("ncyxab,ocab->noyx", x._pool((3, 3), 1, 1), w)
+
+
+FOUND: dict[str, tuple[Build, ConvShape]] = {
+    "padded": (lambda: e(*X).conv2d(e(*W), padding=1), PADDED),
+    "not padded": (lambda: e(*X).conv2d(e(*W)), ConvShape.of(X, W)),
+    "padding per side": (
+        lambda: e(*X).conv2d(e(*W), padding=(0, 1, 2, 0)),
+        ConvShape.of(X, W, padding=(0, 1, 2, 0)),
+    ),
+    "groups": (lambda: e(*X).conv2d(e(6, 2, 3, 3), groups=2), ConvShape.of(X, (6, 2, 3, 3), groups=2)),
+    "depthwise": (lambda: e(*X).conv2d(e(4, 1, 3, 3), groups=4), ConvShape.of(X, (4, 1, 3, 3), groups=4)),
+    "1-D": (lambda: e(2, 4, 9).conv2d(e(6, 4, 3), padding=1), ConvShape.of((2, 4, 9), (6, 4, 3), padding=1)),
+    "1x3": (lambda: e(*X).conv2d(e(6, 4, 1, 3)), ConvShape.of(X, (6, 4, 1, 3)).canonical()),
+    "3x5": (lambda: e(*X).conv2d(e(6, 4, 3, 5)), ConvShape.of(X, (6, 4, 3, 5))),
+    "float16": (
+        lambda: e(*X, dtype="float16").conv2d(e(*W, dtype="float16"), padding=1),
+        ConvShape.of(X, W, padding=1, dtype="float16"),
+    ),
+    "bfloat16": (
+        lambda: e(*X, dtype="bfloat16").conv2d(e(*W, dtype="bfloat16"), padding=1),
+        ConvShape.of(X, W, padding=1, dtype="bfloat16"),
+    ),
+    "summed in float16": (
+        lambda: e(*X, dtype="float16").conv2d(e(*W, dtype="float16"), padding=1, dtype=dtypes.float16),
+        ConvShape.of(X, W, padding=1, dtype="float16", acc_dtype="float16"),
+    ),
+    "activation before": (lambda: (e(*X).relu() * 2).conv2d(e(*W), padding=1), PADDED),
+    "epilogue": (lambda: (e(*X).conv2d(e(*W), e(6), padding=1).relu() + e(2, 6, 8, 9)).silu(), PADDED),
+    "channels last": (lambda: e(2, 8, 9, 4).permute(0, 3, 1, 2).conv2d(e(*W), padding=1), PADDED),
+    "flipped input": (lambda: e(*X).flip((2, 3)).conv2d(e(*W), padding=1), PADDED),
+    "flipped weight": (lambda: e(*X).conv2d(e(*W).flip((2, 3)), padding=1), PADDED),
+    "shrunk": (lambda: e(2, 4, 12, 12)[:, :, 2:10, :9].conv2d(e(*W), padding=1), PADDED),
+    "an image for all": (
+        lambda: e(1, 4, 8, 9).expand(*X).conv2d(e(*W), padding=1),
+        ConvShape.of((1, 4, 8, 9), W, padding=1),
+    ),
+    "transposed": (
+        lambda: e(*X).conv_transpose2d(e(4, 6, 3, 3)),
+        ConvShape.of(X, W, padding=2),
+    ),
+    "windows and a product": (lambda: einsum(e(*X), e(*W)), ConvShape.of(X, W)),
+    "nn.Conv2d": (lambda: nn.Conv2d(4, 6, 3, padding="same")(e(*X)), PADDED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str) -> None:
+    build, shape = FOUND[name]
+    assert find_convolutions(build) == {shape: 1}
+    with autotune.forced("four_buffer"):
+        did = counted(lambda: build().schedule_linear())
+    assert (did.convolutions, did.applied) == (1, 1)
+
+
+LEFT: dict[str, Build] = {
+    "stride 2": lambda: e(*X).conv2d(e(*W), padding=1, stride=2),
+    "dilation 2": lambda: e(*X).conv2d(e(*W), padding=1, dilation=2),
+    "1x1": lambda: e(*X).conv2d(e(6, 4, 1, 1)),
+    "5x5": lambda: e(*X).conv2d(e(6, 4, 5, 5)),
+    "2x2": lambda: e(*X).conv2d(e(6, 4, 2, 2)),
+    "1x1 of three channels": lambda: e(2, 3, 8, 9).conv2d(e(3, 3, 1, 1)),
+    "one output": lambda: e(2, 4, 3, 3).conv2d(e(*W)),
+    "windows that touch": lambda: e(2, 4, 9, 9).conv2d(e(*W), stride=3),
+    "3-D": lambda: e(1, 2, 5, 5, 5).conv2d(e(3, 2, 3, 3, 3)),
+    "integers": lambda: e(*X, dtype="int32").conv2d(e(*W, dtype="int32"), padding=1),
+    "bytes": lambda: e(*X, dtype="uint8").conv2d(e(*W, dtype="uint8"), padding=1),
+    "float64": lambda: e(*X, dtype="float64").conv2d(e(*W, dtype="float64"), padding=1),
+    "matmul": lambda: e(3, 3) @ e(3, 3),
+    "matmul of nine": lambda: e(2, 8, 9) @ e(9, 3),
+    "batched matmul": lambda: e(3, 3, 3) @ e(3, 3, 3),
+    "outer product": lambda: e(3, 1) * e(1, 3),
+    "linear": lambda: e(3, 9).linear(e(9, 3), e(3)),
+    "average pooling": lambda: e(*X).avg_pool2d((3, 3), stride=1),
+    "max pooling": lambda: e(*X).max_pool2d((3, 3), stride=1, padding=1),
+    "cumulative sum": lambda: e(3, 9).cumsum(1),
+    "softmax": lambda: e(3, 9).softmax(),
+    "attention": lambda: e(1, 2, 3, 4).scaled_dot_product_attention(e(1, 2, 3, 4), e(1, 2, 3, 4)),
+    "layer norm": lambda: e(3, 9).layernorm(),
+    "windows summed twice": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1) * e(3, 3)).sum(),
+    "a window times itself": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1).square()).sum((-1, -2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_alone(name: str) -> None:
+    """Not only the number of kernels: the very same schedule."""
+    build = LEFT[name]
+
+
+    def schedule() -> list[bytes]:
+        return [call.src[0].key for call in build().schedule_linear().src]
+
+    plain, forced = schedule(), list[bytes]()
+    for strategy in ("four_buffer", "single_fused", "tensor_winograd"):
+        with autotune.forced(strategy):
+            did = counted(lambda: forced.extend(schedule()))
+        assert (did.hits, did.fallbacks) == (0, 0)
+        assert forced == plain
+        forced.clear()
+
+
+def test_a_symbolic_batch_is_left_alone() -> None:
+    batch = Variable("batch", 1, 8).bind(3)
+    x, w = normal(8, 4, 8, 9), normal(*W, seed=1)
+    plain = x[:3].conv2d(w, padding=1).sum((1, 2, 3)).numpy()
+    found: list[Tensor] = []
+    with autotune.forced("four_buffer"):
+        did = counted(lambda: found.append(x[:batch].conv2d(w, padding=1).sum((1, 2, 3)).sum().realize()))
+    assert (did.hits, did.fallbacks) == (0, 0)
+    assert abs(found[0].item() - plain.sum()) < 1e-3
+
+
+def test_a_sharded_tensor_keeps_its_numbers() -> None:
+    devices = ("CPU:0", "CPU:1")
+    x, w = normal(4, 4, 8, 9), normal(*W, seed=1)
+    plain = x.conv2d(w, padding=1).relu().numpy()
+    for strategy in WINOGRAD:
+        with autotune.forced(strategy):
+            y = x.shard(devices, axis=0).conv2d(w.shard(devices), padding=1).relu().numpy()
+        assert abs(y - plain).max() < 1e-4 * abs(plain).max(), strategy
+
+
+def test_several_in_one_graph() -> None:
+    x, w = e(1, 4, 8, 8), e(4, 4, 3, 3)
+    shape = ConvShape.of((1, 4, 8, 8), (4, 4, 3, 3), padding=1)
+
+    def chain() -> Tensor:
+        y = x.conv2d(w, padding=1).relu()
+        z = y.conv2d(w, padding=1) + y
+        return z.conv2d(e(2, 4, 5, 5)) + x.conv2d(e(2, 4, 5, 5))
+
+    assert find_convolutions(chain) == Counter({shape: 2, ConvShape.of((1, 4, 8, 8), (2, 4, 5, 5)): 2})
+    with autotune.forced("hybrid_grid"):
+        did = counted(lambda: chain().schedule_linear())
+    assert (did.convolutions, did.applied, did.misses) == (4, 2, 2)
+
+
+def test_backward_convolutions_are_found() -> None:
+    x, w = normal(1, 4, 8, 8), normal(4, 4, 3, 3, seed=1)
+    dx, dw = x.conv2d(w, padding=1).square().sum().gradient(x, w)
+    shape = ConvShape.of((1, 4, 8, 8), (4, 4, 3, 3), padding=1)
+    found = find_convolutions(lambda: Tensor.stack(dx.sum(), dw.sum()))
+    assert found[shape] == 2  # forward, and the gradient of the input with the weight turned round
+
+
+def test_user_wino_is_left_alone() -> None:
+    x, w = e(1, 4, 8, 8), e(4, 4, 3, 3)
+    with Context(WINO=1):
+        plain = kernel_count(x.conv2d(w, padding=1))
+        with autotune.forced("single_fused"):
+            did = counted(lambda: x.conv2d(w, padding=1).schedule_linear())
+            assert did.applied == 0
+            assert kernel_count(x.conv2d(w, padding=1)) == plain
