@@ -89,21 +89,21 @@ class MemoryStore:
             queued = next((job for job in self._jobs.values() if job.state is JobState.QUEUED), None)
             return self._change(queued.id, state=JobState.RUNNING) if queued else None
 
-    def unfinished(self) -> Iterable[Job]:
+    def unfinished(self, *, idle_s: float = 0.0) -> Iterable[Job]:
         with self._lock:
             return [job for job in self._jobs.values() if job.state is JobState.RUNNING]
 
-    def requeue(self, job_id: str) -> None:
+    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
         self._change(job_id, state=JobState.QUEUED)
 
-    def progress(self, job_id: str, done_keys: int, progress: JsonObject) -> bool:
+    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
         with self._lock:
             if self._jobs[job_id].state is JobState.CANCELLED:
                 return False
             self._change(job_id, done_keys=done_keys, progress=progress)
             return True
 
-    def finish(self, job_id: str, error: str = "") -> None:
+    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
         with self._lock:
             if self._jobs[job_id].state is not JobState.CANCELLED:
                 self._change(job_id, state=JobState.FAILED if error else JobState.DONE, error=error)

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from strategies.flags import KERNEL_FLAGS
 from autotune.device_lock import DeviceBusyError, DeviceLock
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement, Status
@@ -159,11 +158,6 @@ def test_only_the_flags_of_the_key_reach_the_child(make_runner: MakeRunner) -> N
     assert plain.conditions["environment"] == {"DEV": "CPU", "PARALLEL": "0"}
     assert beam.conditions["environment"] == {"DEV": "CPU", "PARALLEL": "0", "BEAM": "2"}
     assert plain.conditions["pid"] != beam.conditions["pid"] == again.conditions["pid"]
-
-
-def test_every_flag_that_a_key_may_hold_is_taken_from_the_key_alone() -> None:
-    device = pytest.importorskip("strategies.graph.device")
-    assert {*device.CODEGEN_FLAGS, *device.ENVIRONMENT_FLAGS} <= set(KERNEL_FLAGS)
 
 
 def test_a_key_of_another_device_is_refused(runner: LocalRunner) -> None:

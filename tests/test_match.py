@@ -25,7 +25,7 @@ def e(*shape: int, dtype: str = "float32") -> Tensor:
 
 def einsum(x: Tensor, w: Tensor) -> Tensor:
     """A convolution that nobody called one: windows, then a product."""
-    return Tensor.einsum("ncyxab,ocab->noyx", x._pool((3, 3), 1, 1), w)
+    return Tensor.einsum("ncpqab,ocab->nopq", x._pool((3, 3), 1, 1), w)
 
 
 FOUND: dict[str, tuple[Build, ConvShape]] = {
@@ -163,12 +163,12 @@ def test_several_in_one_graph() -> None:
     assert (did.convolutions, did.applied, did.misses) == (4, 2, 2)
 
 
-def test_backward_convolutions_are_found() -> None:
+def test_in_the_graph_of_a_gradient() -> None:
+    """There removable STAGEs hide the operands. The input's own gradient tinygrad writes with // and %: left alone."""
     x, w = normal(1, 4, 8, 8), normal(4, 4, 3, 3, seed=1)
     dx, dw = x.conv2d(w, padding=1).square().sum().gradient(x, w)
-    shape = ConvShape.of((1, 4, 8, 8), (4, 4, 3, 3), padding=1)
-    found = find_convolutions(lambda: Tensor.stack(dx.sum(), dw.sum()))
-    assert found[shape] == 2  # forward, and the gradient of the input with the weight turned round
+    found = find_convolutions(lambda: dx.contiguous().sum() + dw.contiguous().sum())
+    assert found[ConvShape.of((1, 4, 8, 8), (4, 4, 3, 3), padding=1)] == 1
 
 
 def test_user_wino_is_left_alone() -> None:
