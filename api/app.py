@@ -15,13 +15,14 @@ from api.problem import Problem, install_handlers
 from api.release import release
 from api.routes import bundle, health, jobs, lookup, page, winners
 from api.runners import Runners
-from api.service import Service, ServiceStore
+from api.service import Service
 from api.settings import Settings
+from autotune.store import Store
 from autotune.tune import tune as default_tune
 
 
 def create_app(
-    store: ServiceStore,
+    store: Store,
     runners: Runners,
     settings: Settings,
     *,

@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +17,12 @@ from typing import Any, Protocol
 from strategies.key import DeviceSpec, KeyFormatError
 
 PROBE = Path(__file__).with_name("probe.py")
-PROBE_TIMEOUT_S = 120.0
-MAX_SPECS = 256
+PROBE_TIMEOUT_S = 60.0
+ANSWER_S = 600.0
+"""How long an answer holds: a driver or a compiler may be upgraded while the service runs."""
+FAILURE_S = 30.0
+"""How long a failure holds: of all requests that wait for a driver that hangs, one pays PROBE_TIMEOUT_S."""
+MAX_ANSWERS = 256
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}(:[A-Za-z0-9_]{1,16})*")
 FLAG_VALUE = re.compile(r"[-A-Za-z0-9_,.]{1,32}")
 
@@ -40,13 +45,12 @@ class Devices(Protocol):
 
 
 class ProbedDevices:
-    """Asks a child process once per question and remembers the answer. Flags are the environment of that child."""
+    """Asks a child process and remembers the answer for a while. Flags are the environment of that child."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._environ = environ
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._environ, self._clock = environ, clock
         self._lock = threading.Lock()
-        self._machine: Machine | None = None
-        self._specs: dict[tuple[str, tuple[tuple[str, str], ...] | None], DeviceSpec] = {}
+        self._answers: dict[object, tuple[float, Any]] = {}
 
     def names(self) -> tuple[str, ...]:
         """Usable devices, the default one first; raises UnknownDeviceError if tinygrad cannot be asked."""
@@ -59,22 +63,30 @@ class ProbedDevices:
         if device.split(":")[0] not in machine.names:
             there = ", ".join(machine.names)
             raise UnknownDeviceError(f"no device {device} on this machine: expected one of {there}; choose one of them")
-        wanted = (device, None if flags is None else tuple(sorted(flags.items())))
-        with self._lock:
-            if wanted not in self._specs:
-                if len(self._specs) >= MAX_SPECS:  # flags come from callers: never grow without bound
-                    self._specs.clear()
-                environ = self._environ if flags is None else self._with_flags(machine, flags)
-                self._specs[wanted] = DeviceSpec.from_json(_probe(environ, "describe", device))
-            return self._specs[wanted]
+        environ = self._environ if flags is None else self._with_flags(machine, flags)
+        return DeviceSpec.from_json(self._ask(environ, flags, "describe", device))
 
     def _known(self) -> Machine:
+        answer = self._ask(self._environ, None, "machine")
+        names = dict.fromkeys((answer["default"].split(":")[0], *answer["names"]))
+        return Machine(names=tuple(names), flags=frozenset(answer["flags"]))
+
+    def _ask(self, environ: Mapping[str, str], flags: Mapping[str, str] | None, *question: str) -> Any:
+        """The answer that still holds, else a new one; a failure is an answer. Raises UnknownDeviceError."""
+        wanted = (question, None if flags is None else tuple(sorted(flags.items())))
         with self._lock:
-            if self._machine is None:
-                answer = _probe(self._environ, "machine")
-                names = dict.fromkeys((answer["default"].split(":")[0], *answer["names"]))
-                self._machine = Machine(names=tuple(names), flags=frozenset(answer["flags"]))
-            return self._machine
+            holds_until, answer = self._answers.get(wanted, (float("-inf"), None))
+            if self._clock() >= holds_until:
+                if len(self._answers) >= MAX_ANSWERS:  # flags come from callers: never grow without bound
+                    self._answers.clear()
+                try:
+                    answer, holds_s = _probe(environ, *question), ANSWER_S
+                except UnknownDeviceError as error:
+                    answer, holds_s = error, FAILURE_S
+                self._answers[wanted] = (self._clock() + holds_s, answer)
+        if isinstance(answer, UnknownDeviceError):
+            raise UnknownDeviceError(str(answer))  # a new one: one that is raised again and again collects tracebacks
+        return answer
 
     def _with_flags(self, machine: Machine, flags: Mapping[str, str]) -> dict[str, str]:
         """The environment with these flags and no others. Only names that tinygrad's code generation reads."""

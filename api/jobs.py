@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from api.runners import InterruptedRunError, InterruptibleRunner, Runners
+from api.runners import Runners
 from api.text import one_line
 from autotune.device_lock import DeviceBusyError
 from autotune.job import Budget, Job
@@ -26,6 +28,8 @@ from strategies.shape import JsonObject
 IDLE_S = 1.0
 BUSY_S = 2.0
 REPORT_S = 0.2
+RELEASE_S = 60.0
+"""How long without a job the warm children, and what they hold of their devices, are kept."""
 
 log = logging.getLogger("autotune.jobs")
 
@@ -59,12 +63,11 @@ class JobRunner:
 
     def __init__(self, store: Store, runners: Runners, *, tune: Tune, owner: str = "") -> None:
         self._store, self._runners, self._tune = store, runners, tune
-        self._owner = owner or f"service:{os.getpid()}"
+        self._owner = owner or f"service:{os.getpid()}:{uuid.uuid4().hex}"  # in containers all of them are process 1
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._job_id = ""
         self._left = threading.Event()
-        self._runner: InterruptibleRunner | None = None
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
     @property
@@ -73,10 +76,7 @@ class JobRunner:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Put back what a killed service left behind, and begin."""
-        for job in list(self._store.unfinished()):
-            log.info("job %s was left unfinished: it goes on", job.id)
-            self._store.requeue(job.id)
+        """Begin, with what a killed service left behind."""
         self._thread.start()
 
     def wake(self) -> None:
@@ -88,34 +88,31 @@ class JobRunner:
         job = self._store.cancel(job_id)
         with self._lock:
             if self._job_id == job_id:
-                self._leave()
+                self._left.set()
         return job
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """End the thread; the job it works on goes back into the queue. Idempotent.
 
-        A measurement that takes longer than `timeout_s` is not waited for: what it says will be thrown away.
+        A runner that goes on for longer than `timeout_s` is not waited for.
         """
         self._stopping.set()
         self._wake.set()
         with self._lock:
-            self._leave()
+            self._left.set()
         if not self.alive:
             return
         self._thread.join(timeout_s)
         with self._lock:
             job_id = self._job_id
         if job_id:
-            self._store.requeue(job_id, owner=self._owner)
-
-    def _leave(self) -> None:
-        self._left.set()
-        runner = self._runner
-        if runner is not None:
-            runner.interrupt()
+            with contextlib.suppress(DatabaseError):  # then it is left running, and the next start puts it back
+                self._store.requeue(job_id, owner=self._owner)
 
     def _run(self) -> None:
-        owed: Callable[[], None] | None = None
+        """What is owed to a job comes first: a job that was taken never stays running with nobody at it."""
+        owed: Callable[[], None] | None = self._put_back
+        said, worked_at = "", time.monotonic()
         while not self._stopping.is_set():
             self._wake.clear()
             job = None
@@ -123,19 +120,30 @@ class JobRunner:
                 if owed is not None:
                     owed()
                     owed = None
-                job = self._store.claim(self._owner)
-                if job is None:
-                    self._wake.wait(IDLE_S)
-                else:
-                    self._work(job)
-            except Exception as error:
-                # The thread goes on, and a job that was taken does not stay running with nobody at it: a database
-                # that is locked or full for a while puts it back into the queue, a bug ends it.
-                log.exception("the job runner failed and goes on")
+                job, said = self._store.claim(self._owner), ""
                 if job is not None:
-                    again = isinstance(error, DatabaseError)
-                    owed = partial(self._store.requeue, job.id, owner=self._owner) if again else partial(self._fail, job.id, error)
+                    self._work(job)
+                    worked_at = time.monotonic()
+                else:
+                    if time.monotonic() - worked_at > RELEASE_S:
+                        self._runners.close()
+                    self._wake.wait(IDLE_S)
+            except DatabaseError as error:  # locked or full for a while
+                if str(error) != said:  # and perhaps for days
+                    log.error("the job runner waits until the database works: %s", error)  # noqa: TRY400 - one line
+                said = str(error)
+                owed = owed if job is None else partial(self._store.requeue, job.id, owner=self._owner)
                 self._stopping.wait(BUSY_S)
+            except Exception as error:
+                log.exception("a bug in the job runner, which goes on")
+                owed = None if job is None else partial(self._fail, job.id, error)
+                self._stopping.wait(BUSY_S)
+
+    def _put_back(self) -> None:
+        """What a killed service left behind."""
+        for job in list(self._store.unfinished()):
+            log.info("job %s was left unfinished: it goes on", job.id)
+            self._store.requeue(job.id)
 
     def _fail(self, job_id: str, error: Exception) -> None:
         self._store.finish(job_id, error=one_line(f"{type(error).__name__}: {error}", 300), owner=self._owner)
@@ -149,20 +157,20 @@ class JobRunner:
         try:
             for index in range(job.done_keys, len(job.keys)):
                 self._work_on(job, index, Report(self._store, self._owner, job, index, failures, self._left), failures)
-        except (StoppedError, InterruptedRunError, TuneCancelledError):
+        except (StoppedError, TuneCancelledError):
             if self._stopping.is_set():
                 self._store.requeue(job.id, owner=self._owner)
             return
         finally:
             with self._lock:
-                self._job_id, self._runner = "", None
+                self._job_id = ""
         self._store.finish(job.id, error=_failure(failures, len(job.keys)), owner=self._owner)
 
     def _work_on(self, job: Job, index: int, report: Report, failures: list[str]) -> None:
         key = job.keys[index]
         try:
             self._tune_key(job, key, report)
-        except (StoppedError, InterruptedRunError, TuneCancelledError, DatabaseError):
+        except (StoppedError, TuneCancelledError, DatabaseError):
             raise
         except Exception as error:
             log.exception("job %s: %s failed", job.id, key)
@@ -173,10 +181,8 @@ class JobRunner:
         while True:
             report.check()
             try:
-                with self._lock:
-                    runner = self._runner = self._runners.get(key.device.device)
                 self._tune(
-                    key, store=self._store, runner=runner, budget=job.budget,
+                    key, store=self._store, runner=self._runners.get(key.device.device), budget=job.budget,
                     on_progress=report, should_stop=report.stopped, since=job.created_at,
                 )  # fmt: skip
             except DeviceBusyError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.bodies import LookupQuery, ShapeBody
 from api.devices import Devices
+from api.settings import MAX_DEVICES
 from strategies.key import ConvKey, KeyFormatError, Policy
 from strategies.shape import ConvShape, ShapeError
 
@@ -20,6 +21,24 @@ def body_key(body: ShapeBody, devices: Devices) -> ConvKey:
     """Raises ShapeError and UnknownDeviceError."""
     shape = body_shape(body)
     return ConvKey(shape=shape, device=devices.describe(body.device, body.flags), policy=body.policy.policy())
+
+
+def body_keys(bodies: Sequence[ShapeBody], devices: Devices) -> list[ConvKey]:
+    """Of many, in order. All shapes come before any device: opening one may take seconds.
+
+    Raises as `body_key`, and KeyFormatError for more different devices than one request may name.
+    """
+    for index, body in enumerate(bodies):
+        try:
+            body_shape(body)
+        except ShapeError as error:
+            raise ShapeError(f"shapes[{index}]: {error}" if len(bodies) > 1 else str(error)) from None
+    different = {(body.device, None if body.flags is None else tuple(sorted(body.flags.items()))) for body in bodies}
+    if len(different) > MAX_DEVICES:
+        raise KeyFormatError(
+            f"a request may name {MAX_DEVICES} different devices and flags: got {len(different)}; send several requests"
+        )
+    return [body_key(body, devices) for body in bodies]
 
 
 def query_shape(query: LookupQuery) -> ConvShape:

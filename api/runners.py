@@ -3,55 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from autotune.measurement import Measurement
-from autotune.runner import Request, Runner
+from autotune.runner import Runner
 
 OpenRunner = Callable[[str], Runner]
-
-
-class InterruptedRunError(Exception):
-    """The measurement was ended from outside: its outcome says nothing about the candidate."""
-
-
-class InterruptibleRunner:
-    """A runner whose measurements another thread may disown.
-
-    What comes back after `interrupt` is thrown away rather than recorded: the process behind it may have been
-    ended amid a candidate, which would then look as if it had crashed.
-    """
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._interrupted = threading.Event()
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether this runner is of no more use."""
-        return self._interrupted.is_set()
-
-    def measure(self, request: Request) -> Sequence[Measurement]:
-        """As the runner inside; raises InterruptedRunError."""
-        if self.interrupted:
-            raise InterruptedRunError
-        try:
-            measurements = self._runner.measure(request)
-        except Exception:
-            if self.interrupted:
-                raise InterruptedRunError from None
-            raise
-        if self.interrupted:
-            raise InterruptedRunError
-        return measurements
-
-    def interrupt(self) -> None:
-        """Disown what runs now, from any thread. Returns at once; `measure` raises when it would have returned."""
-        self._interrupted.set()
-
-    def close(self) -> None:
-        """As the runner inside."""
-        self._runner.close()
 
 
 class Runners:
@@ -62,16 +18,15 @@ class Runners:
         self._lock = threading.Lock()
         self._runners: dict[str, Runner] = {}
 
-    def get(self, device: str) -> InterruptibleRunner:
-        """The device's runner, interruptible until the caller is done with it; raises what opening it raises."""
+    def get(self, device: str) -> Runner:
+        """The device's runner; raises what opening it raises."""
         with self._lock:
-            runner = self._runners.get(device)
-            if runner is None:
-                runner = self._runners[device] = self._open(device)
-            return InterruptibleRunner(runner)
+            if device not in self._runners:
+                self._runners[device] = self._open(device)
+            return self._runners[device]
 
     def close(self) -> None:
-        """End every process. Idempotent."""
+        """End every process behind them; `get` opens them again. Idempotent."""
         with self._lock:
             runners, self._runners = list(self._runners.values()), {}
         for runner in runners:

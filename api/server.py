@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 GRACE_S = 5
 BACKLOG = 128
+MAX_CONNECTIONS = 256
+"""Beyond them 503, long before file descriptors run out: 1024 is a common limit, and the database has some too."""
 
 
 class PortError(Exception):
@@ -45,7 +47,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S,
-            server_header=False,
+            server_header=False, limit_concurrency=MAX_CONNECTIONS,
         )  # fmt: skip
         super().__init__(config)
         self._app, self._on_ready = app, on_ready

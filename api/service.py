@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from starlette.requests import Request
 
@@ -12,21 +11,13 @@ from api.devices import Devices
 from api.jobs import JobRunner
 from api.settings import Settings
 from autotune.store import Store
-from autotune.winner import Winner
-
-
-class ServiceStore(Store, Protocol):
-    """A store that also finds a winner by the id that it gave out."""
-
-    def winner_by_id(self, winner_id: int) -> Winner | None:
-        """Any decision, former ones included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The parts of a running service. `stopping` is set when it ends: streams close then."""
 
-    store: ServiceStore
+    store: Store
     devices: Devices
     jobs: JobRunner
     settings: Settings

@@ -14,6 +14,8 @@ DEFAULT_BUDGET_S = 60.0
 MAX_BUDGET_S = 24 * 3600.0
 MAX_TRIALS = 1_000_000
 MAX_SHAPES = 10_000
+MAX_DEVICES = 16
+"""Different devices and flags in one request: each may take a process and seconds to describe."""
 
 
 class SettingsError(ValueError):

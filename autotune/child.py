@@ -15,6 +15,7 @@ measurement and even if it hangs in C code: a sentinel process sees to that.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import select
@@ -22,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from autotune.measurement import Measurement
@@ -65,6 +67,8 @@ def main(
     parser.add_argument("--events", type=int, required=True, metavar="FD")
     pipes = parser.parse_args(arguments)
     _start_sentinel(pipes.requests, pipes.events)
+    with contextlib.suppress(OSError):  # Linux: where memory runs out, a candidate and its compilers go before others
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     for descriptor in (pipes.requests, pipes.events):
         os.set_inheritable(descriptor, False)
 

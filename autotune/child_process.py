@@ -17,6 +17,7 @@ from strategies.shape import JsonObject
 TAIL_BYTES = 16 << 10
 MAX_LINE_BYTES = 4 << 20
 _END_S = 2.0  # how long a child that closed its pipe, or was asked to end, may take to be gone
+_DEAD_S = 10.0  # and one that was killed: a driver that hangs can keep it in the kernel for ever
 
 
 class ChildBrokenError(RuntimeError):
@@ -122,7 +123,8 @@ class ChildProcess:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS says EPERM for a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_DEAD_S)
         self._keep_output()
         self._closed = True
         self._selector.close()

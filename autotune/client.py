@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 import socket
@@ -67,14 +68,26 @@ class Client:
         return self._call("DELETE", f"/jobs/{quote(job_id, safe='')}")
 
     def follow(
-        self, job_id: str, *, poll_s: float = 0.3, sleep: Callable[[float], None] = time.sleep
-    ) -> Iterator[JsonObject]:
-        """The job whenever asked, until it has ended; the last one is its end."""
+        self, job_id: str, *, poll_s: float = 0.3, patience_s: float = 30.0,
+        sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+    ) -> Iterator[JsonObject]:  # fmt: skip
+        """The job whenever asked, until it has ended; the last one is its end.
+
+        The job outlasts a service that is restarted or whose database is locked, so this does, for `patience_s`.
+        """
+        answered_at = clock()
         while True:
-            job = self.job(job_id)
-            yield job
-            if job["state"] not in ("queued", "running"):
-                return
+            try:
+                job = self.job(job_id)
+            except (ServiceError, ServiceUnreachableError) as error:
+                passing = not isinstance(error, ServiceError) or error.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+                if not passing or clock() - answered_at > patience_s:
+                    raise
+            else:
+                answered_at = clock()
+                yield job
+                if job["state"] not in ("queued", "running"):
+                    return
             sleep(poll_s)
 
     def lookup(self, query: Mapping[str, str]) -> JsonObject:

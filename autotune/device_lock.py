@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from autotune.runner import RunStoppedError
+
 POLL_S = 0.05
 
 
@@ -43,11 +45,14 @@ class DeviceLock:
         name = re.sub(r"[^A-Z0-9]+", "-", device.upper().removesuffix(":0"))
         self.device = device
         self.path = (directory or runtime_directory()) / f"device-{name}.lock"
+        self._shared = directory is None
         self._file: int | None = None
 
     def fileno(self) -> int:
         """The descriptor of the open lock file, for `pass_fds`; opens the file if need be, locks nothing."""
         if self._file is None:
+            if self._shared:
+                runtime_directory()  # whoever cleans /tmp takes it away while we live
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._file
 
@@ -59,20 +64,12 @@ class DeviceLock:
         on_wait: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
         """Hold the lock. While another process has it, `on_wait` is told once and we wait up to `timeout_s`;
-        then DeviceBusyError is raised."""
-        give_up_at: float | None = None
-        while not self._try():
-            if give_up_at is None:
-                give_up_at = clock() + timeout_s
-                on_wait(f"waiting for {self.device}: {self._holder()} is measuring on it")
-            if clock() >= give_up_at:
-                raise DeviceBusyError(
-                    f"{self.device} is in use: {self._holder()} has been measuring on it for more than "
-                    f"{timeout_s:g} s; wait for it or end it"
-                )
-            sleep(POLL_S)
+        then DeviceBusyError is raised, and RunStoppedError as soon as `should_stop` says so."""
+        with self._in_turn() as my_turn:
+            self._wait(my_turn, timeout_s, on_wait, clock, sleep, should_stop)
         try:
             yield
         finally:
@@ -85,18 +82,46 @@ class DeviceLock:
             os.close(self._file)
             self._file = None
 
+    def _wait(
+        self, my_turn: Callable[[], bool], timeout_s: float, on_wait: Callable[[str], None],
+        clock: Callable[[], float], sleep: Callable[[float], None], should_stop: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        give_up_at: float | None = None
+        while not (my_turn() and self._try()):
+            if should_stop():
+                raise RunStoppedError
+            if give_up_at is None:
+                give_up_at = clock() + timeout_s
+                on_wait(f"waiting for {self.device}: {self._holder()} is measuring on it")
+            if clock() >= give_up_at:
+                raise DeviceBusyError(
+                    f"{self.device} is in use: {self._holder()} has been measuring on it for more than "
+                    f"{timeout_s:g} s; wait for it or end it"
+                )
+            sleep(POLL_S)
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[Callable[[], bool]]:
+        """A second lock, held while one waits for the first: who releases the device and wants it back at once, as a
+        search does, comes after who waited. Without it a second tuner starves."""
+        self.fileno()
+        file = os.open(self.path.with_suffix(".turn"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield lambda: _locked(file)
+        finally:
+            os.close(file)
+
     def _try(self) -> bool:
         file = self.fileno()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             return False
         if not self._current(file):  # someone cleaned /tmp: others would lock the new file
             self.close()
             return self._try()
-        os.utime(file)  # cleaners of /tmp go by age
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # a full /tmp: only others' messages suffer
+            os.utime(file)  # cleaners of /tmp go by age
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
         return True
 
     def _current(self, file: int) -> bool:
@@ -108,3 +133,12 @@ class DeviceLock:
     def _holder(self) -> str:
         text = os.pread(self.fileno(), 32, 0).decode(errors="replace")
         return f"process {text}" if text.isdigit() else "another process"
+
+
+def _locked(file: int) -> bool:
+    """Whether the open file is locked by us now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

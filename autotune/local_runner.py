@@ -18,13 +18,13 @@ from autotune.conditions import conditions
 from autotune.device_lock import DeviceLock
 from autotune.isolation import Outcome, measure_isolated
 from autotune.measurement import Measurement, Status
-from autotune.runner import DeviceUnavailableError, Request
+from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
 from autotune.watchdog import PHASES, SHARED, Watchdog
 from strategies.key import DeviceSpec
 from strategies.shape import JsonObject
 
 POLL_S = 0.1
-"""How often limits are checked."""
+"""How often limits, and whether to stop, are checked."""
 
 
 class LocalRunner:
@@ -57,25 +57,27 @@ class LocalRunner:
         self._start_timeout_s, self._lock_timeout_s = start_timeout_s, lock_timeout_s
         self._lock, self._on_wait = DeviceLock(device, lock_directory), on_wait
         self._one_at_a_time = threading.Lock()
+        self._should_stop: Callable[[], bool] = lambda: False
         self._child: ChildProcess | None = None
         self._started_as: tuple[object, ...] = ()
 
-    def measure(self, request: Request) -> list[Measurement]:
-        """One measurement per candidate, in order. Raises DeviceUnavailableError, DeviceBusyError, and ValueError
-        for a key of another device."""
+    def measure(self, request: Request, *, should_stop: Callable[[], bool] = lambda: False) -> list[Measurement]:
+        """One measurement per candidate, in order. Raises DeviceUnavailableError, DeviceBusyError, RunStoppedError,
+        and ValueError for a key of another device."""
         wanted = request.key.device.device
         if _base(wanted) != _base(self.device):
             raise ValueError(f"this runner measures on {self.device}: got a key of {wanted}")
         with self._one_at_a_time, self._lock.held(
-            timeout_s=self._lock_timeout_s, on_wait=self._on_wait, clock=self._clock
+            timeout_s=self._lock_timeout_s, on_wait=self._on_wait, clock=self._clock, should_stop=should_stop
         ):  # fmt: skip
+            self._should_stop = should_stop
             before, begun = conditions(), self._clock()
             try:
                 measured = measure_isolated(request, self._run)
             except DeviceUnavailableError as error:
                 error.measured = tuple(self._stamped(error.measured, before, begun))
                 raise
-            except BaseException:  # KeyboardInterrupt above all: the child is amid something that nobody will read
+            except BaseException:  # told to stop, Ctrl-C: the child is amid something that nobody will read
                 self._discard()
                 raise
             return self._stamped(measured, before, begun)
@@ -102,7 +104,7 @@ class LocalRunner:
         child.send(request.to_json())
         try:
             while True:
-                event = child.receive(POLL_S)
+                event = self._receive(child)
                 if event is not None and event["event"] == "done" and len(measured) == len(request.candidates):
                     return Outcome(measured=measured, breakage=None, fresh=fresh)
                 if event is not None:
@@ -136,7 +138,7 @@ class LocalRunner:
         reason, give_up_at = f"not ready after {self._start_timeout_s:g} s", self._clock() + self._start_timeout_s
         try:
             while self._clock() < give_up_at:
-                event = child.receive(POLL_S)
+                event = self._receive(child)
                 if event is not None and event["event"] == "ready":
                     return child
                 if event is not None:
@@ -149,6 +151,11 @@ class LocalRunner:
             raise
         child.kill()
         raise DeviceUnavailableError(f"{self.device} cannot be used: {reason}")
+
+    def _receive(self, child: ChildProcess) -> JsonObject | None:
+        if self._should_stop():
+            raise RunStoppedError
+        return child.receive(POLL_S)
 
     def _discard(self) -> None:
         if self._child is not None:

@@ -18,7 +18,7 @@ def inputs(shape: ConvShape, distribution: str, seed: int) -> tuple[Array, Array
     """Input and weight in float64, of `shape.input_shape` and `shape.weight_shape`.
 
     `normal` is what networks see, `wide` spreads magnitudes over four decades (two in half precision, which could not
-    hold the sums), on small `integers` a direct convolution is exact. Raises KeyError for any other name.
+    hold the sums), on small `integers` a direct convolution is exact. Raises ValueError for any other name.
     """
     rng = np.random.default_rng((seed, DISTRIBUTIONS.index(distribution)))
     sizes = (shape.input_shape, shape.weight_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -63,12 +63,18 @@ class DeviceUnavailableError(RuntimeError):
         self.measured = tuple(measured)
 
 
+class RunStoppedError(Exception):
+    """`should_stop` said so amid a request: what was under way is ended, and nothing is known of its candidates."""
+
+
 class Runner(Protocol):
     """Runs measurements on one device, one at a time."""
 
-    def measure(self, request: Request) -> Sequence[Measurement]:
+    def measure(self, request: Request, *, should_stop: Callable[[], bool] = lambda: False) -> Sequence[Measurement]:
         """One Measurement per candidate, in order. Whatever a candidate does - crash, hang, lie - ends up in its
-        Measurement; only a device that cannot be used at all raises (DeviceUnavailableError)."""
+        Measurement; only a device that cannot be used at all raises (DeviceUnavailableError).
+
+        Once `should_stop` says so, asked several times a second, the device is free at once: RunStoppedError."""
 
     def close(self) -> None:
         """End the process behind it. Idempotent."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from autotune.job import Budget
 from autotune.measurement import Measurement
 from autotune.progress import Phase, Progress
-from autotune.runner import DeviceUnavailableError, Limits, Request, Runner
+from autotune.runner import DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
 from autotune.search import Search
 from autotune.store import Store
 from strategies.candidate import Candidate
@@ -90,7 +90,9 @@ class Session:
         )
         begun = self._clock()
         try:
-            measured = list(self._runner.measure(request))
+            measured = list(self._runner.measure(request, should_stop=self._should_stop))
+        except RunStoppedError:
+            raise TuneCancelledError(f"stopped after {self.trials} candidates") from None
         except DeviceUnavailableError as error:
             for measurement in error.measured:
                 self._store.record(measurement)

@@ -77,11 +77,11 @@ class ConvShape:
     def canonical(self) -> ConvShape:
         """The one spelling of this computation: what a graph shows, however the user wrote it.
 
-        Along an axis whose windows do not overlap (one tap, one output) the outputs are a batch and the taps are
-        channels, and input that no output reads is not there.
+        Along an axis whose windows share nothing the outputs are a batch and the taps are channels, and input that no
+        output reads is not there.
         """
         axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
-        kept = [a for a in axes if a[5] > 1 and a[2] < a[3] * (a[1] - 1) + 1] or axes
+        kept = [a for a in axes if windows_share(a[5], a[1], a[2], a[3])] or axes
         folded = [a for a in axes if a not in kept]
         batch, cin = self.batch * math.prod(a[5] for a in folded), self.cin * math.prod(a[1] for a in folded)
         if max(batch, cin) > MAX_DIM:
@@ -181,6 +181,12 @@ class ConvShape:
         if self.groups != 1:
             text += f" groups {self.groups}"
         return text if self.dtype == "float32" else f"{text} {self.dtype}"
+
+
+def windows_share(size: int, taps: int, stride: int, dilation: int) -> bool:
+    """Whether some of the `size` outputs along an axis read an element in common. If not, it is a matrix product."""
+    common = math.gcd(stride, dilation)
+    return size > dilation // common and taps > stride // common
 
 
 def _check(shape: ConvShape) -> None:

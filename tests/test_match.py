@@ -114,7 +114,6 @@ def test_left_alone(name: str) -> None:
     """Not only the number of kernels: the very same schedule."""
     build = LEFT[name]
 
-
     def schedule() -> list[bytes]:
         return [call.src[0].key for call in build().schedule_linear().src]
 
@@ -125,6 +124,18 @@ def test_left_alone(name: str) -> None:
         assert (did.hits, did.fallbacks) == (0, 0)
         assert forced == plain
         forced.clear()
+
+
+@pytest.mark.parametrize("name", [name for name in LEFT if "matmul" in name or name in ("linear", "outer product")])
+def test_a_product_of_matrices_is_no_convolution(name: str) -> None:
+    """However its flat index may look, for any sizes."""
+    assert not find_convolutions(LEFT[name])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 9])
+def test_a_square_product_is_no_convolution(size: int) -> None:
+    assert not find_convolutions(lambda: e(size, size) @ e(size, size))
+    assert not find_convolutions(lambda: e(size, size) @ e(size, size).T)
 
 
 def test_a_symbolic_batch_is_left_alone() -> None:

@@ -23,7 +23,7 @@ def surrounded(values: Array, poison: float) -> Tensor:
     return Tensor(large).contiguous().realize()[inner]
 
 
-@pytest.mark.parametrize("poison", (np.nan, np.inf))
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("strategy", WINOGRAD)
 def test_what_the_views_skip(strategy: str, poison: float) -> None:
     """Neither padding, nor a tile beyond the edge, nor what fills up a block of couts or tiles reads it."""
@@ -53,7 +53,7 @@ def test_another_image_and_another_group(strategy: str) -> None:
     assert relative(found[0, :2, :, 6:], clean[0, :2, :, 6:]) < TOLERANCE
 
 
-@pytest.mark.parametrize("strategy", ("blocked", "four_buffer"))
+@pytest.mark.parametrize("strategy", ["blocked", "four_buffer"])
 def test_an_activation_that_is_nan_outside(strategy: str) -> None:
     """log(0) is never taken: padding and the edge are beside the activation, not under it."""
     x = Tensor(np.abs(PLAIN) + 1)

@@ -16,7 +16,7 @@ from tinygrad import Tensor, dtypes
 from autotune.reference import convolve
 from strategies.graph.find import find_convolutions
 from strategies.graph.program import convolution
-from strategies.shape import MAX_DIM, ConvShape, ShapeError
+from strategies.shape import MAX_DIM, ConvShape, ShapeError, windows_share
 
 RESNET = ConvShape.of((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
 
@@ -71,7 +71,7 @@ def test_a_graph_shows_the_canonical_shape(shape: ConvShape, stride: int, summed
         x, w = Tensor.empty(*asked.input_shape, dtype=dtype), Tensor.empty(*asked.weight_shape, dtype=dtype)
         return convolution(x, w, asked)
 
-    if any(taps > stride and size > 1 for taps, size in zip(asked.kernel, asked.output, strict=True)):
+    if any(windows_share(size, taps, stride, 1) for taps, size in zip(asked.kernel, asked.output, strict=True)):
         assert list(find_convolutions(build)) == [asked.canonical()]
 
 
@@ -86,6 +86,13 @@ def test_spellings_of_one_computation() -> None:
     assert RESNET.canonical() == RESNET
 
 
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+@examples(300)
+def test_windows_that_share_an_element(size: int, taps: int, stride: int, dilation: int) -> None:
+    windows = [{out * stride + tap * dilation for tap in range(taps)} for out in range(size)]
+    assert windows_share(size, taps, stride, dilation) == any(a & b for a, b in itertools.combinations(windows, 2))
+
+
 def test_a_batch_too_large_to_fold_stays_apart() -> None:
     shape = ConvShape.of((MAX_DIM, 1, 2, 3), (1, 1, 1, 3))
     assert shape.canonical() == shape
@@ -94,25 +101,25 @@ def test_a_batch_too_large_to_fold_stays_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (dict(input_shape=(1, 3, 8, 8), weight_shape=(4, 4, 3, 3)), "input has 3 channels, weight expects 4"),
-        (dict(input_shape=(1, 3, 8, 8), weight_shape=(4, 3, 3)), "same number of dimensions"),
-        (dict(input_shape=(1, 3), weight_shape=(4, 3)), "same number of dimensions"),
-        (dict(input_shape=(1, 1, 2, 2, 2), weight_shape=(1, 1, 1, 1, 1)), "same number of dimensions"),
-        (dict(input_shape=(0, 3, 8, 8), weight_shape=(4, 3, 3, 3)), "between 1 and"),
-        (dict(input_shape=(1, 3, 8, -8), weight_shape=(4, 3, 3, 3)), "between 1 and"),
-        (dict(input_shape=(1, 3, 8, 8), weight_shape=(4, 3, 9, 3)), "does not fit"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 2, 3, 3), groups=3), "groups must divide"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), groups=0), "groups must divide"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), groups=True), "whole number"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), padding=-1), "padding must be 0 or more"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), padding=(1, 2, 3)), "padding takes 1, 2 or 4"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), padding=1.5), "whole number"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), stride=0), "between 1 and"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), stride=(1, 1, 1)), "stride takes one number or 2"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), dilation=4), "does not fit"),
-        (dict(input_shape=(1, 4, 8, 8), weight_shape=(4, 4, 3, 3), dtype="int8"), "dtype must be one of"),
-        (dict(input_shape="1x4x8x8", weight_shape=(4, 4, 3, 3)), "list of whole numbers"),
-        (dict(input_shape=(1, 1, MAX_DIM, MAX_DIM), weight_shape=(1, 1, 3, 3)), "more than"),
+        ({"input_shape": (1, 3, 8, 8), "weight_shape": (4, 4, 3, 3)}, "input has 3 channels, weight expects 4"),
+        ({"input_shape": (1, 3, 8, 8), "weight_shape": (4, 3, 3)}, "same number of dimensions"),
+        ({"input_shape": (1, 3), "weight_shape": (4, 3)}, "same number of dimensions"),
+        ({"input_shape": (1, 1, 2, 2, 2), "weight_shape": (1, 1, 1, 1, 1)}, "same number of dimensions"),
+        ({"input_shape": (0, 3, 8, 8), "weight_shape": (4, 3, 3, 3)}, "between 1 and"),
+        ({"input_shape": (1, 3, 8, -8), "weight_shape": (4, 3, 3, 3)}, "between 1 and"),
+        ({"input_shape": (1, 3, 8, 8), "weight_shape": (4, 3, 9, 3)}, "does not fit"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 2, 3, 3), "groups": 3}, "groups must divide"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "groups": 0}, "groups must divide"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "groups": True}, "whole number"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "padding": -1}, "padding must be 0 or more"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "padding": (1, 2, 3)}, "padding takes 1, 2 or 4"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "padding": 1.5}, "whole number"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "stride": 0}, "between 1 and"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "stride": (1, 1, 1)}, "stride takes one number or 2"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "dilation": 4}, "does not fit"),
+        ({"input_shape": (1, 4, 8, 8), "weight_shape": (4, 4, 3, 3), "dtype": "int8"}, "dtype must be one of"),
+        ({"input_shape": "1x4x8x8", "weight_shape": (4, 4, 3, 3)}, "list of whole numbers"),
+        ({"input_shape": (1, 1, MAX_DIM, MAX_DIM), "weight_shape": (1, 1, 3, 3)}, "more than"),
     ],
 )  # fmt: skip
 def test_what_is_no_convolution(arguments: dict[str, Any], said: str) -> None:
@@ -121,15 +128,15 @@ def test_what_is_no_convolution(arguments: dict[str, Any], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ("", "1x", "1xax3", "1,2,3", "1.5x2x3", "٣x3x3x"))
+@pytest.mark.parametrize("text", ["", "1x", "1xax3", "1,2,3", "1.5x2x3", "٣x3x3x"])
 def test_text_that_is_no_shape(text: str) -> None:
     with pytest.raises(ShapeError, match="must look like 1x64x56x56"):
         ConvShape.parse(text, "4x4x3x3")
 
 
-@pytest.mark.parametrize("data", ({}, {"batch": 1}, {"batch": "1"}, {**RESNET.to_json(), "more": 1},
+@pytest.mark.parametrize("data", [{}, {"batch": 1}, {"batch": "1"}, {**RESNET.to_json(), "more": 1},
                                   {**RESNET.to_json(), "padding": [1, 1]}, {**RESNET.to_json(), "kernel": "33"},
-                                  {**RESNET.to_json(), "cin": 64.0}, {**RESNET.to_json(), "stride": [True, 1]}))  # fmt: skip
+                                  {**RESNET.to_json(), "cin": 64.0}, {**RESNET.to_json(), "stride": [True, 1]}])  # fmt: skip
 def test_json_that_is_no_shape(data: dict[str, Any]) -> None:
     with pytest.raises(ShapeError):
         ConvShape.from_json(data)
@@ -145,9 +152,7 @@ def test_printed_as_it_is_written() -> None:
 
 def test_the_reference_by_its_definition() -> None:
     """autotune.reference, that everything else is held against, held against seven nested loops."""
-    shape = ConvShape.of(
-        (2, 4, 7, 6), (6, 2, 3, 2), padding=((1, 0), (2, 1)), stride=(2, 1), dilation=(1, 2), groups=2
-    )
+    shape = ConvShape.of((2, 4, 7, 6), (6, 2, 3, 2), padding=((1, 0), (2, 1)), stride=(2, 1), dilation=(1, 2), groups=2)
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (2, 1)))

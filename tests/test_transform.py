@@ -78,7 +78,7 @@ def test_2d_by_kron_over_random_rationals(m: int, data: st.DataObject) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("m", (2, 4))
+@pytest.mark.parametrize("m", [2, 4])
 def test_the_transforms_of_the_literature(m: int) -> None:
     """F(2, 3) and F(4, 3) of Lavin & Gray, up to the order of the points and a factor shared between g and bt."""
     paper = {

@@ -200,7 +200,7 @@ STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("scale", (1e-30, 1e-10, 1e10, 1e30))
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e30])
 def test_big_and_small_values(scale: float) -> None:
     """The transforms multiply by at most some hundreds: what is far from overflow stays far from it."""
     x, w = (normal(1, 4, 8, 8) * scale).realize(), normal(4, 4, 3, 3, seed=1)

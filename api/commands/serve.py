@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.arguments import add_database
 from api.console import CliError, Console
 from api.settings import Settings
+
+if TYPE_CHECKING:
+    from db import SqlStore
 
 LOCK_TIMEOUT_S = 15.0
 SERVING = "autotune: serving"
@@ -46,7 +50,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
         sock = listen(settings.host, settings.port)
     except PortError as error:
         raise CliError(str(error)) from None
-    with sock, open_database(settings) as store, only_service(settings.db):
+    with sock, open_database(settings) as store, only_service(store):
         try:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
@@ -66,17 +70,18 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
 
 
 @contextlib.contextmanager
-def only_service(db: str) -> Iterator[None]:
+def only_service(store: SqlStore) -> Iterator[None]:
     """Two services on one file would each take the other's running jobs for abandoned ones. Raises CliError."""
-    if "://" in db:
+    address = str(store)
+    if "://" in address:
         yield
         return
     import fcntl
 
-    path = Path(f"{db}.serve.lock")
+    path = Path(f"{os.path.realpath(address)}.serve.lock")  # one file, however it is spelled
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CliError(f"another service works on {db}: end it, or give this one another --db") from None
+            raise CliError(f"another service works on {address}: end it, or give this one another --db") from None
         yield

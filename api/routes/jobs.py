@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -14,12 +15,12 @@ from starlette.responses import StreamingResponse
 
 from api.bodies import MAX_INT, TuneBody
 from api.documents import job_document, job_summary
-from api.keys import body_key, body_shape
+from api.keys import body_keys
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.job import Job
-from strategies.shape import ShapeError
+from db import DatabaseError
 
 POLL_S = 0.2
 HEARTBEAT_S = 15.0
@@ -33,14 +34,7 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 def tune(body: TuneBody, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
     """Queue a job. The same keys already queued or running: that job."""
     budget = body.parsed()
-    bodies = body.shape_bodies()
-    for index, item in enumerate(bodies):  # all shapes before any device: opening one may take seconds
-        try:
-            body_shape(item)
-        except ShapeError as error:
-            raise ShapeError(f"shapes[{index}]: {error}" if len(bodies) > 1 else str(error)) from None
-    keys = {key.digest: key for key in (body_key(item, service.devices) for item in bodies)}
-    job = service.store.submit(tuple(keys.values()), budget)
+    job = service.store.submit(body_keys(body.shape_bodies(), service.devices), budget)
     service.jobs.wake()
     response.headers["Location"] = f"/jobs/{job.id}"
     return job_document(job)
@@ -106,10 +100,11 @@ async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
         if quiet_s >= HEARTBEAT_S:
             quiet_s = 0.0
             yield ": still here\n\n"
-        found = await run_in_threadpool(service.store.job, job.id)
-        if found is None:
-            return
-        job = found
+        with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
+            found = await run_in_threadpool(service.store.job, job.id)
+            if found is None:
+                return
+            job = found
 
 
 def event_id(job: Job) -> str:

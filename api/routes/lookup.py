@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
 from api.documents import finite, winner_document
-from api.keys import body_key, json_key, parse_flags, query_policy, query_shape
+from api.keys import body_keys, json_key, parse_flags, query_policy, query_shape
 from api.nearest import nearest
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
@@ -46,7 +46,7 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
 @router.post("/lookup", responses={422: {"model": Problem}})
 def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> dict[str, Any]:
     """Many at once: `winners` by digest, those not known left out; `digests` in the order of keys, then shapes."""
-    keys = [json_key(data) for data in body.keys] + [body_key(item, service.devices) for item in body.shapes]
+    keys = [json_key(data) for data in body.keys] + body_keys(body.shapes, service.devices)
     digests = [key.digest for key in keys]
     found = service.store.lookup(list(dict.fromkeys(digests)))
     return {"winners": {digest: finite(winner.to_json()) for digest, winner in found.items()}, "digests": digests}

@@ -22,14 +22,21 @@ Index = int | UOp
 
 
 class Ranges:
-    """Fresh ranges. The order in which they are made is the order of the loops: tinygrad sorts them by id."""
+    """Fresh ranges, and slots of fresh buffers.
 
-    def __init__(self, first: int) -> None:
-        self._ids = itertools.count(first)
+    The order in which ranges are made is the order of the loops: tinygrad sorts them by id.
+    """
+
+    def __init__(self, first: int, first_buffer: int = 0) -> None:
+        self._ids, self._buffers = itertools.count(first), itertools.count(first_buffer)
 
     def new(self, size: int, kind: AxisType = AxisType.WEAK) -> UOp:
         """A range over `size` values; of one value, the constant 0."""
         return UOp.range(size, next(self._ids), kind) if size != 1 else UOp.const(0)
+
+    def new_buffer(self) -> int:
+        """The slot of a buffer that the graph does not have yet."""
+        return next(self._buffers)
 
 
 def kron(

@@ -16,7 +16,7 @@ from tinygrad.dtype import DType, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.rebuild import expression
-from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError
+from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -185,8 +185,8 @@ def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
     if any(u not in allowed for u in consumers[out]):
         return None
     axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=max(strides), dilation=dilation)
-    # windows that do not overlap are a product of matrices whose index happens to be flat
-    return axis if axis.stride < (axis.taps - 1) * dilation + 1 else None
+    # else a product of matrices whose index happens to be flat
+    return axis if windows_share(axis.size, axis.taps, axis.stride, dilation) else None
 
 
 def _factor(product: UOp, operand: UOp) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tinygrad.schedule import rangeify
-from tinygrad.uop.ops import Ops, UOp, graph_rewrite
+from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv, match
@@ -25,7 +25,8 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
     if not convs:
         return sink
     first = max((u.arg[0] for u in nodes if u.op is Ops.RANGE), default=-1) + 1
-    answers = zip(convs, rewriter(convs, Ranges(first)), strict=True)
+    slots = (u.arg.slot for u in nodes if u.op is Ops.BUFFER and isinstance(u.arg, ParamArg))
+    answers = zip(convs, rewriter(convs, Ranges(first, max(slots, default=-1) + 1)), strict=True)
     replacements = {conv.reduce: new for conv, new in answers if new is not None}
     return _replace(clean, replacements) if replacements else sink
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tinygrad.dtype import dtypes
-from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
+from strategies.graph.buffers import hand_made, staged, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.match import Conv, extent
@@ -34,12 +34,14 @@ class Stage:
 
     `layout` orders its buffer, `loops` its kernel's loops (by default the same); `upcast` names the axes held in
     registers. With `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone.
+    Without `joined` its stores are not joined into vectors: see `buffers`.
     """
 
     layout: str
     loops: str = ""
     upcast: str = ""
     by_hand: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +95,12 @@ def _staged(space: Frame, stage: Stage | None, letters: str, value: Intermediate
         for letter in loops
     }  # fmt: skip
     body = value({letter: at.get(letter, ()) for letter in letters})
-    buffer = _buffer(space, body, [r for letter in layout for r in at[letter]], by_hand=stage.by_hand)
-    return lambda at: buffer.index(*(as_uop(index) for letter in layout for index in at[letter]))
-
-
-def _buffer(space: Frame, body: UOp, layout: Sequence[UOp], *, by_hand: bool = False) -> UOp:
-    if by_hand:
-        body = UOp(Ops.CONTIGUOUS, src=(body,), arg=())  # an empty tuple of options: nothing may be added
-    return UOp(Ops.STAGE, src=(body, *layout), arg=BufferizeOpts(device=space.conv.device, removable=False))
+    if stage.by_hand:
+        body = hand_made(body)
+    ranges = [r for letter in layout for r in at[letter]]
+    hold = staged if stage.joined else stored_singly
+    read = hold(body, ranges, device=space.conv.device, fresh=space.ranges)
+    return lambda at: read([as_uop(index) for letter in layout for index in at[letter]])
 
 
 def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
@@ -166,9 +166,9 @@ def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     at = space.coordinates(groups, batch, couts, tiles)
     body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
     interleaved = [r for pair in zip(tiles, rows, strict=True) for r in pair]
-    buffer = _buffer(space, body, [*groups, *batch, *couts, *interleaved])
+    read = staged(body, [*groups, *batch, *couts, *interleaved], device=conv.device, fresh=space.ranges)
     pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]
-    return buffer.index(*conv.groups, *conv.batch, *conv.couts, *pieces)
+    return read([*conv.groups, *conv.batch, *conv.couts, *pieces])
 
 
 def _bind(ranges: Sequence[UOp], indexes: Sequence[Index]) -> dict[UOp, UOp]:

@@ -21,14 +21,18 @@ class Blocked:
     channel_block: int = param(1, (1, 2, 4), "channels unrolled in the product")
     xhat: str = param("GTCAt", ("GTCAt", "AGTCt", "GTACt", "AGCTt"), "layout of XHAT")
     ghat: str = param("AGOoC", ("AGOoC", "AGOCo", "GOACo", "GOCAo"), "layout of GHAT")
-    mhat: str = param("GOTAot", ("GOTAot", "AGOoTt", "AGOTot", "GTOAot"), "layout of MHAT")
+    mhat: str = param("GOTAot", ("GOTAot", "AGOoTt", "AGOTot", "GTOAot", "GOTAto", "GTOAto"), "layout of MHAT")
     product: str = param("AGTO", ("AGTO", "AGOT", "GTOA", "GOTA", "GTAO"), "loops of the product, outermost first")
+    vectors: str = param(
+        "tinygrad", ("tinygrad", "compiler"), "who joins the product's stores: tinygrad, by four, or the C compiler"
+    )
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
+        {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
+        {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo"},
         {"cout_block": 16, "tile_block": 4},
         {"cout_block": 8, "tile_block": 8},
-        {"cout_block": 8, "tile_block": 16, "product": "AGOT"},
     )
 
 
@@ -49,7 +53,13 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
         tile=params.tile,
         xhat=Stage(layout=params.xhat, loops="GTCtA", upcast="A", by_hand=True),
         ghat=Stage(layout=params.ghat, loops=weight_loops, upcast="A", by_hand=True),
-        mhat=Stage(layout=params.mhat, loops=f"{params.product}ot", upcast="ot", by_hand=True),
+        mhat=Stage(
+            layout=params.mhat,
+            loops=f"{params.product}{params.mhat[-2:] if params.mhat[-2:] == 'to' else 'ot'}",
+            upcast="ot",
+            by_hand=True,
+            joined=params.vectors == "tinygrad",
+        ),
         output=params.output,
         cout_block=params.cout_block,
         tile_block=params.tile_block,

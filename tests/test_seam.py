@@ -1,0 +1,285 @@
+"""The one place that changes tinygrad: switched at any time, from any thread, and put back as it was."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tinygrad.schedule
+import tinygrad.tensor
+from graphs import kernel_count, normal
+from tinygrad import Tensor
+from tinygrad.schedule import rangeify
+
+import autotune
+from autotune import hook, runtime
+from strategies.candidate import Candidate
+from strategies.graph import seam
+from strategies.graph.apply import lower
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Conv
+from strategies.registry import UnknownStrategyError
+from strategies.shape import ConvShape
+
+
+@pytest.fixture(autouse=True)
+def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hook, "_warned", set())
+    before = names()
+    yield
+    autotune.uninstall()
+    assert names() == before
+
+
+def names() -> tuple[Any, ...]:
+    """Every function that the seam could have replaced."""
+    return (
+        rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars, tinygrad.schedule.create_linear_with_vars,
+        tinygrad.schedule.get_kernel_graph, rangeify.get_kernel_graph, Tensor.schedule_linear, Tensor.conv2d,
+    )  # fmt: skip
+
+
+def conv(size: int = 16) -> Tensor:
+    return Tensor.empty(1, 4, size, size).conv2d(Tensor.empty(4, 4, 3, 3), padding=1)
+
+
+def rewriter(name: str) -> seam.Rewriter:
+    def rewrite(convs: Sequence[Conv], ranges: Ranges) -> list[Any]:
+        return [lower(conv, Candidate.of(name), ranges) for conv in convs]
+
+    return rewrite
+
+
+def test_uninstall_puts_everything_back() -> None:
+    before = names()
+    with autotune.forced("four_buffer"):
+        assert names() != before
+        assert kernel_count(conv()) == 4
+        with autotune.forced("single_fused"):
+            assert kernel_count(conv()) == 1
+        assert kernel_count(conv()) == 4
+    assert names() == before
+    assert kernel_count(conv()) == 1
+    with autotune.forced("four_buffer"):
+        autotune.uninstall()
+        assert names() == before
+        assert kernel_count(conv()) == 1
+    assert names() == before
+    autotune.uninstall()
+    assert names() == before
+
+
+def test_the_rewriter_sees_every_convolution_of_a_graph_at_once() -> None:
+    seen: list[list[ConvShape | None]] = []
+
+    def look(convs: Sequence[Conv], ranges: Ranges) -> list[None]:
+        seen.append([conv.shape for conv in convs])
+        return [None] * len(convs)
+
+    with seam.attached(look):
+        (conv() + conv()).relu().schedule_linear()
+        conv().relu().schedule_linear()
+        (Tensor.empty(4, 4) @ Tensor.empty(4, 4)).schedule_linear()
+    shape = ConvShape.of((1, 4, 16, 16), (4, 4, 3, 3), padding=1)
+    assert seen == [[shape, shape], [shape]]
+
+
+def test_a_rewriter_that_raises() -> None:
+    def broken(convs: Sequence[Conv], ranges: Ranges) -> list[None]:
+        raise UnknownStrategyError("no such thing")
+
+    heard: list[Exception] = []
+    x, w = normal(1, 4, 16, 16), normal(4, 4, 3, 3, seed=1)
+    expected = x.conv2d(w, padding=1).numpy()
+    seam.attach(seam.Attachment(rewriter=broken, failed=heard.append))
+    assert np.array_equal(x.conv2d(w, padding=1).numpy(), expected)
+    assert [type(error) for error in heard] == [UnknownStrategyError]
+    seam.detach()
+    with seam.attached(broken), pytest.raises(UnknownStrategyError):
+        conv().schedule_linear()
+    assert kernel_count(conv()) == 1
+
+
+def test_a_rewrite_that_tinygrad_refuses() -> None:
+    """A lowering that makes an impossible graph: scheduled again, without it."""
+
+    def impossible(convs: Sequence[Conv], ranges: Ranges) -> list[Any]:
+        return [conv.reduce.replace(src=conv.reduce.src[:1]) for conv in convs]  # its ranges are left open
+
+    heard: list[Exception] = []
+    seam.attach(seam.Attachment(rewriter=impossible, failed=heard.append))
+    assert kernel_count(conv()) == 1
+    assert len(heard) == 1
+    assert kernel_count(conv()) == 1  # from the cache: tinygrad's own
+
+
+def test_a_users_own_mistake_is_not_ours() -> None:
+    heard: list[Exception] = []
+    seam.attach(seam.Attachment(rewriter=rewriter("four_buffer"), failed=heard.append))
+    with pytest.raises(RuntimeError, match="same device"):
+        (Tensor.empty(4, device="CPU") + Tensor.empty(4, device="CPU:1")).schedule_linear()
+    assert not heard
+
+
+@pytest.mark.parametrize("found", ["0.13.0", "0.15.0", "1.14.0", "0.14"])
+def test_another_tinygrad(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = names()
+    monkeypatch.setattr(seam, "version", lambda name: found)
+    if found == "0.14":
+        assert seam.seam_fault() is None
+        return
+    with pytest.warns(RuntimeWarning, match=rf"inactive: tinygrad {found} is not supported: install tinygrad 0.14.x"):
+        autotune.install("/nowhere.json")
+    assert names() == before
+    assert kernel_count(conv()) == 1
+    with autotune.forced("four_buffer"):  # said once
+        assert names() == before
+        assert kernel_count(conv()) == 1
+    assert importlib.metadata.version("tinygrad").startswith("0.14.")
+
+
+def test_a_seam_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "_NAMES", ((rangeify, "run_backwards"),))
+    with pytest.warns(RuntimeWarning, match="has no tinygrad.schedule.rangeify.run_backwards"):
+        autotune.install("/nowhere.json")
+    assert kernel_count(conv()) == 1
+
+
+class Held:
+    """run_rangeify, that stops in the threads it is told to until it is let go."""
+
+    def __init__(self) -> None:
+        self.original, self.thread = rangeify.run_rangeify, 0
+        self.reached, self.release = threading.Event(), threading.Event()
+
+    def __call__(self, sink: Any, debug: bool = False) -> Any:
+        result = self.original(sink, debug)
+        if threading.get_ident() == self.thread:
+            self.reached.set()
+            assert self.release.wait(30)
+        return result
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    seam.changed()  # what earlier tests scheduled is forgotten
+    held = Held()
+    rangeify.run_rangeify = held  # type: ignore[assignment]
+    yield held
+    held.release.set()
+    autotune.uninstall()
+    seam.detach()
+    rangeify.run_rangeify = held.original
+
+
+@pytest.mark.parametrize("installed_before", [False, True])
+def test_a_schedule_that_was_under_way_leaves_nothing_stale(held: Held, installed_before: bool) -> None:
+    """A thread past the rewrite, but not yet in the cache, when the lowering is switched: switching waits for it."""
+
+    def schedule() -> int:
+        held.thread = threading.get_ident()
+        return kernel_count(conv(24))
+
+    with ThreadPoolExecutor(2) as pool:
+        if installed_before:
+            seam.attach(seam.Attachment(rewriter=rewriter("single_fused")))
+        scheduled = pool.submit(schedule)
+        assert held.reached.wait(30)
+        switched = pool.submit(seam.attach, seam.Attachment(rewriter=rewriter("four_buffer")))
+        time.sleep(0.1)
+        assert not switched.done()
+        held.release.set()
+        switched.result(30)
+        assert scheduled.result(30) in (1, 4)
+    held.thread = 0
+    assert kernel_count(conv(24)) == 4
+    seam.detach()
+    assert kernel_count(conv(24)) == 1
+
+
+@pytest.mark.parametrize("installed_before", [False, True])
+def test_a_switch_that_is_refused(held: Held, installed_before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "SWITCH_TIMEOUT_S", 0.1)
+    before = names()
+    if installed_before:
+        with autotune.forced("single_fused"):
+            refused(held)
+            assert kernel_count(conv(24)) == 1
+    else:
+        refused(held)
+    assert names() == before
+    assert kernel_count(conv(20)) == 1
+
+
+def refused(held: Held) -> None:
+    def schedule() -> int:
+        held.thread = threading.get_ident()
+        return kernel_count(conv(24))
+
+    with ThreadPoolExecutor(1) as pool:
+        scheduled = pool.submit(schedule)
+        assert held.reached.wait(30)
+        with pytest.raises(seam.SchedulingBusyError, match="another thread has been scheduling"):
+            with autotune.forced("four_buffer"):
+                raise AssertionError("it was to be refused")
+        held.release.set()
+        assert scheduled.result(30) == 1
+
+
+def test_two_threads_schedule_while_a_third_switches() -> None:
+    """Right numbers, no stale schedule, no deadlock: every schedule of the switching thread is of its own lowering."""
+    x, w = normal(1, 4, 12, 12), normal(4, 4, 3, 3, seed=1)
+    expected = x.conv2d(w, padding=1).relu().numpy()
+    stop = threading.Event()
+
+    def compute() -> int:
+        rounds = 0
+        while not stop.is_set():
+            found = x.conv2d(w, padding=1).relu().numpy()
+            assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+            rounds += 1
+        return rounds
+
+    counts = {"four_buffer": 4, "single_fused": 1, "inline_transforms": 2, "direct": 1}
+    with ThreadPoolExecutor(2) as pool:
+        threads = [pool.submit(compute) for _ in range(2)]
+        try:
+            for turn in range(len(counts)):
+                name = list(counts)[turn % len(counts)]
+                with autotune.forced(name):
+                    assert kernel_count(x.conv2d(w, padding=1).relu()) == counts[name]
+                assert kernel_count(x.conv2d(w, padding=1).relu()) == 1
+        finally:
+            stop.set()
+        assert all(thread.result(60) > 0 for thread in threads)
+    assert not seam._in_flight
+
+
+def test_a_change_announced_from_within_a_schedule() -> None:
+    """`before` may find that winners changed and say so: the thread does not wait for itself."""
+    asked: list[int] = []
+
+    def before() -> None:
+        asked.append(1)
+        seam.changed()
+
+    seam.attach(seam.Attachment(rewriter=rewriter("four_buffer"), before=before))
+    started = time.monotonic()
+    assert kernel_count(conv()) == 4
+    assert kernel_count(conv()) == 4
+    assert len(asked) == 2
+    assert time.monotonic() - started < 10
+
+
+def test_nothing_is_left_behind_by_a_failed_block() -> None:
+    before = names()
+    with pytest.raises(KeyError), autotune.forced("four_buffer"):
+        raise KeyError
+    assert names() == before
+    assert runtime._stack == []
