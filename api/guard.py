@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -11,6 +12,8 @@ from api.problem import problem
 from api.settings import LOOPBACK_HOSTS, Settings
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+BODY_TIMEOUT_S = 60.0
+"""For the whole body, however slowly it trickles in: connections are few."""
 
 
 class HostGuard:
@@ -40,7 +43,7 @@ class HostGuard:
 
 
 class BodyGuard:
-    """Reads the body before the route does and refuses it with 413 once it is larger than allowed."""
+    """Reads the body before the route does: 413 once it is larger than allowed, 408 when it takes too long."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -52,7 +55,12 @@ class BodyGuard:
         importing = scope["path"] == "/import"
         limit = self.settings.max_import_bytes if importing else self.settings.max_body_bytes
         declared = Headers(scope=scope).get("content-length", "0")
-        body = None if declared.isdecimal() and int(declared[:20]) > limit else await _read(receive, limit)
+        too_large = declared.isdecimal() and int(declared[:20]) > limit
+        try:
+            body = None if too_large else await asyncio.wait_for(_read(receive, limit), BODY_TIMEOUT_S)
+        except TimeoutError:
+            detail = f"expected the whole body within {BODY_TIMEOUT_S:g} s, found only a part of it: send it again"
+            return await problem(408, detail)(scope, receive, send)
         if body is None:
             detail = f"the body may have {limit} bytes: this one has more; split it into several requests"
             return await problem(413, detail)(scope, receive, send)

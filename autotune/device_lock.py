@@ -51,9 +51,7 @@ class DeviceLock:
     def fileno(self) -> int:
         """The descriptor of the open lock file, for `pass_fds`; opens the file if need be, locks nothing."""
         if self._file is None:
-            if self._shared:
-                runtime_directory()  # whoever cleans /tmp takes it away while we live
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = self._open(self.path)
         return self._file
 
     @contextlib.contextmanager
@@ -63,13 +61,31 @@ class DeviceLock:
         timeout_s: float,
         on_wait: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[None]:
         """Hold the lock. While another process has it, `on_wait` is told once and we wait up to `timeout_s`;
-        then DeviceBusyError is raised, and RunStoppedError as soon as `should_stop` says so."""
-        with self._in_turn() as my_turn:
-            self._wait(my_turn, timeout_s, on_wait, clock, sleep, should_stop)
+        then DeviceBusyError is raised, and RunStoppedError as soon as `should_stop` says so.
+
+        Who waits holds a second lock: so a search, which releases the device and wants it back at once, comes after
+        who waited meanwhile. Without it a second tuner starves.
+        """
+        give_up_at: float | None = None
+        turn = self._open(self.path.with_suffix(".turn"))
+        try:
+            while not (_locked(turn) and self._try()):
+                if should_stop():
+                    raise RunStoppedError
+                if give_up_at is None:
+                    give_up_at = clock() + timeout_s
+                    on_wait(f"waiting for {self.device}: {self._holder()} is measuring on it")
+                if clock() >= give_up_at:
+                    raise DeviceBusyError(
+                        f"{self.device} is in use: {self._holder()} has been measuring on it for more than "
+                        f"{timeout_s:g} s; wait for it or end it"
+                    )
+                time.sleep(POLL_S)
+        finally:
+            os.close(turn)
         try:
             yield
         finally:
@@ -82,34 +98,10 @@ class DeviceLock:
             os.close(self._file)
             self._file = None
 
-    def _wait(
-        self, my_turn: Callable[[], bool], timeout_s: float, on_wait: Callable[[str], None],
-        clock: Callable[[], float], sleep: Callable[[float], None], should_stop: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        give_up_at: float | None = None
-        while not (my_turn() and self._try()):
-            if should_stop():
-                raise RunStoppedError
-            if give_up_at is None:
-                give_up_at = clock() + timeout_s
-                on_wait(f"waiting for {self.device}: {self._holder()} is measuring on it")
-            if clock() >= give_up_at:
-                raise DeviceBusyError(
-                    f"{self.device} is in use: {self._holder()} has been measuring on it for more than "
-                    f"{timeout_s:g} s; wait for it or end it"
-                )
-            sleep(POLL_S)
-
-    @contextlib.contextmanager
-    def _in_turn(self) -> Iterator[Callable[[], bool]]:
-        """A second lock, held while one waits for the first: who releases the device and wants it back at once, as a
-        search does, comes after who waited. Without it a second tuner starves."""
-        self.fileno()
-        file = os.open(self.path.with_suffix(".turn"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield lambda: _locked(file)
-        finally:
-            os.close(file)
+    def _open(self, path: Path) -> int:
+        if self._shared:
+            runtime_directory()  # whoever cleans /tmp takes it away while we live
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _try(self) -> bool:
         file = self.fileno()

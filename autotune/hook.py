@@ -6,20 +6,21 @@ and warned of once.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from autotune.sources import Source, SourceError
 from autotune.winner import APPLICABLE_STATES, Winner, WinnerState
 from strategies.candidate import Candidate
-from strategies.graph.apply import NotApplicableError, lower
+from strategies.graph.apply import lower
 from strategies.graph.device import describe_device
-from strategies.graph.seam import changed
-from strategies.key import ConvKey, Policy
+from strategies.graph.seam import Attachment
+from strategies.key import ConvKey, DeviceSpec, Policy
 
 if TYPE_CHECKING:
     from tinygrad.uop.ops import UOp
@@ -51,20 +52,20 @@ class Stats:
     seconds: float = 0.0
 
 
-class Decisions:
-    """What a hook decides by: `candidates` for all keys of a graph at once, `refresh` ahead of each schedule."""
+class Decisions(Protocol):
+    """What a hook decides by."""
 
     def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
-        raise NotImplementedError
+        """One answer for each key of a graph; None: nothing is known."""
 
-    def refresh(self) -> None:
-        """Look whether anything changed since; the default never changes."""
+    def refresh(self) -> bool:
+        """Called ahead of each schedule: whether the answers may be others than before."""
 
     def close(self) -> None:
-        """Give back what is held; the default holds nothing."""
+        """Give back what is held."""
 
 
-class Forced(Decisions):
+class Forced:
     """One candidate for everything that its strategy applies to, whatever is known."""
 
     def __init__(self, candidate: Candidate, applies: Callable[[ConvKey], bool]) -> None:
@@ -73,12 +74,23 @@ class Forced(Decisions):
     def candidates(self, keys: Sequence[ConvKey]) -> Sequence[Candidate | None]:
         return [self._candidate if self._applies(key) else None for key in keys]
 
+    def refresh(self) -> bool:
+        return False
 
-class Looked(Decisions):
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Winners:
     """Winners from a source, remembered; asked for in one request per graph, and again when the source has changed."""
 
     def __init__(
-        self, source: Source, *, guesses: bool, warn: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        source: Source,
+        *,
+        guesses: bool,
+        warn: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._warn, self._clock = source, warn, clock
         self._states = {*APPLICABLE_STATES} | ({WinnerState.GUESS} if guesses else set())
@@ -99,23 +111,23 @@ class Looked(Decisions):
                 self._known |= found or {digest: (key, None) for digest, key in unknown.items()}
             return [self._known[key.digest][1] for key in keys]
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         with self._lock:
             if self._clock() < max(self._poll_at, self._retry_at):
-                return
+                return False
             self._poll_at = self._clock() + POLL_S
             version = self._guarded(self._source.version)
             if version is None or (version == self._version and not self._behind):
-                return
+                return False
             self._version = version
             if not self._known:
-                return
+                return False
             found = self._ask([key for key, _ in self._known.values()])
             self._behind = found is None
             if found is None or found == self._known:
-                return
+                return False
             self._known = found
-        changed()
+            return True
 
     def close(self) -> None:
         self._source.close()
@@ -137,7 +149,7 @@ class Looked(Decisions):
             answer = ask()
         except SourceError as error:
             self._retry_at, self._backoff_s = self._clock() + self._backoff_s, min(2 * self._backoff_s, LAST_BACKOFF_S)
-            self._warn(f"winners cannot be read, tinygrad goes on alone: {error}")
+            self._warn("source", f"winners cannot be read, tinygrad goes on alone: {error}")
             return None
         self._backoff_s = FIRST_BACKOFF_S
         return answer
@@ -148,61 +160,84 @@ class Hook:
 
     def __init__(self, decisions: Decisions, policy: Policy, count: Callable[[Stats], None]) -> None:
         self._decisions, self._policy, self._count = decisions, policy, count
-
-    def before(self) -> None:
-        started = time.perf_counter()
-        try:
-            self._decisions.refresh()
-        except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
-            warn_once(f"the hook failed, tinygrad goes on alone: {_line(error)}")
-        self._count(Stats(seconds=time.perf_counter() - started))
-
-    def failed(self, error: Exception) -> None:
-        warn_once(f"a rewritten graph failed, tinygrad schedules it alone: {_line(error)}")
-        self._count(Stats(fallbacks=1))
+        self._thread = threading.local()
+        self.attachment = Attachment(rewriter=self, before=self._before, finished=self._finished)
 
     def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
+        """What replaces each convolution. Counted once it is clear that tinygrad took it: see `_finished`."""
         started = time.perf_counter()
         result: list[UOp | None] = [None] * len(convs)
-        keys = [self._key(conv) for conv in convs]
-        described = [key for key in keys if key is not None]
-        answers = iter(self._decisions.candidates(described))
         stats = Stats(convolutions=len(convs))
-        for index, (conv, key) in enumerate(zip(convs, keys, strict=True)):
-            candidate = next(answers) if key is not None else None
+        try:
+            candidates = self._candidates(convs)
+        except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
+            warn_once("hook", f"the hook failed, tinygrad goes on alone: {_line(error)}")
+            self._count(replace(stats, fallbacks=len(convs), seconds=time.perf_counter() - started))
+            return result
+        for index, (conv, candidate) in enumerate(zip(convs, candidates, strict=True)):
             if candidate is None:
                 stats = replace(stats, misses=stats.misses + 1)
                 continue
             try:
                 new = lower(conv, candidate, ranges)
-                if new is None and candidate.strategy != "direct":
-                    raise NotApplicableError(f"it does not apply to {key}")
             except Exception as error:  # noqa: BLE001 - a winner of another release, or a fault of ours
-                warn_once(f"{candidate} cannot be applied, tinygrad lowers this one: {_line(error)}")
+                warn_once("winner", f"{candidate} cannot be applied, tinygrad lowers this one: {_line(error)}")
                 stats = replace(stats, fallbacks=stats.fallbacks + 1)
                 continue
             result[index] = new
             stats = replace(stats, hits=stats.hits + 1, applied=stats.applied + (new is not None))
-        self._count(replace(stats, seconds=time.perf_counter() - started))
+        stats = replace(stats, seconds=time.perf_counter() - started)
+        if stats.applied:
+            self._thread.pending = stats
+        else:
+            self._count(stats)
         return result
 
-    def _key(self, conv: Conv) -> ConvKey | None:
+    def _before(self) -> None:
+        started = time.perf_counter()
+        try:
+            if self._decisions.refresh():
+                self.attachment.changed()
+        except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
+            warn_once("hook", f"the hook failed, tinygrad goes on alone: {_line(error)}")
+        self._count(Stats(seconds=time.perf_counter() - started))
+
+    def _finished(self, error: Exception | None) -> None:
+        stats: Stats = getattr(self._thread, "pending", Stats())
+        self._thread.pending = Stats()
+        if error is not None:
+            stats = replace(stats, hits=0, applied=0, fallbacks=stats.fallbacks + max(1, stats.hits))
+            warn_once("graph", f"a rewritten graph failed, tinygrad schedules it alone: {_line(error)}")
+        self._count(stats)
+
+    def _candidates(self, convs: Sequence[Conv]) -> list[Candidate | None]:
+        """One answer per convolution, from one question for all that a key describes."""
+        devices = {conv.device: describe_device(conv.device, surroundings=False) for conv in convs}
+        keys = [self._key(conv, devices[conv.device]) for conv in convs]
+        answers = iter(self._decisions.candidates([key for key in keys if key is not None]))
+        return [next(answers) if key is not None else None for key in keys]
+
+    def _key(self, conv: Conv, device: DeviceSpec) -> ConvKey | None:
         shape = conv.shape
-        if shape is None:
-            return None
-        device = describe_device(conv.device, surroundings=False)
-        return ConvKey(shape=shape, device=device, policy=self._policy)
+        return ConvKey(shape=shape, device=device, policy=self._policy) if shape is not None else None
 
 
 _warned: set[str] = set()
 
 
-def warn_once(message: str) -> None:
-    """A RuntimeWarning, the first time this is said in this process."""
-    if message not in _warned:
-        _warned.add(message)
+def warn_once(kind: str, message: str) -> None:
+    """A RuntimeWarning, the first time that something of this kind is said in this process.
+
+    Where the program turns warnings into errors it stays one line on stderr: the hook never breaks a program.
+    """
+    if kind in _warned:
+        return
+    _warned.add(kind)
+    try:
         warnings.warn(f"autotune: {message}", RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:
+        sys.stderr.write(f"autotune: {message}\n")
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:300]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from autotune.hook import Decisions, Forced, Hook, Looked, Stats, warn_once
+from autotune.hook import Decisions, Forced, Hook, Stats, Winners, warn_once
 from autotune.sources import open_source
 from strategies.graph import seam
 from strategies.key import Policy
@@ -45,7 +45,7 @@ def install(
     spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to install(), or set {SOURCE_VARIABLE}")
-    looked = Looked(open_source(spec), guesses=guesses, warn=warn_once)
+    looked = Winners(open_source(spec), guesses=guesses, warn=warn_once)
     with _lock:
         _clear()
         _push(looked, policy or Policy())
@@ -66,7 +66,7 @@ def tuned(
     spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to tuned(), or set {SOURCE_VARIABLE}")
-    with _within(Looked(open_source(spec), guesses=guesses, warn=warn_once), policy or Policy()):
+    with _within(Winners(open_source(spec), guesses=guesses, warn=warn_once), policy or Policy()):
         yield
 
 
@@ -99,7 +99,7 @@ def _within(decisions: Decisions, policy: Policy) -> Iterator[None]:
             if entry in _stack:  # unless uninstall() was called inside
                 _stack.remove(entry)
                 _activate()
-        decisions.close()
+            decisions.close()
 
 
 def _clear() -> None:
@@ -114,10 +114,7 @@ def _push(decisions: Decisions, policy: Policy) -> None:
         _activate()
     except seam.UnsupportedTinygradError as error:
         _stack.pop()
-        warn_once(f"inactive: {error}")
-    except seam.SchedulingBusyError:
-        _stack.pop()
-        raise
+        warn_once("inactive", f"inactive: {error}")
 
 
 def _activate() -> None:
@@ -125,8 +122,7 @@ def _activate() -> None:
         seam.detach()
         return
     decisions, policy = _stack[-1]
-    hook = Hook(decisions, policy, _count)
-    seam.attach(seam.Attachment(rewriter=hook, before=hook.before, failed=hook.failed))
+    seam.attach(Hook(decisions, policy, _count).attachment)
 
 
 def _count(more: Stats) -> None:

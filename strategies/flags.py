@@ -1,18 +1,13 @@
-"""tinygrad 0.14's settings that change which kernels come out: they belong to a key where they are not the default."""
+"""tinygrad 0.14's settings that change which kernels come out: they belong to a key where they are not the default.
 
-CONTEXT_FLAGS = (
-    "ALLOW_TF32", "BEAM", "DEFAULT_FLOAT", "DEFAULT_INT", "DISABLE_FAST_IDIV", "EMULATED_DTYPES", "FLOAT16", "IMAGE",
-    "MAX_KERNEL_BUFFERS", "NOLOCALS", "NOOPT", "PCONTIG", "SPLIT_REDUCEOP", "TC", "TC_OPT", "TC_SELECT",
-    "TRANSCENDENTAL",
+Some are tinygrad's ContextVars, which a program can change while it runs, others it reads from the environment alone.
+"""
+
+KERNEL_FLAGS = (
+    "ALLOW_HALF8", "ALLOW_TF32", "BEAM", "BEAM_LOCAL_MAX", "BEAM_MIN_PROGRESS", "BEAM_PADTO", "BEAM_STRICT_MODE",
+    "BEAM_TIMEOUT_SEC", "BEAM_UOPS_MAX", "BEAM_UPCAST_MAX", "DEFAULT_FLOAT", "DEFAULT_INT", "DISABLE_FAST_IDIV",
+    "DISALLOW_BROADCAST", "DMC", "EMULATED_DTYPES", "EXPAND_SSA", "FLOAT16", "HCQ2", "IMAGE", "LLVMOPT",
+    "MAX_KERNEL_BUFFERS", "MV", "MV_BLOCKSIZE", "MV_ROWS_PER_THREAD", "MV_THREADS_PER_ROW", "NOLOCALS", "NOOPT",
+    "OCCUPANCY_FLOOR", "OPENPILOT_HACKS", "PCONTIG", "REDUCEOP_SPLIT_SIZE", "REDUCEOP_SPLIT_THRESHOLD",
+    "SPLIT_REDUCEOP", "TC", "TC_OPT", "TC_SELECT", "TRANSCENDENTAL", "TUPLE_ORDER", "USE_ATOMICS",
 )  # fmt: skip
-"""Those that a program can also change while it runs (tinygrad's ContextVars)."""
-
-ENVIRONMENT_FLAGS = (
-    "ALLOW_HALF8", "BEAM_LOCAL_MAX", "BEAM_MIN_PROGRESS", "BEAM_PADTO", "BEAM_STRICT_MODE", "BEAM_TIMEOUT_SEC",
-    "BEAM_UOPS_MAX", "BEAM_UPCAST_MAX", "DISALLOW_BROADCAST", "DMC", "EXPAND_SSA", "HCQ2", "LLVMOPT", "MV",
-    "MV_BLOCKSIZE", "MV_ROWS_PER_THREAD", "MV_THREADS_PER_ROW", "OCCUPANCY_FLOOR", "REDUCEOP_SPLIT_SIZE",
-    "REDUCEOP_SPLIT_THRESHOLD", "TUPLE_ORDER",
-)  # fmt: skip
-"""Those that tinygrad reads from the environment alone."""
-
-KERNEL_FLAGS = tuple(sorted((*CONTEXT_FLAGS, *ENVIRONMENT_FLAGS)))

@@ -34,7 +34,7 @@ class DeviceSpec:
     cores: int = 0
     tinygrad: str = ""
     flags: tuple[tuple[str, str], ...] = ()
-    """Code generation flags that change kernels (`BEAM`, `USE_TC`, `NOOPT`, ...), as sorted (name, value) pairs."""
+    """Code generation flags that change kernels (`BEAM`, `TC`, `NOOPT`, ...), as sorted (name, value) pairs."""
     driver: str = ""
     os: str = ""
     compiler: str = ""

@@ -106,10 +106,11 @@ def strategies() -> tuple[Strategy, ...]:
 
 def get_strategy(name: str) -> Strategy:
     """Raises UnknownStrategyError, which names those that there are."""
-    found = {item.name: item for item in strategies()}
-    if name not in found:
-        raise UnknownStrategyError(f"no strategy {name!r}: there are {', '.join(found)}")
-    return found[name]
+    if name not in _registered:
+        found = {item.name for item in strategies()}
+        if name not in found:
+            raise UnknownStrategyError(f"no strategy {name!r}: there are {', '.join(sorted(found))}")
+    return _registered[name]
 
 
 __all__ = [

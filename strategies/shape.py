@@ -80,7 +80,12 @@ class ConvShape:
         Along an axis whose windows share nothing the outputs are a batch and the taps are channels, and input that no
         output reads is not there.
         """
-        axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
+        axes = [
+            _reduced(*axis)
+            for axis in zip(
+                self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True
+            )
+        ]
         kept = [a for a in axes if windows_share(a[5], a[1], a[2], a[3])] or axes
         folded = [a for a in axes if a not in kept]
         batch, cin = self.batch * math.prod(a[5] for a in folded), self.cin * math.prod(a[1] for a in folded)
@@ -187,6 +192,21 @@ def windows_share(size: int, taps: int, stride: int, dilation: int) -> bool:
     """Whether some of the `size` outputs along an axis read an element in common. If not, it is a matrix product."""
     common = math.gcd(stride, dilation)
     return size > dilation // common and taps > stride // common
+
+
+def _reduced(
+    size: int, taps: int, stride: int, dilation: int, padding: tuple[int, int], out: int
+) -> tuple[int, int, int, int, tuple[int, int], int]:
+    """An axis without what stride and dilation have in common: only every g-th padded position is ever read."""
+    g = math.gcd(stride if out > 1 else 0, dilation if taps > 1 else 0)
+    if g <= 1:
+        return (size, taps, stride, dilation, padding, out)
+    positions = range(0, (out - 1) * stride + dilation * (taps - 1) + 1, g)
+    before = sum(p < padding[0] for p in positions)
+    inside = sum(padding[0] <= p < padding[0] + size for p in positions)
+    if not inside:
+        return (size, taps, stride, dilation, padding, out)
+    return (inside, taps, max(1, stride // g), max(1, dilation // g), (before, len(positions) - before - inside), out)
 
 
 def _check(shape: ConvShape) -> None:

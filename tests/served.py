@@ -51,7 +51,7 @@ def winner_of(key: ConvKey, *, strategy: str = "four_buffer", decided_at: float 
 class NoRunner:
     """Measures nothing: the scripted search below asks it for nothing."""
 
-    def measure(self, request: Request) -> list[Measurement]:
+    def measure(self, request: Request, **_: Any) -> list[Measurement]:
         raise AssertionError(f"asked for {request}")
 
     def close(self) -> None:

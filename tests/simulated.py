@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class SimulatedRunner:
         """Candidates of the search (each in a request of its own), in order."""
         return [r.candidates[0] for r in self.requests if len(r.candidates) == 1]
 
-    def measure(self, request: Request) -> list[Measurement]:
+    def measure(self, request: Request, **_: Any) -> list[Measurement]:
         self.requests.append(request)
         drift = np.exp(0.05 * np.cumsum(self._rng.normal(0, 0.2, request.rounds)))
         yardstick = self._times(Candidate.of("direct"), drift)

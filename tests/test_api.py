@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -12,9 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
-from served import CPU, Served, body, ended, key_of, served, winner_of
+from served import CPU, Served, body, ended, key_of, served, until, winner_of
 
 from api.devices import ProbedDevices, UnknownDeviceError
+from api.guard import BodyGuard
+from api.server import MAX_CONNECTIONS
+from api.settings import Settings
 from autotune.bundle import FORMAT, VERSION, dump, load
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.measurement import Measurement, Status
@@ -407,13 +412,90 @@ def test_devices_are_described_by_a_child() -> None:
     assert "CPU" in devices.names()
     plain, searched = devices.describe("CPU", {}), devices.describe("cpu", {"BEAM": "2"})
     assert (plain.device, plain.flags, searched.flags) == ("CPU", (), (("BEAM", "2"),))
-    assert devices.describe("CPU", {"BEAM": "2"}) is searched
+    assert devices.describe("CPU", {"BEAM": "2"}) == searched
     for flags in ({"LD_PRELOAD": "x.so"}, {"CC": "sh"}, {"BEAM": "2; rm"}, {"BEAM": ""}):
         with pytest.raises(KeyFormatError, match="flags are those"):
             devices.describe("CPU", flags)
     for name in ("NOPE", "", "CPU; rm", "../CPU"):
         with pytest.raises(UnknownDeviceError):
             devices.describe(name)
+
+
+def test_a_driver_that_hangs_costs_its_time_limit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, now = [], [1000.0]
+
+    def hang(_: object, *question: str) -> None:
+        asked.append(question)
+        raise UnknownDeviceError("tinygrad could not be asked for its devices: it took more than 60 s")
+
+    monkeypatch.setattr("api.devices._probe", hang)
+    devices = ProbedDevices(clock=lambda: now[0])
+    for _ in range(3):
+        with pytest.raises(UnknownDeviceError, match="60 s"):
+            devices.describe("CPU")
+    assert len(asked) == 1
+    now[0] += 60  # it is asked again: the cable may be in by now
+    monkeypatch.setattr("api.devices._probe", lambda *_: {"default": "CPU", "names": ["CPU"], "flags": []})
+    assert devices.names() == ("CPU",)
+
+
+def test_a_request_of_many_devices_is_refused(http: httpx.Client) -> None:
+    """Each may take a process and seconds to describe, while others wait."""
+    for path in ("/tune", "/lookup"):
+        answer = post(http, path, {"shapes": [body(flags={"BEAM": str(number)}) for number in range(17)]})
+        assert (answer.status_code, "16 different devices" in answer.json()["detail"]) == (422, True)
+
+
+def test_connections_have_a_limit_below_that_of_the_system(tmp_path: Path) -> None:
+    with served(tmp_path / "a.db") as own, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
+        for _ in range(MAX_CONNECTIONS):
+            stack.enter_context(socket.create_connection(address))
+        assert httpx.get(own.url + "/healthz").status_code == 503
+        stack.close()
+        until(lambda: httpx.get(own.url + "/healthz").status_code == 200)
+
+
+def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.guard.BODY_TIMEOUT_S", 0.05)
+    sent: list[Any] = []
+
+    async def trickle() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": len(sent) == 0}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def never(*_: object) -> None:
+        raise AssertionError("the route was asked")
+
+    scope = {"type": "http", "method": "POST", "path": "/tune", "headers": []}
+    asyncio.run(asyncio.wait_for(BodyGuard(never, settings=Settings(db="a.db"))(scope, trickle, send), 5))
+    assert sent[0]["status"] == 408
+
+
+def test_client_follows_a_job_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, state = [0.0], {"state": "running"}
+    gone, locked = ServiceUnreachableError("nobody there"), ServiceError(503, "locked", {})
+    script: list[Any] = [state, gone, locked, state, gone, {"state": "done"}]
+
+    def job(_: Client, job_id: str) -> Any:
+        answer = script.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def sleep(_: float) -> None:
+        now[0] += 10
+
+    monkeypatch.setattr(Client, "job", job)
+    client = Client("http://127.0.0.1:1")
+    followed = list(client.follow("x", sleep=sleep, clock=lambda: now[0]))
+    assert [found["state"] for found in followed] == ["running", "running", "done"]
+    script = [state, *[gone] * 5]
+    with pytest.raises(ServiceUnreachableError):
+        list(client.follow("x", sleep=sleep, clock=lambda: now[0]))
 
 
 def test_states_of_the_api_are_those_of_winners(http: httpx.Client) -> None:

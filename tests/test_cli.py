@@ -329,6 +329,10 @@ def test_serve_listens_and_ends(environment: Path, tmp_path: Path) -> None:
         second = autotune("serve", "--port", "0")
         assert second.returncode == 1
         assert "another service works on" in one_line(second.stderr)
+        (link := tmp_path / "link.db").symlink_to(environment)
+        for same in (f"sqlite:///{environment}", str(link)):
+            again = autotune("serve", "--port", "0", "--db", same)
+            assert "another service works on" in one_line(again.stderr)
         shown = autotune("winners", AUTOTUNE_URL=line.split()[-1])
         assert (shown.returncode, shown.stderr.count("no winners yet")) == (0, 1)
         process.terminate()

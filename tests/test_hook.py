@@ -32,7 +32,7 @@ from values import a_winner
 
 import autotune
 from autotune import bundle, hook, runtime
-from autotune.hook import Looked, Stats
+from autotune.hook import Stats, Winners
 from autotune.runtime import NoSourceError
 from autotune.sources import SourceError, open_source
 from autotune.winner import Winner
@@ -204,7 +204,7 @@ def test_blocks_within_blocks(tmp_path: Path) -> None:
 def test_stats_add_up(tmp_path: Path) -> None:
     with exported(tmp_path, winner()) as source, autotune.tuned(source):
         y = conv() + X.conv2d(normal(4, 4, 5, 5), padding=2) + X.conv2d(W[:, :, :1, :1])
-        did = counted(lambda: y.schedule_linear())
+        did = counted(y.schedule_linear)
     assert (did.convolutions, did.hits, did.applied, did.misses, did.fallbacks) == (2, 1, 1, 1, 0)
     assert isinstance(autotune.stats(), Stats)
 
@@ -239,7 +239,7 @@ def test_winners_of_a_service_that_change(patient: None) -> None:
     with service(answer) as url:
         autotune.install(url)
         source = runtime._stack[0][0]
-        assert isinstance(source, Looked)
+        assert isinstance(source, Winners)
         source._source._clock = lambda: now[0]  # type: ignore[attr-defined]
         assert count() == 1
         answers.append(winner())
@@ -253,9 +253,10 @@ def test_a_file_that_comes_later(kind: str, tmp_path: Path, monkeypatch: pytest.
     """What was scheduled meanwhile is scheduled again."""
     monkeypatch.setattr(hook, "FIRST_BACKOFF_S", 0.0)
     missing = tmp_path / {"sqlite": "autotune.db", "json": "winners.json"}[kind]
+    autotune.install(missing)
     with pytest.warns(RuntimeWarning, match="winners cannot be read, tinygrad goes on alone"):
-        autotune.install(missing)
-        assert [count(), count()] == [1, 1]
+        assert count() == 1
+    assert count() == 1
     with SOURCES[kind](tmp_path, winner()):
         assert count() == 4
 
@@ -271,7 +272,7 @@ def test_a_service_that_comes_back(monkeypatch: pytest.MonkeyPatch, patient: Non
         warnings.simplefilter("always")
         autotune.install(url)
         looked = runtime._stack[0][0]
-        assert isinstance(looked, Looked)
+        assert isinstance(looked, Winners)
         looked._source._clock = lambda: now[0]  # type: ignore[attr-defined]
         assert count() == 1
         up[0] = True
@@ -442,7 +443,7 @@ def test_a_fault_of_ours(broken: str, tmp_path: Path, alone: Array, monkeypatch:
     with sqlite(tmp_path, winner()) as source:
         autotune.install(source)
     looked = runtime._stack[0][0]
-    assert isinstance(looked, Looked)
+    assert isinstance(looked, Winners)
     if broken == "describe":
         monkeypatch.setattr(hook, "describe_device", fault)
     else:
@@ -480,7 +481,8 @@ def test_half_next_to_it() -> None:
 def test_a_kernel_of_the_users_own_next_to_it() -> None:
     def twice(out: UOp, a: UOp) -> UOp:
         i = UOp.range(a.numel(), 0)
-        return out.flatten()[i].store(a.flatten()[i] * 2).end(i).sink(arg=KernelInfo(name="twice"))
+        doubled: UOp = out.flatten()[i].store(a.flatten()[i] * 2).end(i).sink(arg=KernelInfo(name="twice"))
+        return doubled
 
     def run() -> Tensor:
         out = Tensor.empty(*SHAPE.output_shape)
@@ -496,9 +498,17 @@ def test_a_kernel_of_the_users_own_next_to_it() -> None:
     assert relative(found[0], expected) < 1e-4
 
 
-def test_beam_next_to_it(tmp_path: Path, alone: Array) -> None:
+@pytest.mark.slow
+def test_beam_next_to_it(tmp_path: Path) -> None:
     """A user's BEAM goes on searching, over our kernels too."""
-    environment = {**os.environ, "CACHEDB": str(tmp_path / "cache.db"), "BEAM": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "CACHEDB": str(tmp_path / "cache.db"),
+        "BEAM": "1",
+        "DEV": "CPU",
+        "PARALLEL": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     program = """
 import numpy as np, autotune
 from autotune.compiler import ensure_c_compiler
@@ -515,7 +525,5 @@ if __name__ == "__main__":
 """
     script = tmp_path / "program.py"
     script.write_text(program)
-    done = subprocess.run(
-        [sys.executable, script], env={**environment, "PARALLEL": "0"}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr

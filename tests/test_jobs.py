@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 from memory_store import MemoryStore
-from served import UNLUCKY, NoRunner, body, ended, key_of, scripted_tune, served, until, winner_of
+from served import UNLUCKY, NoRunner, body, ended, key_of, scripted_tune, served, until
 
 from api.jobs import JobRunner
-from api.runners import InterruptedRunError, InterruptibleRunner, Runners
+from api.routes import jobs as routes
+from api.runners import Runners
+from api.service import Service
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, JobState
-from autotune.measurement import Measurement
-from autotune.runner import DeviceUnavailableError, Request
+from autotune.job import Budget, Job, JobState
+from autotune.runner import DeviceUnavailableError
+from autotune.session import TuneCancelledError
 from autotune.winner import Winner
-from db import DatabaseBusyError, open_store
+from db import DatabaseBusyError, DatabaseError, open_store
 from strategies.key import ConvKey
 
 FEW = Budget(trials=3)
@@ -191,42 +196,132 @@ def test_database_that_is_busy_for_a_while_fails_nothing(monkeypatch: pytest.Mon
     assert not jobs.alive
 
 
-def test_stop_does_not_wait_for_a_long_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    released, store = threading.Event(), MemoryStore()
+class Measuring:
+    """A search that is amid a measurement until it is told to stop, or until it is `released` if the runner is deaf."""
 
-    class Slow(NoRunner):
-        def measure(self, request: Request) -> list[Measurement]:
-            released.wait(20)
-            return []
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.deaf, self.begun, self.released = deaf, threading.Event(), threading.Event()
 
-    def tune(key: ConvKey, *, runner: Any, **_: Any) -> Winner:
-        runner.measure(Request(key=key, candidates=()))
-        store.decide(winner_of(key))
-        return winner_of(key)
+    def __call__(self, key: ConvKey, *, should_stop: Callable[[], bool], **_: Any) -> Winner:
+        self.begun.set()
+        while not self.released.wait(0.01):
+            if should_stop() and not self.deaf:
+                break
+        raise TuneCancelledError
 
-    jobs = JobRunner(store, Runners(lambda _: Slow()), tune=tune)
-    job_id = store.submit([key_of()], FEW).id
-    jobs.start()
-    until(lambda: state_of(store, job_id) is JobState.RUNNING)
+
+def test_stop_does_not_wait_for_a_runner_that_does_not_listen() -> None:
+    store, tune = MemoryStore(), Measuring(deaf=True)
+    jobs, job_id = work(store, tune, [key_of()])
+    assert tune.begun.wait(10)
     jobs.stop(timeout_s=0.05)
     assert (jobs.alive, state_of(store, job_id)) == (True, JobState.QUEUED)
-    released.set()
+    tune.released.set()
     until(lambda: not jobs.alive)
-    assert store.winner(key_of()) is None  # what came after the interruption was thrown away
     assert state_of(store, job_id) is JobState.QUEUED
 
 
-def test_interrupted_runner_gives_nothing_back() -> None:
-    class Failing(NoRunner):
-        def measure(self, request: Request) -> list[Measurement]:
-            runner.interrupt()
-            raise DeviceUnavailableError("its process ended")
+def test_cancelling_frees_the_thread_amid_a_measurement() -> None:
+    store, tune = MemoryStore(), Measuring()
+    jobs, job_id = work(store, tune, [key_of(), key_of(32)])
+    assert tune.begun.wait(10)
+    assert jobs.cancel(job_id).state is JobState.CANCELLED
+    tune.begun.clear()
+    store.submit([key_of(48)], FEW)
+    jobs.wake()
+    assert tune.begun.wait(5)
+    jobs.stop()
+    assert state_of(store, job_id) is JobState.CANCELLED
 
-    runner = InterruptibleRunner(Failing())
-    with pytest.raises(InterruptedRunError):
-        runner.measure(Request(key=key_of(), candidates=()))
-    with pytest.raises(InterruptedRunError):
-        runner.measure(Request(key=key_of(), candidates=()))
+
+class FullDisk(MemoryStore):
+    """Takes no claim, and nothing else, until there is room."""
+
+    room = False
+
+    def _expect_room(self) -> None:
+        if not self.room:
+            raise DatabaseError("expected room on the disk, found none")
+
+    def claim(self, owner: str) -> Job | None:
+        self._expect_room()
+        return super().claim(owner)
+
+    def requeue(self, job_id: str, **options: Any) -> None:
+        self._expect_room()
+        super().requeue(job_id, **options)
+
+
+def test_a_disk_that_is_full_for_long_is_said_once_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
+    store = FullDisk()
+    left = MemoryStore.claim(store, "killed") if (job_id := store.submit([key_of()], FEW).id) else None
+    assert left is not None
+    jobs = JobRunner(store, Runners(lambda _: NoRunner()), tune=scripted_tune(0.0))
+    jobs.start()  # even with a job to put back: the service must come up to say what is wrong
+    time.sleep(0.3)
+    assert jobs.alive
+    assert [
+        (r.getMessage().count("room on the disk"), r.exc_info) for r in caplog.records if r.levelname == "ERROR"
+    ] == [(1, None)]
+    store.room = True
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    jobs.stop()
+
+
+def test_devices_are_released_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.jobs.RELEASE_S", 0.2)
+    monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
+    closed = threading.Event()
+
+    class Warm(NoRunner):
+        def close(self) -> None:
+            closed.set()
+
+    store = MemoryStore()
+    jobs = JobRunner(store, Runners(lambda _: Warm()), tune=scripted_tune(0.0))
+    job_id = store.submit([key_of()], FEW).id
+    jobs.start()
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    assert closed.wait(5)
+    jobs.stop()
+
+
+def test_two_services_never_have_one_name() -> None:
+    owners = []
+
+    class Noting(MemoryStore):
+        def claim(self, owner: str) -> Job | None:
+            owners.append(owner)
+            return None
+
+    for _ in range(2):  # as two containers, each of which is process 1
+        jobs = JobRunner(Noting(), Runners(lambda _: NoRunner()), tune=scripted_tune(0.0))
+        jobs.start()
+        jobs.stop()
+    assert len(set(owners)) == 2
+
+
+def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        job = store.submit([key_of()], FEW)
+        answers = iter([DatabaseBusyError("locked"), DatabaseBusyError("locked"), store.cancel(job.id)])
+
+        def said(_: str) -> Job:
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        service = SimpleNamespace(store=SimpleNamespace(job=said), stopping=threading.Event())
+
+        async def stream() -> list[str]:
+            return [part async for part in routes._stream(cast("Service", service), job, "")]
+
+        parts = asyncio.run(stream())
+    assert [part.splitlines()[1] for part in parts[1:]] == ["event: job", "event: end"]
 
 
 def test_runners_are_opened_once_per_device() -> None:

@@ -131,3 +131,9 @@ def test_flags_are_those_in_force_now() -> None:
         beam = dict(describe_device("CPU", surroundings=False).flags)
     assert beam == plain | {"BEAM": "2", "NOOPT": "1"}
     assert dict(describe_device("CPU", surroundings=False).flags) == plain
+
+
+def test_the_device_while_another_thread_compiles() -> None:
+    """tinygrad forbids opening devices to the whole process for as long."""
+    with Context(ALLOW_DEVICE_USAGE=0, MAX_KERNEL_BUFFERS=7):  # flags of which nothing is remembered
+        assert dict(describe_device("CPU", surroundings=False).flags)["MAX_KERNEL_BUFFERS"] == "7"

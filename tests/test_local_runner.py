@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import pytest
 from autotune.device_lock import DeviceBusyError, DeviceLock
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement, Status
-from autotune.runner import DeviceUnavailableError, Limits, Request
+from autotune.runner import DeviceUnavailableError, Limits, Request, RunStoppedError
 from strategies.candidate import Candidate
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import ConvShape
@@ -253,6 +255,91 @@ def test_an_interrupt_ends_the_child_and_frees_the_device(runner: LocalRunner, t
     with DeviceLock("CPU", tmp_path).held(timeout_s=0, on_wait=pytest.fail):
         pass
     assert statuses(runner.measure(request(FINE))) == ["ok"]
+
+
+def test_a_measurement_that_is_told_to_stop_ends_at_once_and_frees_the_device(
+    runner: LocalRunner, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    begun = time.monotonic()
+    with pytest.raises(RunStoppedError):
+        runner.measure(request(FINE, do("hang"), limits={"prepare_s": 60.0}), should_stop=stop.is_set)
+    assert time.monotonic() - begun < 3.0
+    with (
+        DeviceLock("CPU", tmp_path).held(timeout_s=0, on_wait=pytest.fail),
+        pytest.raises(RunStoppedError),  # nor does it wait for the device
+    ):
+        runner.measure(request(FINE), should_stop=stop.is_set)
+    assert statuses(runner.measure(request(FINE))) == ["ok"]
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # so it is
+def test_a_child_that_cannot_be_killed_is_left_behind(runner: LocalRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose driver hangs in the kernel; the next candidate finds a new child."""
+    monkeypatch.setattr("autotune.child_process._DEAD_S", 0.2)
+    left: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("autotune.child_process.os.killpg", lambda pid, _: left.append(pid))
+        [measured] = runner.measure(request(do("hang")))
+    os.killpg(left[0], signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # if `subprocess` has looked after it already
+        os.waitpid(left[0], 0)
+    assert measured.status is Status.TIMEOUT
+    assert statuses(runner.measure(request(FINE))) == ["ok"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_child_is_the_first_to_go_where_memory_runs_out(runner: LocalRunner) -> None:
+    [measured] = runner.measure(request(FINE))
+    assert Path(f"/proc/{measured.conditions['pid']}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_a_second_tuner_gets_its_turn(tmp_path: Path) -> None:
+    """The first wants the device back as soon as it has let go of it, as a search does."""
+    first, second, done = DeviceLock("CPU", tmp_path), DeviceLock("CPU", tmp_path), threading.Event()
+
+    def search() -> None:
+        while not done.is_set():
+            with first.held(timeout_s=10, on_wait=lambda _: None):
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    try:
+        time.sleep(0.1)
+        for _ in range(5):
+            with second.held(timeout_s=1.0, on_wait=lambda _: None):
+                pass
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_lock_outlives_the_whole_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cleans /tmp takes the directory of a service that has had nothing to do for ten days."""
+    directory = tmp_path / "cleaned"
+
+    def make() -> Path:
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    monkeypatch.setattr("autotune.device_lock.runtime_directory", make)
+    lock = DeviceLock("CPU")
+    with lock.held(timeout_s=0, on_wait=pytest.fail):
+        pass
+    shutil.rmtree(directory)
+    with lock.held(timeout_s=0, on_wait=pytest.fail):
+        assert lock.path.exists()
+
+
+def test_a_full_tmp_does_not_keep_from_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autotune.device_lock.os.pwrite", full)
+    with DeviceLock("CPU", tmp_path).held(timeout_s=0, on_wait=pytest.fail):
+        pass
 
 
 def test_two_tuners_never_measure_at_once(make_runner: MakeRunner, tmp_path: Path) -> None:

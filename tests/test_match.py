@@ -28,6 +28,12 @@ def einsum(x: Tensor, w: Tensor) -> Tensor:
     return Tensor.einsum("ncpqab,ocab->nopq", x._pool((3, 3), 1, 1), w)
 
 
+def max_pool(x: Tensor) -> Tensor:
+    y = x.max_pool2d((3, 3), stride=1, padding=1)
+    assert isinstance(y, Tensor)  # without return_indices
+    return y
+
+
 FOUND: dict[str, tuple[Build, ConvShape]] = {
     "padded": (lambda: e(*X).conv2d(e(*W), padding=1), PADDED),
     "not padded": (lambda: e(*X).conv2d(e(*W)), ConvShape.of(X, W)),
@@ -53,7 +59,7 @@ FOUND: dict[str, tuple[Build, ConvShape]] = {
         ConvShape.of(X, W, padding=1, dtype="float16", acc_dtype="float16"),
     ),
     "activation before": (lambda: (e(*X).relu() * 2).conv2d(e(*W), padding=1), PADDED),
-    "epilogue": (lambda: (e(*X).conv2d(e(*W), e(6), padding=1).relu() + e(2, 6, 8, 9)).silu(), PADDED),
+    "epilogue": (lambda: (e(*X).conv2d(e(*W), e(6), padding=1).relu() + e(2, 6, 8, 9)).sigmoid() * 2, PADDED),
     "channels last": (lambda: e(2, 8, 9, 4).permute(0, 3, 1, 2).conv2d(e(*W), padding=1), PADDED),
     "flipped input": (lambda: e(*X).flip((2, 3)).conv2d(e(*W), padding=1), PADDED),
     "flipped weight": (lambda: e(*X).conv2d(e(*W).flip((2, 3)), padding=1), PADDED),
@@ -99,12 +105,12 @@ LEFT: dict[str, Build] = {
     "outer product": lambda: e(3, 1) * e(1, 3),
     "linear": lambda: e(3, 9).linear(e(9, 3), e(3)),
     "average pooling": lambda: e(*X).avg_pool2d((3, 3), stride=1),
-    "max pooling": lambda: e(*X).max_pool2d((3, 3), stride=1, padding=1),
+    "max pooling": lambda: max_pool(e(*X)),
     "cumulative sum": lambda: e(3, 9).cumsum(1),
     "softmax": lambda: e(3, 9).softmax(),
     "attention": lambda: e(1, 2, 3, 4).scaled_dot_product_attention(e(1, 2, 3, 4), e(1, 2, 3, 4)),
     "layer norm": lambda: e(3, 9).layernorm(),
-    "windows summed twice": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1) * e(3, 3)).sum(),
+    "windows summed twice": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1) * e(3, 3)).sum() * 2,
     "a window times itself": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1).square()).sum((-1, -2)),
 }  # fmt: skip
 

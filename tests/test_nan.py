@@ -10,9 +10,9 @@ from tinygrad.helpers import Context
 
 import autotune
 
-N, C, O, H, W = 3, 3, 5, 7, 9  # no multiple of any tile or block
-PLAIN = normal(N, C, H, W).numpy()
-WEIGHT = normal(O, C, 3, 3, seed=1)
+N, CIN, COUT, H, W = 3, 3, 5, 7, 9  # no multiple of any tile or block
+PLAIN = normal(N, CIN, H, W).numpy()
+WEIGHT = normal(COUT, CIN, 3, 3, seed=1)
 
 
 def surrounded(values: Array, poison: float) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.store_contract")
 
+from autotune.job import Budget  # noqa: E402
 from autotune.store import Store  # noqa: E402
 from db import (  # noqa: E402
     DatabaseBusyError,
@@ -222,6 +223,15 @@ def test_a_backup_while_others_write(path: Path, tmp_path: Path) -> None:
         assert restored.winner(a_key()) == a_winner()
         assert restored.measurements(a_key()) == []
         assert restored.check() == []
+
+
+def test_a_job_that_is_followed_costs_no_parsing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several reads a second, perhaps of 1000 keys, on the processor that is measured."""
+    with open_store(path) as store:
+        job = store.submit([a_key(cout) for cout in range(1, 30)], Budget(trials=1))
+        monkeypatch.setattr("db.jobs.ConvKey.from_json", lambda _: pytest.fail("parsed again"))
+        assert store.job(job.id) == job
+        assert store.jobs() == [job]
 
 
 def test_a_closed_store_opens_again(path: Path) -> None:

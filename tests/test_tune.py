@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from memory_store import MemoryStore
@@ -11,7 +13,7 @@ from simulated import KEY, SPACE, SimulatedRunner, best_time_s, time_of
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
 from autotune.progress import Progress
-from autotune.runner import DeviceUnavailableError, Request
+from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
 from autotune.session import Settings
 from autotune.tune import TuneCancelledError, TuneError, tune
 from autotune.winner import Winner, WinnerState
@@ -89,7 +91,7 @@ class KilledError(BaseException):
 class Killed(SimulatedRunner):
     left = 11
 
-    def measure(self, request: Request) -> list[Measurement]:
+    def measure(self, request: Request, **_: Any) -> list[Measurement]:
         self.left -= 1
         if self.left < 0:
             raise KilledError
@@ -166,7 +168,7 @@ def test_candidates_that_fail_never_win(status: Status) -> None:
 
 def test_a_finalist_that_fails_in_the_final_is_out() -> None:
     class FailsLate(SimulatedRunner):
-        def measure(self, request: Request) -> list[Measurement]:
+        def measure(self, request: Request, **_: Any) -> list[Measurement]:
             self.broken = {"staged": Status.WRONG} if len(request.candidates) > 1 else {}
             return super().measure(request)
 
@@ -189,9 +191,24 @@ def test_cancelling_stops_between_measurements_and_decides_nothing() -> None:
     assert store.winner(KEY) is None
 
 
+def test_cancelling_ends_a_measurement_and_nothing_is_known_of_its_candidate() -> None:
+    class Stopped(SimulatedRunner):
+        def measure(self, request: Request, *, should_stop: Callable[[], bool], **_: Any) -> list[Measurement]:
+            measured = super().measure(request)
+            stop.extend([True] if len(self.requests) == 4 else [])
+            if should_stop():
+                raise RunStoppedError
+            return measured
+
+    store, stop = MemoryStore(), list[bool]()
+    with pytest.raises(TuneCancelledError, match="after 3 candidates"):
+        run(Stopped(), store, should_stop=lambda: bool(stop))
+    assert len(store.measurements(KEY)) == 3
+
+
 def test_what_was_final_of_a_lost_device_is_kept() -> None:
     class Lost(SimulatedRunner):
-        def measure(self, request: Request) -> list[Measurement]:
+        def measure(self, request: Request, **_: Any) -> list[Measurement]:
             measured = super().measure(request)
             if len(self.requests) == 4:
                 crashed = replace(measured[0], status=Status.CRASHED)
@@ -215,7 +232,7 @@ def test_what_another_driver_measured_is_measured_again() -> None:
 
 def test_workspace_above_the_policy_never_wins() -> None:
     class Large(SimulatedRunner):
-        def measure(self, request: Request) -> list[Measurement]:
+        def measure(self, request: Request, **_: Any) -> list[Measurement]:
             return [
                 replace(m, workspace_bytes=0 if m.candidate.strategy in ("direct", "tensor_winograd") else 1000)
                 for m in super().measure(request)
@@ -245,7 +262,7 @@ def strict_store(monkeypatch: pytest.MonkeyPatch) -> None:
     measured, recorded = [0], [0]
     measure, record = SimulatedRunner.measure, MemoryStore.record
 
-    def counting_measure(self: SimulatedRunner, request: Request) -> list[Measurement]:
+    def counting_measure(self: SimulatedRunner, request: Request, **_: Any) -> list[Measurement]:
         assert measured == recorded or isinstance(self, Killed)
         result = measure(self, request)
         measured[0] += len(result)

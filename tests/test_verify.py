@@ -203,11 +203,12 @@ def winograd(m: int, precision: type) -> Lowering:
         (before, after), size = shape.padding[0], shape.output[0]
         tiles = -(-size // m)
         padded = np.pad(x, ((0, 0), (0, 0), (before, after + tiles * m - size)))
-        windows = np.stack([padded[:, :, i * m : i * m + m + 2] for i in range(tiles)], 2).astype(precision)
-        xhat, ghat = windows @ matrix(t.bt).T, w.astype(precision) @ matrix(t.g).T
+        windows: Array = np.stack([padded[:, :, i * m : i * m + m + 2] for i in range(tiles)], 2).astype(precision)
+        xhat: Array = windows @ matrix(t.bt).T
+        ghat: Array = w.astype(precision) @ matrix(t.g).T
         with np.errstate(invalid="ignore"):
             mhat = np.einsum("ncta,oca->nota", xhat.astype(np.float32), ghat.astype(np.float32))
-            y = mhat.astype(precision) @ matrix(t.at).T
+            y: Array = mhat.astype(precision) @ matrix(t.at).T
         return y.astype(np.float64).reshape(*y.shape[:2], -1)[:, :, :size]
 
     return lowering

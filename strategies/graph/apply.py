@@ -15,10 +15,18 @@ class NotApplicableError(Exception):
 
 
 def lower(conv: Conv, candidate: Candidate, ranges: Ranges) -> UOp | None:
-    """The UOp that replaces the convolution's REDUCE; None where the strategy leaves it as it is.
+    """The UOp that replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering.
 
-    Raises UnknownStrategyError or ParameterError for a candidate of another release.
+    Raises NotApplicableError where it does not apply, UnknownStrategyError or ParameterError for a candidate of another
+    release.
     """
+    if candidate.kernel_options:
+        raise NotApplicableError("it has options for kernels, which this release does not apply: install a newer one")
     strategy = get_strategy(candidate.strategy)
     params = strategy.bound(candidate)
-    return None if strategy.lower is None else strategy.lower(conv, params, ranges)
+    if strategy.lower is None:
+        return None
+    new = strategy.lower(conv, params, ranges)
+    if new is None:
+        raise NotApplicableError(f"{candidate} does not apply to this convolution")
+    return new

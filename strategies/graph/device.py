@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import functools
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from tinygrad import Device
-from tinygrad.device import ALL_DEVICES
-from tinygrad.helpers import NUM_CPU_THREADS, Context, ContextVar, getenv
+from tinygrad.device import ALL_DEVICES, Compiled
+from tinygrad.helpers import NUM_CPU_THREADS, Context, ContextVar, Target, getenv
 
-from strategies.flags import CONTEXT_FLAGS, ENVIRONMENT_FLAGS
+from strategies.flags import KERNEL_FLAGS
 from strategies.key import DeviceSpec
 
 _DEFAULTS = {
     "DEFAULT_FLOAT": "float32", "DEFAULT_INT": "int32", "DISABLE_FAST_IDIV": "1", "EMULATED_DTYPES": "",
-    "SPLIT_REDUCEOP": "1", "TC": "1", "TC_SELECT": "-1", "TRANSCENDENTAL": "1",
+    "SPLIT_REDUCEOP": "1", "TC": "1", "TC_SELECT": "-1", "TRANSCENDENTAL": "1", "TUPLE_ORDER": "1",
 }  # fmt: skip
 """Of tinygrad 0.14's context variables; of those not named here, 0."""
 
@@ -29,7 +32,7 @@ def describe_device(device: str | None = None, *, surroundings: bool = True) -> 
     Without `surroundings` driver, OS and compiler stay empty: asking for them starts programs, and digests do not
     hold them. Raises whatever tinygrad raises when the device cannot be opened.
     """
-    return _describe(Device.canonicalize(device), _flags(), surroundings)
+    return _describe(Device.canonicalize(device), flags_in_force(), surroundings)
 
 
 def available_devices() -> tuple[str, ...]:
@@ -44,15 +47,30 @@ def available_devices() -> tuple[str, ...]:
     return tuple(found)
 
 
-@functools.cache
+def flags_in_force() -> tuple[tuple[str, str], ...]:
+    """The code generation flags that differ from their defaults, sorted: of this process, at this moment."""
+    variables = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
+    values = {name: str(variables[name].value) for name in KERNEL_FLAGS if name in variables}
+    changed = {name: value for name, value in values.items() if value != _DEFAULTS.get(name, "0")}
+    outside = {name: os.environ[name] for name in KERNEL_FLAGS if name not in variables and os.environ.get(name)}
+    return tuple(sorted((changed | outside).items()))
+
+
 def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool) -> DeviceSpec:
-    renderer = Device[name].renderer
+    renderer = _opened(name).renderer
+    return _described(name, type(renderer).__name__, renderer.target, int(NUM_CPU_THREADS.value), flags, surroundings)
+
+
+@functools.cache
+def _described(
+    name: str, renderer: str, target: Target, threads: int, flags: tuple[tuple[str, str], ...], surroundings: bool
+) -> DeviceSpec:
     kind = name.split(":", maxsplit=1)[0]
     return DeviceSpec(
         device=kind,
-        arch=_arch(kind, renderer.target.arch),
-        renderer=type(renderer).__name__,
-        cores=_cores(kind, name),
+        arch=_arch(kind, target.arch, name),
+        renderer=renderer,
+        cores=threads if kind == "CPU" else _cores(kind, name),
         tinygrad=version("tinygrad"),
         flags=flags,
         driver=_driver(kind) if surroundings else "",
@@ -61,18 +79,17 @@ def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool)
     )
 
 
-def _flags() -> tuple[tuple[str, str], ...]:
-    """The flags in force that differ from their defaults, sorted."""
-    variables = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
-    values = {name: str(variables[name].value) for name in CONTEXT_FLAGS if name in variables}
-    set_here = {name: value for name, value in values.items() if value != _DEFAULTS.get(name, "0")}
-    set_outside = {name: os.environ[name] for name in ENVIRONMENT_FLAGS if os.environ.get(name)}
-    return tuple(sorted((set_here | set_outside).items()))
+def _opened(name: str) -> Compiled:
+    """`Device[name]`, also while another thread compiles: tinygrad then forbids that to all threads."""
+    get: Callable[[str], Compiled] = getattr(Device, "_Device__get_canonicalized_item", Device.__getitem__)
+    return get(name)
 
 
-def _arch(kind: str, arch: str) -> str:
-    """The renderer's architecture; where it only says `native`, with the processor's name."""
-    return f"{arch} {_processor()}".strip() if kind == "CPU" else arch
+def _arch(kind: str, arch: str, name: str) -> str:
+    """The renderer's architecture with the product's name: one architecture comes at many speeds."""
+    if kind == "CPU":
+        return f"{arch} {_processor()}".strip()
+    return f"{arch} {_cuda_name(_index(name))}".strip() if kind in ("CUDA", "NV") else arch
 
 
 @functools.cache
@@ -90,11 +107,9 @@ def _processor() -> str:
 
 
 def _cores(kind: str, name: str) -> int:
-    """Threads of a CPU, multiprocessors of an NVIDIA GPU, cores of an Apple GPU; 0 where nobody tells."""
-    if kind == "CPU":
-        return int(NUM_CPU_THREADS.value)
+    """Multiprocessors of an NVIDIA GPU, cores of an Apple GPU; 0 where nobody tells."""
     if kind in ("CUDA", "NV"):
-        return _cuda_multiprocessors(int(name.split(":")[1]) if ":" in name else 0)
+        return _cuda_multiprocessors(_index(name))
     if kind == "METAL":
         for line in _output("ioreg", "-l", "-w0", "-r", "-c", "AGXAccelerator").splitlines():
             if '"gpu-core-count"' in line:
@@ -102,18 +117,31 @@ def _cores(kind: str, name: str) -> int:
     return 0
 
 
-def _cuda_multiprocessors(index: int) -> int:
-    import ctypes
-    import ctypes.util
+def _index(name: str) -> int:
+    return int(name.split(":")[1]) if ":" in name else 0
 
-    library = ctypes.util.find_library("cuda")
-    if library is None:
-        return 0
-    driver, count, device = ctypes.CDLL(library), ctypes.c_int(), ctypes.c_int()
+
+def _cuda_multiprocessors(index: int) -> int:
     multiprocessor_count = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-    if driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+    count = ctypes.c_int()
+    driver, device = _cuda_device(index)
+    if driver is None or driver.cuDeviceGetAttribute(ctypes.byref(count), multiprocessor_count, device) != 0:
         return 0
-    return count.value if driver.cuDeviceGetAttribute(ctypes.byref(count), multiprocessor_count, device) == 0 else 0
+    return count.value
+
+
+def _cuda_name(index: int) -> str:
+    name = ctypes.create_string_buffer(128)
+    driver, device = _cuda_device(index)
+    return name.value.decode() if driver is not None and driver.cuDeviceGetName(name, len(name), device) == 0 else ""
+
+
+def _cuda_device(index: int) -> tuple[ctypes.CDLL | None, ctypes.c_int]:
+    """CUDA's driver, which tinygrad has initialised, and one of its devices."""
+    device, library = ctypes.c_int(), ctypes.util.find_library("cuda")
+    driver = ctypes.CDLL(library) if library is not None else None
+    found = driver is not None and driver.cuDeviceGet(ctypes.byref(device), index) == 0
+    return (driver if found else None), device
 
 
 def _driver(kind: str) -> str:

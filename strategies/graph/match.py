@@ -15,7 +15,7 @@ from functools import cached_property
 from tinygrad.dtype import DType, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
-from strategies.graph.rebuild import expression
+from strategies.graph.rebuild import BOUNDARY, expression
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
 
 
@@ -100,6 +100,8 @@ def match(reduce: UOp) -> Conv | None:
     summed = reduce.src[1:]
     if product.op is not Ops.MUL or not all(is_static_range(r) for r in summed):
         return None
+    if any(s.op in BOUNDARY and s.ranges for u in expression(product) for s in u.src):
+        return None  # PCONTIG: a buffer that is filled inside this kernel's loops
     device = reduce.device
     if not isinstance(device, str):  # a sharded value: its lowering belongs to several devices at once
         return None
@@ -179,12 +181,15 @@ def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
             return None
     if len(outs) != 1:
         return None
-    out = outs.pop()
-    # a gate `2*f + k < 1` reaches us as `f + k < 1`: the largest factor is the stride
+    out, stride = outs.pop(), max(strides)
+    # a gate `2*f + k < 1` reaches us as `f + k < 1`; what is read must be read at one stride, and forwards
+    compared = (all(u.op is Ops.CMPLT for u in consumers.get(s, ())) for s in sums)
+    if min(strides) < 1 or any(c != stride and not only for c, only in zip(strides, compared, strict=True)):
+        return None
     allowed = {*sums, *(t for t in terms if t is not out)}
     if any(u not in allowed for u in consumers[out]):
         return None
-    axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=max(strides), dilation=dilation)
+    axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=stride, dilation=dilation)
     # else a product of matrices whose index happens to be flat
     return axis if windows_share(axis.size, axis.taps, axis.stride, dilation) else None
 

@@ -19,6 +19,7 @@ from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
+from strategies.registry import get_strategy
 from strategies.shape import ConvShape
 
 Array = np.ndarray[Any, Any]
@@ -119,11 +120,9 @@ def _schedule(y: Tensor, candidate: Candidate) -> UOp:
         applied += sum(new is not None for new in result)
         return result
 
-    if candidate.strategy == "direct":
-        return y.schedule_linear()
     with seam.attached(rewriter):
         linear = y.schedule_linear()
-    if not applied:
+    if not applied and get_strategy(candidate.strategy).lower is not None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return linear
 

@@ -14,7 +14,7 @@ from strategies.graph.match import Conv, match
 
 def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]) -> UOp:
     """`sink` with the convolutions that `rewriter` answers for replaced; `sink` itself if there are none."""
-    if not any(u.op is Ops.REDUCE for u in sink.toposort()):
+    if not any(u.op is Ops.REDUCE and u.arg[0] is Ops.ADD for u in sink.toposort()):
         return sink
     # removable STAGEs hide operands from each other wherever a value has several consumers, as in autograd's graphs
     clean = graph_rewrite(

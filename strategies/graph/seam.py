@@ -6,26 +6,28 @@ inside tinygrad's PatternMatchers cannot: these hold copied globals):
 - `tinygrad.schedule.rangeify.run_rangeify`, after which convolutions are REDUCEs over ranges: the rewrite itself;
 - `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph.
 
-Schedules are cached by graph, in front of the first: whoever changes what the rewrite would do calls `changed`.
+tinygrad caches schedules by graph, in front of the first name. What acts is therefore made part of the graph: the SINK
+of each function carries, in its `arg`, who is attached, as of when, and the code generation flags in force. So a switch
+of lowerings never meets a schedule of another kind, not even one that another thread is just making.
 """
 
 from __future__ import annotations
 
-import sys
+import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from types import FrameType
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import tinygrad.schedule
 import tinygrad.tensor
+from tinygrad.engine.realize import compile_linear
 from tinygrad.schedule import rangeify
-from tinygrad.uop.ops import UOp
+from tinygrad.uop.ops import Ops, UOp
 
+from strategies.graph.device import flags_in_force
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
 from strategies.graph.rewrite import rewrite
@@ -34,8 +36,6 @@ Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]
 """Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
 
 SUPPORTED = "0.14"
-SWITCH_TIMEOUT_S = 60.0
-_BUSY = f"another thread has been scheduling for {SWITCH_TIMEOUT_S:g} s: try again"
 _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
@@ -46,72 +46,78 @@ class UnsupportedTinygradError(RuntimeError):
     """This tinygrad does not have the seam that the rewrite needs."""
 
 
-class SchedulingBusyError(RuntimeError):
-    """Another thread went on scheduling for too long to change the lowering under it."""
+_numbers = itertools.count(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Attachment:
-    """What acts on every graph. `before` is called ahead of each schedule, cached or not, and may call `changed`.
+    """What acts on every graph that is scheduled.
 
-    `failed` hears what the rewrite or the scheduling of a rewritten graph raised; the graph is then scheduled as
-    tinygrad alone would.
+    `before` is called ahead of each schedule, cached or not, and may call `changed`. After a graph was rewritten and
+    its kernels compiled, or failed to be, `finished` hears of it; with an error, the graph is scheduled once more, and
+    from then on, as tinygrad alone would. Without `finished`, errors are raised.
     """
 
     rewriter: Rewriter
     before: Callable[[], None] = lambda: None
-    failed: Callable[[Exception], None] | None = None
+    finished: Callable[[Exception | None], None] | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    plain: set[bytes] = field(default_factory=set)
+    """Keys of graphs that failed."""
+
+    def changed(self) -> None:
+        """Whatever the rewriter would answer now, it may be something else than before."""
+        self.number = next(_numbers)
+        self.plain = set()
+
+
+class _Thread(threading.local):
+    """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
+
+    attachment: Attachment | None = None
+    rewritten = False
 
 
 _switch = threading.RLock()
-_idle = threading.Condition()
-_in_flight: dict[int, int] = {}
-"""Generation that each thread which is scheduling began with."""
-_generation = 0
+_thread = _Thread()
 _active: Attachment | None = None
 _originals: tuple[Any, Any] | None = None
-_thread = threading.local()
 
 
 def attach(attachment: Attachment) -> None:
     """Act on every graph scheduled from now on, in place of an attachment before.
 
-    Raises UnsupportedTinygradError, or SchedulingBusyError if another thread has been scheduling for a minute.
+    Raises UnsupportedTinygradError.
     """
     global _active, _originals
+    if (fault := seam_fault()) is not None:
+        raise UnsupportedTinygradError(fault)
     with _switch:
-        if (fault := seam_fault()) is not None:
-            raise UnsupportedTinygradError(fault)
-        before, _active = _active, attachment
-        try:
-            if _originals is None:
-                _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
-                rangeify.run_rangeify = _run_rangeify(*_originals)
-                tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
-                _wait_for_unregistered()
-            changed()
-        except SchedulingBusyError:
-            _active = before
-            if before is None:
-                _restore()
-            raise
+        if _originals is None:
+            _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
+            rangeify.run_rangeify = _run_rangeify(*_originals)
+            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
+        _active = attachment
+        _free()
 
 
 def detach() -> None:
     """Leave tinygrad as it was."""
-    global _active
+    global _active, _originals
     with _switch:
         _active = None
         if _originals is not None:
-            _restore()
-            changed()
+            rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
+            _originals = None
+            _free()
 
 
 @contextmanager
 def attached(rewriter: Rewriter) -> Iterator[None]:
     """`rewriter` and nothing else within the block; what it raises is raised."""
-    before = _active
-    attach(Attachment(rewriter=rewriter))
+    with _switch:
+        before = _active
+        attach(Attachment(rewriter=rewriter))
     try:
         yield
     finally:
@@ -121,23 +127,17 @@ def attached(rewriter: Rewriter) -> Iterator[None]:
             attach(before)
 
 
-def changed() -> None:
-    """Forget schedules made with another lowering, also those that other threads are just making."""
-    global _generation
-    with _switch:
-        with _idle:
-            _generation += 1
-            mine, now = threading.get_ident(), _generation
-            older = lambda: any(g < now for thread, g in _in_flight.items() if thread != mine)  # noqa: E731
-            idle = _idle.wait_for(lambda: not older(), timeout=SWITCH_TIMEOUT_S)
-        tinygrad.schedule.schedule_cache.clear()  # in place: tinygrad's functions hold the dictionary
-        if not idle:
-            raise SchedulingBusyError(_BUSY)
+def _free() -> None:
+    """Schedules made under former attachments are never found again. In place: tinygrad's functions hold the dict."""
+    tinygrad.schedule.schedule_cache.clear()
 
 
 def seam_fault() -> str | None:
     """Why the seam cannot be used with this tinygrad, or None."""
-    found = version("tinygrad")
+    try:
+        found = version("tinygrad")
+    except PackageNotFoundError:
+        return f"tinygrad is here without its version: install tinygrad {SUPPORTED}.x as a package"
     if found.split(".")[:2] != SUPPORTED.split("."):
         return f"tinygrad {found} is not supported: install tinygrad {SUPPORTED}.x"
     for module, name in _NAMES:
@@ -146,50 +146,15 @@ def seam_fault() -> str | None:
     return None
 
 
-def _restore() -> None:
-    global _originals
-    if _originals is not None:
-        rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
-        _originals = None
-
-
-def _wait_for_unregistered() -> None:
-    """Wait for threads that began to schedule before the seam was there: what they yet put into the cache is stale."""
-    deadline = time.monotonic() + SWITCH_TIMEOUT_S
-    while any(map(_is_scheduling, _frames_of_others())):
-        if time.monotonic() > deadline:
-            raise SchedulingBusyError(_BUSY)
-        time.sleep(0.005)
-
-
-def _is_scheduling(frame: FrameType) -> bool:
-    return frame.f_code.co_name == "create_linear_with_vars" and frame.f_globals is vars(tinygrad.schedule)
-
-
-def _frames_of_others() -> Iterator[FrameType]:
-    """Every Python frame on the stacks of the other threads, but of those that count as scheduling already."""
-    frames = sys._current_frames()  # noqa: SLF001 - CPython documents it
-    for thread, innermost in frames.items():
-        frame: FrameType | None = innermost
-        while frame is not None and thread != threading.get_ident() and thread not in _in_flight:
-            yield frame
-            frame = frame.f_back
-
-
 def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]:
     def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
         ranged = original(sink, debug)
-        attachment = _active
-        if attachment is None or getattr(_thread, "plain", False):
+        attachment = _thread.attachment
+        if attachment is None:
             return ranged
-        try:
-            result = rewrite(ranged, attachment.rewriter)
-        except Exception as error:
-            if attachment.failed is None:
-                raise
-            attachment.failed(error)
-            return ranged
-        _thread.rewritten = getattr(_thread, "rewritten", False) or result is not ranged
+        before, _thread.rewritten = _thread.rewritten, True  # should it raise, it is ours
+        result = rewrite(ranged, attachment.rewriter)
+        _thread.rewritten = before or result is not ranged
         return result
 
     return run_rangeify
@@ -198,35 +163,45 @@ def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]
 def _create_linear_with_vars(_: object, original: Callable[..., Any]) -> Callable[..., Any]:
     def create_linear_with_vars(big_sink: UOp) -> Any:
         attachment = _active
-        if attachment is not None:
-            attachment.before()
-        with _scheduling():
-            _thread.rewritten = False
-            try:
-                return original(big_sink)
-            except Exception as error:
-                if attachment is None or attachment.failed is None or not _thread.rewritten:
-                    raise
-                attachment.failed(error)
-            _thread.plain = True
-            try:
-                return original(big_sink)
-            finally:
-                _thread.plain = False
+        if attachment is None:
+            return original(big_sink)
+        attachment.before()
+        body = big_sink.src[0].key  # the buffers behind it are other ones every time
+        if body in attachment.plain:
+            return original(big_sink)
+        outer = (_thread.attachment, _thread.rewritten)
+        _thread.attachment, _thread.rewritten = attachment, False
+        try:
+            linear, variables = original(_marked(big_sink, attachment))
+            if _thread.rewritten and attachment.finished is not None:
+                # What does not compile must show now, when there is a way back; tinygrad then finds it compiled. Not
+                # beside other threads: tinygrad compiles in one at a time, and only the program knows in which.
+                if all(t is threading.main_thread() or t.daemon for t in threading.enumerate()):
+                    compile_linear(linear)
+                attachment.finished(None)
+        except Exception as error:
+            if attachment.finished is None or not _thread.rewritten:
+                raise
+            attachment.finished(error)
+            attachment.plain.add(body)
+        else:
+            return linear, variables
+        finally:
+            _thread.attachment, _thread.rewritten = outer
+        return original(big_sink)
 
     return create_linear_with_vars
 
 
-@contextmanager
-def _scheduling() -> Iterator[None]:
-    thread = threading.get_ident()
-    with _idle:
-        outer = _in_flight.get(thread)
-        _in_flight[thread] = _generation if outer is None else outer
-    try:
-        yield
-    finally:
-        with _idle:
-            if outer is None:
-                del _in_flight[thread]
-            _idle.notify_all()
+def _marked(big_sink: UOp, attachment: Attachment) -> UOp:
+    """The graph with the mark that tells its schedule from those made under other conditions."""
+    mark = f"autotune {attachment.number} {flags_in_force()}"
+    sinks = {u: u.replace(arg=mark) for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None}
+    if list(sinks) == [big_sink.src[0]]:  # almost always: one function, nothing nested in it
+        return big_sink.replace(src=(sinks[big_sink.src[0]], *big_sink.src[1:]))
+    return big_sink.substitute(sinks, walk=True, enter_calls=True)
+
+
+__all__ = [
+    "SUPPORTED", "Attachment", "Rewriter", "UnsupportedTinygradError", "attach", "attached", "detach", "seam_fault",
+]  # fmt: skip
