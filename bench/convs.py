@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,16 @@ def compare(
 
 
 def torch_convolution(x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str) -> Callable[[], float]:
-    """PyTorch's float32 convolution without TF32; on CUDA a graph of 20, timed by events. Gives seconds for one."""
+    """PyTorch's float32 convolution without TF32; on CUDA a graph of 20, timed by events. Gives seconds for one.
+
+    In a thread of its own: PyTorch and tinygrad each have a CUDA context, and which is current belongs to the thread.
+    """
+    thread = ThreadPoolExecutor(1)
+    run = thread.submit(_torch_convolution, x, w, shape, device).result()
+    return lambda: thread.submit(run).result()
+
+
+def _torch_convolution(x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str) -> Callable[[], float]:
     import torch
 
     place = "cuda" if device == "CUDA" else "cpu"

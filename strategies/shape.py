@@ -94,7 +94,7 @@ class ConvShape:
         spatial, padding = [], []
         for size, taps, stride, dilation, (before, after), out in kept:
             unread = size + before + after - ((out - 1) * stride + dilation * (taps - 1) + 1)
-            spatial.append(size - max(0, unread - after))
+            spatial.append(max(1, size - max(0, unread - after)))  # no output may read any of it
             padding.append((before, max(0, after - unread)))
         return ConvShape(
             batch=batch, cin=cin, cout=self.cout, groups=self.groups,

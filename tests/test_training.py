@@ -20,7 +20,12 @@ def gradients() -> list[Array]:
     return [g.numpy() for g in loss.gradient(x, w, b, v)]
 
 
-@pytest.mark.parametrize("strategy", WINOGRAD)
+QUICK = ("hybrid_grid", "deferred_mhat", "single_fused")
+
+
+@pytest.mark.parametrize(
+    "strategy", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WINOGRAD]
+)
 def test_gradients(strategy: str) -> None:
     with Context(NOOPT=1):
         expected = gradients()

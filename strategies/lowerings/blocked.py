@@ -26,13 +26,17 @@ class Blocked:
     vectors: str = param(
         "tinygrad", ("tinygrad", "compiler"), "who joins the product's stores: tinygrad, by four, or the C compiler"
     )
+    kernels: str = param(
+        "hand", ("hand", "product", "heuristics"), "which kernels tinygrad's heuristics leave alone: all, one, none"
+    )
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
         {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
         {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo"},
-        {"cout_block": 16, "tile_block": 4},
         {"cout_block": 8, "tile_block": 8},
+        {"kernels": "product", "cout_block": 8, "tile_block": 8, "xhat": "AGCTt", "mhat": "AGOoTt"},
+        {"kernels": "heuristics", "cout_block": 4, "tile_block": 4, "xhat": "AGCTt", "mhat": "AGOoTt"},
     )
 
 
@@ -51,13 +55,13 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
     weight_loops = "GOoCA" if params.ghat.endswith("C") else "GOCoA"
     plan = Plan(
         tile=params.tile,
-        xhat=Stage(layout=params.xhat, loops="GTCtA", upcast="A", by_hand=True),
-        ghat=Stage(layout=params.ghat, loops=weight_loops, upcast="A", by_hand=True),
+        xhat=Stage(layout=params.xhat, loops="GTCtA", upcast="A", by_hand=params.kernels == "hand"),
+        ghat=Stage(layout=params.ghat, loops=weight_loops, upcast="A", by_hand=params.kernels == "hand"),
         mhat=Stage(
             layout=params.mhat,
             loops=f"{params.product}{params.mhat[-2:] if params.mhat[-2:] == 'to' else 'ot'}",
             upcast="ot",
-            by_hand=True,
+            by_hand=params.kernels != "heuristics",
             joined=params.vectors == "tinygrad",
         ),
         output=params.output,
