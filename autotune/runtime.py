@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
+from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.hook import Decisions, Forced, Hook, Stats, Winners, warn_once
 from autotune.sources import open_source
 from strategies.graph import seam
@@ -109,6 +110,10 @@ def _clear() -> None:
 
 
 def _push(decisions: Decisions, policy: Policy) -> None:
+    with suppress(CCompilerError):  # tinygrad says so itself, should the program use the CPU
+        ensure_c_compiler()
+    if os.environ.get("WINO", "0") != "0":
+        warn_once("wino", "WINO is set: its convolutions are lowered before the hook sees them, unset it")
     _stack.append((decisions, policy))
     try:
         _activate()

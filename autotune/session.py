@@ -64,7 +64,7 @@ class Session:
         self._on_progress, self._should_stop, self._clock = on_progress, should_stop, clock
         self._tried: dict[str, Measurement] = {}
         self._cost_s: dict[str, float] = {}
-        self._begun, self._before_s = clock(), 0.0
+        self._begun, self._before_s, self._waited_s = clock(), 0.0, 0.0
         for measurement in history:
             cost_s = _cost_s(measurement)
             self._before_s += cost_s
@@ -77,8 +77,8 @@ class Session:
 
     @property
     def used_s(self) -> float:
-        """Seconds used by this job, times when it was not running left out."""
-        return self._before_s + self._clock() - self._begun
+        """Seconds used by this job, without times when it was not running or waited for the device."""
+        return self._before_s + self._clock() - self._begun - self._waited_s
 
     def measure(self, candidates: Sequence[Candidate], *, rounds: int, seed: int) -> list[Measurement]:
         """Measure candidates together. Raises TuneCancelledError instead if the caller wants to stop, and
@@ -97,11 +97,13 @@ class Session:
             for measurement in error.measured:
                 self._store.record(measurement)
             raise
-        elapsed_s = (self._clock() - begun) / len(candidates)
-        for measurement in measured:
+        elapsed_s = self._clock() - begun
+        costs_s = [_cost_s(measurement, elapsed_s / len(candidates)) for measurement in measured]
+        self._waited_s += max(0.0, elapsed_s - sum(costs_s))
+        for measurement, cost_s in zip(measured, costs_s, strict=True):
             self._store.record(measurement)
             self.search.tell(measurement)
-            self._count(measurement, _cost_s(measurement, elapsed_s))
+            self._count(measurement, cost_s)
         return measured
 
     def affords_another(self, finalists: Sequence[Candidate]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.progress import Progress
 from autotune.runner import Runner
 from autotune.search import Search, program
@@ -21,6 +21,10 @@ from strategies.key import ConvKey
 
 CHANCE = 1.25
 """Only candidates that the search saw below this multiple of the better default go to the final."""
+
+
+MISHAPS = (Status.CRASHED, Status.TIMEOUT)
+"""Failures that may come from outside."""
 
 
 class TuneError(RuntimeError):
@@ -62,7 +66,9 @@ def tune(
     )  # fmt: skip
     for default in space.defaults:
         if search.known(default) is None:
-            session.measure([default], rounds=settings.rounds, seed=seed)
+            [measured] = session.measure([default], rounds=settings.rounds, seed=seed)
+            if measured.status in MISHAPS:  # somebody killed the process, the machine hung: it decides a whole search
+                session.measure([default], rounds=settings.rounds, seed=seed)
             session.report("search")
         _expect_direct(search.known(space.defaults[0]))
     while (candidate := _next(session, space)) is not None:

@@ -33,10 +33,10 @@ class Blocked:
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
         {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
+        {"kernels": "heuristics", "cout_block": 4, "tile_block": 4, "xhat": "AGCTt", "mhat": "AGOoTt"},
         {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo"},
         {"cout_block": 8, "tile_block": 8},
         {"kernels": "product", "cout_block": 8, "tile_block": 8, "xhat": "AGCTt", "mhat": "AGOoTt"},
-        {"kernels": "heuristics", "cout_block": 4, "tile_block": 4, "xhat": "AGCTt", "mhat": "AGOoTt"},
     )
 
 
