@@ -70,16 +70,15 @@ def prepare_cases(shape: ConvShape, direct: Runnable, seed: int) -> tuple[Case, 
 
 def bound(dtype: str, direct_error: float, policy: Policy) -> float:
     """The largest allowed max|y - y64| / max|y64|; `direct_error` is direct's own, the largest of all inputs."""
-    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error)
+    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error if math.isfinite(direct_error) else 0.0)
     allowed = min(allowed, CEILING.get(dtype, allowed))
     return min(allowed, policy.max_error) if policy.max_error is not None else allowed
 
 
 def verify(program: Runnable, cases: tuple[Case, ...], shape: ConvShape, policy: Policy) -> Verdict:
     """The verdict over every case; stops at the first that fails. Leaves the first case's inputs loaded if all pass."""
-    allowed = bound(
-        shape.dtype, max((c.direct_error for c in cases if math.isfinite(c.direct_error)), default=0), policy
-    )
+    finite = [case.direct_error for case in cases if math.isfinite(case.direct_error)]
+    allowed = bound(shape.dtype, max(finite, default=0.0), policy)
     worst = 0.0
     for case in cases:
         program.load(case.x, case.w)
