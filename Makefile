@@ -36,8 +36,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: $(STAMP) ## Tune ResNet-18's convolutions, print the winners, leave the dashboard up
-	@$(BIN)/python -m api.demo
+run: $(STAMP) ## Tune ResNet-18's convolutions, print the winners, leave the dashboard up; ARGS="--port 8001 --budget 10"
+	@$(BIN)/python -m api.demo $(ARGS)
 
 test: $(STAMP) ## Run the tests; what was skipped, and why, is printed last
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -6,11 +6,18 @@ import os
 from pathlib import Path
 
 from api.settings import Settings, default_database
-from db import SqlStore, open_store
+from db import DatabaseUnreachableError, SqlStore, open_store
 
 
 def open_database(settings: Settings) -> SqlStore:
     """Raises DatabaseError. Only the default place is made if it is missing: another is taken for a typing error."""
     if settings.db == str(default_database(os.environ)):
-        Path(settings.db).parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(settings.db).parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnreachableError(
+                f"expected to make {parent} for the database, found: {error.strerror}; name a database elsewhere with "
+                "--db or AUTOTUNE_DB, or set XDG_DATA_HOME, and XDG_CACHE_HOME for what tinygrad compiles"
+            ) from None
     return open_store(settings.db)

@@ -30,7 +30,8 @@ from api.commands.serve import SERVING
 from api.console import CliError
 from api.progress_bar import describe
 from api.tables import winners_table
-from api.units import duration, fraction
+from api.text import shorten
+from api.units import duration, fraction, ratio_text
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.models import resnet18
@@ -41,6 +42,10 @@ from strategies.shape import ConvShape
 
 START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 10.0, 0.2
 ROUNDS = 9
+COMPARISON_S = 45.0
+BAR = 14
+FIXED = 2 + BAR + 1 + 7 + 1 + 4 + 1 + 7 + 3
+"""Columns of a progress line without its two texts: spinner, bar, elapsed, `left`, remaining, what separates them."""
 CAPTURE_CALLS = 3
 """TinyJit captures in the second call and runs what it captured from then on."""
 WIDTH = 160
@@ -50,7 +55,7 @@ WIDTH = 160
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0 when the tables are printed, 1 with one line when something stands in the way."""
     options = _options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     try:
         with _service(options) as client:
             _show(options, client, console)
@@ -81,14 +86,15 @@ def _show(options: argparse.Namespace, client: Client, console: Console) -> None
     shapes = [shape for shape in found if shape.kernel == (3, 3) and shape.stride == (1, 1)]
     console.print(
         f"ResNet-18 at {'x'.join(map(str, image.shape))} has {sum(found[s] for s in shapes)} 3x3 convolutions of "
-        f"stride 1 in {len(shapes)} shapes. Each is tuned for {options.budget:g} s.\n"
+        f"stride 1 in {len(shapes)} shapes. Each is tuned for {options.budget:g} s: about "
+        f"{minutes(len(shapes) * options.budget + COMPARISON_S)} in all.\n"
     )
     keys = _tune(client, shapes, options.budget, console)
     winners = client.lookup_keys(keys)
     console.print(winners_table([winners[key.digest] for key in keys if key.digest in winners], console.width))
     console.print(
-        "\n[dim]ratio: winner over the better of tinygrad's own two, with its 95% interval; below 1 is faster. error: "
-        "largest against float64,\nrelative to the largest output.[/dim]\n"
+        "\n[dim]ratio: winner over the better of tinygrad's own two, with its 95% interval; lower is better. error: "
+        "largest against float64, relative to the largest output. What your window has no room for is left out.[/dim]\n"
     )
     _compare(lambda: model(image), client.url, console)
 
@@ -99,7 +105,7 @@ def _tune(client: Client, shapes: list[ConvShape], budget_s: float, console: Con
         {"shapes": [shape_body(shape, Policy(), None) for shape in shapes], "budget": budget_s}
     )  # fmt: skip
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(BAR), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[said]}", markup=False),
     )  # fmt: skip
     job = submitted
@@ -108,7 +114,9 @@ def _tune(client: Client, shapes: list[ConvShape], budget_s: float, console: Con
         for job in client.follow(submitted["id"]):
             said = job["progress"]
             completed = min(job["done_keys"] + fraction(said), len(shapes))
-            bar.update(task, completed=completed, description=said.get("key", "tuning"), said=describe(said))
+            which = f"{min(job['done_keys'] + 1, len(shapes))} of {len(shapes)}"
+            room = max(1, console.width - FIXED - len(which))
+            bar.update(task, completed=completed, description=which, said=shorten(describe(said), room))
     if job["state"] != "done":
         raise CliError(f"tuning ended as {job['state']}: {job['error'] or 'no reason given'}; see {client.url}")
     return [ConvKey.from_json(key) for key in job["keys"]]
@@ -116,6 +124,26 @@ def _tune(client: Client, shapes: list[ConvShape], budget_s: float, console: Con
 
 def _compare(build: Callable[[], Tensor], url: str, console: Console) -> None:
     """The whole network three ways, captured by TinyJit, in interleaved rounds."""
+    doing = f"running the whole network three ways, {ROUNDS} rounds: up to a minute"
+    if not console.is_terminal:
+        console.print(f"{doing}\n")
+    with console.status(doing):
+        times, outputs, hits, met = _rounds(build, url)
+    console.print("  time and its ratio to plain tinygrad's (95% interval), lower is better:\n")
+    for name, taken in times.items():
+        ratio = paired_ratio(taken, times["tinygrad"]).ratio
+        console.print(f"  ResNet-18, {name:<17} {duration(median(taken)):>8}   {ratio_text(ratio)}")
+    scale = float(np.abs(outputs["tinygrad"]).max())
+    difference = float(np.abs(outputs["with the hook"] - outputs["tinygrad"]).max()) / scale
+    console.print(
+        f"\n  largest difference of the outputs: {difference:.1e} of the largest one; "
+        f"{hits} of {met} convolutions found a winner."
+    )
+    console.print(f'\nIn a program of yours:  [bold]import autotune; autotune.install("{url}")[/bold]')
+
+
+def _rounds(build: Callable[[], Tensor], url: str) -> tuple[dict[str, list[float]], dict[str, np.ndarray], int, int]:
+    """Seconds and the last output of each way; how many convolutions found a winner, and how many there were."""
     before = autotune.stats()
     plain = _captured(build)
     with Context(WINO=1):
@@ -130,20 +158,13 @@ def _compare(build: Callable[[], Tensor], url: str, console: Console) -> None:
         for name, run in runs.items():
             seconds, outputs[name] = _timed(run)
             times[name].append(seconds)
-    for name in runs:
-        ratio = paired_ratio(times[name], times["tinygrad"]).ratio
-        console.print(
-            f"  ResNet-18, {name:<17} {duration(median(times[name])):>8}   "
-            f"{ratio.median:.2f} of plain tinygrad ({ratio.low:.2f}-{ratio.high:.2f})"
-        )
-    scale = float(np.abs(outputs["tinygrad"]).max())
-    difference = float(np.abs(outputs["with the hook"] - outputs["tinygrad"]).max()) / scale
-    met, hits = after.convolutions - before.convolutions, after.hits - before.hits
-    console.print(
-        f"\n  largest difference of the outputs: {difference:.1e} of the largest one; "
-        f"{hits} of {met} convolutions found a winner."
-    )
-    console.print(f'\nIn a program of yours:  [bold]import autotune; autotune.install("{url}")[/bold]')
+    return times, outputs, after.hits - before.hits, after.convolutions - before.convolutions
+
+
+def minutes(seconds: float) -> str:
+    """`1 minute`, `4 minutes`."""
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'' if count == 1 else 's'}"
 
 
 def _captured(build: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -174,6 +195,7 @@ def _service(options: argparse.Namespace) -> Iterator[Client]:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
 
 def _address(process: subprocess.Popen[bytes], said: IO[str]) -> str:
@@ -187,7 +209,10 @@ def _address(process: subprocess.Popen[bytes], said: IO[str]) -> str:
             if line.startswith(SERVING):
                 return line.rsplit(" ", 1)[1]
     lines += said.read().splitlines()
-    reason = lines[-1] if lines else "it said nothing"
+    reason = lines[-1].removeprefix("autotune: ") if lines else "it said nothing"
+    for option, example in (("--port", "--port 8001"), ("--db", "--db demo.db")):
+        if option in reason:
+            reason += f'. Here that is written: make run ARGS="{example}"'
     raise CliError(f"the service did not start: {reason}")
 
 

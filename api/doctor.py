@@ -93,11 +93,20 @@ def _compiler(_: Settings) -> Iterator[Check]:
     try:
         compiler = ensure_c_compiler()
     except CCompilerError as error:
-        yield Check(name="C compiler", level=Level.WARNING, found="none: the CPU device cannot work", advice=str(error))
+        level = Level.FAULT if _default_is_cpu() else Level.WARNING
+        yield Check(name="C compiler", level=level, found="none: the CPU device cannot work", advice=str(error))
     else:
         yield Check(
             name="C compiler", level=Level.OK, found=f"{compiler.version} ({compiler.source}: {compiler.command})"
         )
+
+
+def _default_is_cpu() -> bool:
+    """Whether nothing works without a C compiler; also where tinygrad cannot even be asked."""
+    try:
+        return ProbedDevices().names()[:1] == ("CPU",)
+    except UnknownDeviceError:
+        return True
 
 
 def _devices(_: Settings) -> Iterator[Check]:

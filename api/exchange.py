@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from autotune.bundle import merge
@@ -15,6 +16,13 @@ EVERYTHING = 2**31 - 1
 def all_winners(store: Store, *, device: str | None = None) -> list[tuple[int, Winner]]:
     """Every current winner, of one device or of all, latest first."""
     return store.winners(device=device, limit=EVERYTHING)
+
+
+def nothing_known(device: str, known: Iterable[tuple[int, Winner]]) -> str:
+    """Why there are no winners of `device`, next to what is known of others."""
+    counts = Counter(winner.key.device.device for _, winner in known)
+    others = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    return f"no winners on {device}: " + (f"there are some on {others}" if others else "none are known at all yet")
 
 
 def import_winners(store: Store, winners: Iterable[Winner]) -> dict[str, int]:

@@ -6,9 +6,16 @@ well have itself.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autotune.hook import Stats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +35,21 @@ def main() -> None:
     sys.path[0] = str(Path(script).resolve().parent)
     sys.argv = [script, *rest]
     autotune.install(source)
+    atexit.register(say_what_was_missed, autotune.stats)  # registered first, so said last
     become(script)
+
+
+def say_what_was_missed(stats: Callable[[], Stats]) -> None:
+    """One line at the end of a program that met convolutions of which not all had a winner."""
+    with contextlib.suppress(Exception):  # whatever the program made of stderr: its exit status stays its own
+        said = stats()
+        if said.hits < said.convolutions:
+            from tinygrad import Device
+
+            sys.stderr.write(
+                f"autotune: {said.hits} of {said.convolutions} convolutions had a winner on {Device.DEFAULT}; tune one "
+                "with `autotune tune INPUT WEIGHT`, as in `autotune tune 1x64x56x56 64x64x3x3 --padding 1`\n"
+            )
 
 
 def become(script: str) -> None:

@@ -9,16 +9,24 @@ from typing import Any, Self
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from api.console import Console
+from api.text import shorten
 from api.units import fraction
 from strategies.candidate import Candidate
+
+BAR = 16
+FIXED = 2 + BAR + 1 + 4 + 1 + 7 + 2
+"""Columns that the spinner, the bar, the percentage, the time and what separates them take."""
 
 
 class TuneBar:
     """A context manager; `show` takes the search's progress as JSON, from this process or from a service."""
 
     def __init__(self, console: Console, title: str) -> None:
+        room = max(0, console.progress.width - FIXED)
+        title = shorten(title, max(room // 2, 1))
+        self._room = max(room - len(title), 1)
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(BAR),
             TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[said]}", markup=False),
             console=console.progress, transient=True, disable=not console.interactive,
@@ -34,16 +42,16 @@ class TuneBar:
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """What the search says now."""
-        self._bar.update(self._task, completed=fraction(progress), said=describe(progress))
+        self._bar.update(self._task, completed=fraction(progress), said=shorten(describe(progress), self._room))
 
 
 def describe(progress: Mapping[str, Any]) -> str:
-    """`12 candidates, best four_buffer(tile=4) at 0.52 of direct`."""
+    """`final run, best four_buffer 0.52, 12 candidates`: what matters most first, for who has to cut."""
     if "waiting_for" in progress:
         return str(progress["waiting_for"])
-    parts = [f"{progress['trials']} candidates"] if progress.get("trials") else []
+    parts = ["final run"] if progress.get("phase") == "final" else []
     if progress.get("best") and isinstance(progress.get("ratio"), int | float):
-        parts.append(f"best {Candidate.from_json(progress['best'])} at {progress['ratio']:.2f} of direct")
-    if progress.get("phase") == "final":
-        parts.append("final run")
+        parts.append(f"best {Candidate.from_json(progress['best']).strategy} {progress['ratio']:.2f}")
+    if progress.get("trials"):
+        parts.append(f"{progress['trials']} candidate{'' if progress['trials'] == 1 else 's'}")
     return ", ".join(parts)

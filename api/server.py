@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -35,10 +36,18 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise PortError(
-            f"expected {host} port {port} to be free, found: {error.strerror}; "
-            f"end the program that uses it or take another with --port (0: any)"
+            f"expected to listen on {host} port {port}, found: {error.strerror}; {_advice(error)}"
         ) from None
     return sock
+
+
+def _advice(error: OSError) -> str:
+    """What to do about a `bind` that failed."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "give an address of this machine with --host (127.0.0.1: only this machine)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "ports below 1024 are the administrator's: take another with --port (0: any)"
+    return "end the program that uses it or take another with --port (0: any)"
 
 
 class Server(uvicorn.Server):

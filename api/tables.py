@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from api.text import shorten
 from api.units import duration, lowering, ratio_text
 from autotune.winner import Winner
 
 STATE_STYLES = {"verified": "green", "pinned": "cyan", "provisional": "yellow", "guess": "yellow", "revoked": "red"}
 OPTIONAL_COLUMNS = (("state", 100), ("device", 110), ("error", 120))
 """From which width of the window on they are shown."""
-ROOMY, FULL_LOWERING = 100, 200
+ROOMY = 100
+GAP, MIN_LOWERING = 2, 12
+RIGHT = ("direct", "WINO=1", "winner", "error")
 CSV_COLUMNS = (
     "id", "input", "weight", "padding", "stride", "dilation", "groups", "dtype", "device", "arch", "flags",
     "candidate", "time_s", "time_low_s", "time_high_s", "default", "default_time_s", "ratio", "ratio_low",
@@ -26,39 +31,59 @@ CSV_COLUMNS = (
 
 def winners_table(winners: Iterable[Winner], width: int) -> Table:
     """One row per winner, next to tinygrad's own two lowerings; what matters less goes where room is short."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("convolution", overflow="fold")
-    for name in ("direct", "WINO=1", "winner"):
-        table.add_column(name, justify="right", no_wrap=True)
+    shown = list(winners)
     roomy = width >= ROOMY
-    table.add_column("ratio (95%)" if roomy else "ratio", no_wrap=True)
-    table.add_column("lowering", overflow="ellipsis", no_wrap=True)
-    optional = [name for name, at_least in OPTIONAL_COLUMNS if width >= at_least]
-    for name in optional:
-        table.add_column(name, no_wrap=True, justify="right" if name == "error" else "left")
-    for winner in winners:
-        full = lowering(winner.candidate)
-        ratio = ratio_text(winner.ratio) if roomy else f"{winner.ratio.median:.2f}"
-        cells: dict[str, Text] = {
-            "device": Text(winner.key.device.device),
-            "state": Text(str(winner.state), style=STATE_STYLES.get(str(winner.state), "")),
-            "error": Text("" if winner.error is None else f"{winner.error:.1e}"),
-        }
-        table.add_row(
-            Text(str(winner.key.shape)),
-            _default_time(winner, "direct"),
-            _default_time(winner, "tensor_winograd"),
-            duration(winner.time_s.median),
-            Text(ratio, style="green" if winner.ratio.high < 1 else ""),
-            Text(full if width >= FULL_LOWERING else shorten(full, 26 if roomy else 16)),
-            *(cells[name] for name in optional),
+    ratio = "ratio (95%)" if roomy else "ratio"
+    flagged = any(winner.key.device.flags for winner in shown)
+    columns = {
+        "convolution": [Text(str(winner.key.shape)) for winner in shown],
+        "direct": [Text(_default_time(winner, "direct")) for winner in shown],
+        "WINO=1": [Text(_default_time(winner, "tensor_winograd")) for winner in shown],
+        "winner": [Text(duration(winner.time_s.median)) for winner in shown],
+        ratio: [_ratio(winner, roomy) for winner in shown],
+        "lowering": [Text(lowering(winner.candidate)) for winner in shown],
+        "state": [Text(str(winner.state), style=STATE_STYLES.get(str(winner.state), "")) for winner in shown],
+        "device": [Text(_device(winner)) for winner in shown],
+        "error": [Text("" if winner.error is None else f"{winner.error:.1e}") for winner in shown],
+    }
+    for name, at_least in OPTIONAL_COLUMNS:
+        if width < (ROOMY if name == "device" and flagged else at_least):
+            del columns[name]
+    limit = _lowering_limit(columns, width)
+    columns["lowering"] = [Text(shorten(text.plain, limit)) for text in columns["lowering"]]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(
+            name, justify="right" if name in RIGHT else "left", no_wrap=name != "convolution", overflow="fold"
         )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
-def shorten(text: str, limit: int) -> str:
-    """Cut with an ellipsis."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _lowering_limit(columns: dict[str, list[Text]], width: int) -> int:
+    """How many characters of a lowering there is room for. Optional columns are removed from the last one on until
+    no convolution takes more than two lines."""
+    while True:
+        widths = {name: max(cell_len(name), *(text.cell_len for text in [Text(), *c])) for name, c in columns.items()}
+        free = width - sum(widths.values()) + widths["lowering"] - GAP * (len(columns) - 1)
+        if free >= MIN_LOWERING:
+            return free
+        folded = max(1, widths["convolution"] + free - MIN_LOWERING)
+        optional = [name for name, _ in OPTIONAL_COLUMNS if name in columns]
+        if not optional or all(len(textwrap.wrap(text.plain, folded)) <= 2 for text in columns["convolution"]):
+            return MIN_LOWERING
+        del columns[optional[-1]]
+
+
+def _ratio(winner: Winner, roomy: bool) -> Text:
+    text = ratio_text(winner.ratio) if roomy else f"{winner.ratio.median:.2f}"
+    return Text(text, style="green" if winner.ratio.high < 1 else "")
+
+
+def _device(winner: Winner) -> str:
+    """`CPU`, or `CPU BEAM=1`: with other code generation flags it is another key."""
+    return " ".join([winner.key.device.device, *(f"{name}={value}" for name, value in winner.key.device.flags)])
 
 
 def winners_csv(winners: Iterable[tuple[int, Winner]]) -> str:

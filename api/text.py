@@ -15,3 +15,8 @@ def printable(text: str) -> str:
     """Without control characters, and without lone surrogates, which UTF-8 cannot carry."""
     kept = "".join(char if char.isprintable() else " " for char in text)
     return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

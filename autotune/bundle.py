@@ -8,6 +8,7 @@ damage, and edits by hand. It is no signature.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -89,7 +90,8 @@ def write(path: str | os.PathLike[str], winners: Iterable[Winner]) -> None:
     except OSError as error:
         raise BundleError(f"expected to write {target}, found: {error.strerror}; name another path") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written it may not be removed either
+            partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> list[Winner]:

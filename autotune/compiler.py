@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import stat
@@ -23,6 +24,12 @@ from typing import Literal
 
 PROBE_TIMEOUT_S = 30.0
 _WRAPPER = "autotune-zig-clang-"
+_ARCHITECTURES = {
+    "x86_64": ("x86_64", "-march=native"), "amd64": ("x86_64", "-march=native"),
+    "arm64": ("arm64", "-ffixed-x18", "-mcpu=native"), "aarch64": ("arm64", "-ffixed-x18", "-mcpu=native"),
+    "riscv64": ("riscv64", "-march=rv64g"),
+}  # fmt: skip
+"""tinygrad's name and arguments for each machine, as in tinygrad/runtime/support/compiler_cpu.py."""
 
 
 class CCompilerError(RuntimeError):
@@ -51,7 +58,7 @@ def ensure_c_compiler(environ: MutableMapping[str, str] = os.environ) -> CCompil
     if asked and not Path(asked).name.startswith(_WRAPPER):
         return _callers(asked, environ)
     environ.pop("CC", None)  # empty, tinygrad would run ""; a wrapper of ours may be of another environment
-    if version := _version("clang", environ):
+    if (version := _version("clang", environ)) and not _refusal("clang", environ):
         return CCompiler(command="clang", version=version, source="clang")
     zig = _zig()
     if zig is None:
@@ -71,6 +78,11 @@ def _callers(command: str, environ: MutableMapping[str, str]) -> CCompiler:
             f"CC={command!r} is no compiler that runs: tinygrad takes it as the name or path of one program, without "
             "arguments; correct it, or unset it to have one chosen"
         )
+    if refusal := _refusal(command, environ):
+        raise CCompilerError(
+            f"CC={command!r} ({version}) does not take the arguments that tinygrad gives its compiler ({refusal}): "
+            "name a clang, or unset CC to have one chosen"
+        )
     return CCompiler(command=command, version=version, source="CC")
 
 
@@ -84,6 +96,27 @@ def _version(command: str, environ: MutableMapping[str, str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return (done.stdout.splitlines() or [""])[0] if done.returncode == 0 else None
+
+
+def _refusal(command: str, environ: MutableMapping[str, str]) -> str:
+    """Why `command`, which runs, cannot compile for tinygrad; empty if it can. Compiles nothing, as tinygrad would."""
+    path = shutil.which(command, path=environ.get("PATH")) or command
+    machine = platform.machine().lower()
+    if machine not in _ARCHITECTURES:
+        return ""  # tinygrad says so itself
+    name, *arguments = _ARCHITECTURES[machine]
+    try:
+        done = subprocess.run(
+            [path, "-c", "-x", "c", "-O2", "-fPIC", "-ffreestanding", "-fno-math-errno", "-nostdlib", "-fno-ident",
+             f"--target={name}-none-unknown-elf", *arguments, "-", "-o", "-"],
+            input=b"", capture_output=True, timeout=PROBE_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return " ".join(str(error).split())[:200]
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.decode(errors="replace").splitlines()
+    return next((line.strip() for line in lines if line.strip()), f"exit status {done.returncode}")[:200]
 
 
 def _zig() -> Path | None:

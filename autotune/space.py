@@ -46,13 +46,19 @@ class Space:
 
     @property
     def presets(self) -> tuple[Candidate, ...]:
-        """The defaults, then each other strategy as it is by default, then what strategies declare as good.
+        """The defaults, then what strategies declare as good, then each other strategy as it is by default.
 
-        A strategy declares such as `presets` of its parameters' class: a ClassVar, a tuple of mappings.
+        A strategy declares such as `presets` of its parameters' class: a ClassVar, a tuple of mappings. They come
+        before the rest, some of which is slow to compile: a short budget should have seen them.
         """
         plain = [item.candidate() for item in self.strategies]
-        declared = [item.candidate(good) for item in self.strategies for good in getattr(item.params, "presets", ())]
-        return tuple(dict.fromkeys([*self.defaults, *plain, *declared]))
+        declared = [
+            item.candidate(good)
+            for item in self.strategies
+            if hasattr(item.params, "presets")
+            for good in ({}, *item.params.presets)
+        ]
+        return tuple(dict.fromkeys([*self.defaults, *declared, *plain]))
 
     def choose(self, choose: Choose) -> Candidate | None:
         """The candidate made of these choices; None if there is nothing to choose from."""

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console as RichConsole
 from served import ROOT, body, key_of, served, until, winner_of
 
-from api import cli
+from api import dispatch
 from api.arguments import Parser
 from api.cli import main
 from api.console import Console
 from api.doctor import Level, examine
-from api.progress_bar import describe
+from api.progress_bar import TuneBar, describe
+from api.server import PortError, listen
 from api.settings import Settings, SettingsError, default_database
 from api.tables import winners_table
 from autotune.bundle import write
+from autotune.compiler import CCompilerError
 from autotune.winner import Winner
 from db import open_store
+from strategies.candidate import Candidate
 from strategies.key import ConvKey
 
 SHAPE = ["1x8x16x16", "8x8x3x3", "--padding", "1"]
@@ -92,11 +99,14 @@ FAULTS: list[tuple[list[str], int, str]] = [
     (["winners", "--db", "mysql://u:secret@h/x"], 1, "postgresql"),
     (["run"], 2, "SCRIPT"),
     (["run", "no-such-file.py"], 2, "no-such-file.py"),
+    (["run", "--source", "rubbish://x", __file__], 2, "found rubbish://"),
+    (["run", "--source", "http://", __file__], 2, "address of a service"),
     (["serve", "--port", "70000"], 2, "65535"),
     (["serve", "--port", "x"], 2, "port"),
     (["serve", "--host", "no.such.host.invalid"], 1, "host"),
     (["import", "no-such-file.json"], 1, "no-such-file.json"),
     (["export", "/no/such/directory/file.json"], 1, "/no/such/directory"),
+    (["export", "/proc/file.json"], 1, "name another path"),
     (["export"], 2, "FILE"),
 ]
 
@@ -125,7 +135,7 @@ def test_bug_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: py
     def bug() -> Parser:
         raise ZeroDivisionError("first\nsecond")
 
-    monkeypatch.setattr(cli, "build_parser", bug)
+    monkeypatch.setattr(dispatch, "build_parser", bug)
     assert main([]) == 1
     assert "ZeroDivisionError: first second" in one_line(capsys.readouterr().err)
 
@@ -178,6 +188,39 @@ def test_winners_in_each_format(environment: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == {"winners": []}
 
 
+def rows(winners: list[Winner], width: int) -> list[str]:
+    out = io.StringIO()
+    RichConsole(file=out, width=width).print(winners_table(winners, width))
+    return out.getvalue().splitlines()
+
+
+def test_table_uses_the_room_there_is() -> None:
+    params = {"tile": 4, "cout_block": 8, "threads": 4}
+    wide = replace(winner_of(key_of()), candidate=Candidate.from_json({"strategy": "four_buffer", "params": params}))
+    flagged = replace(wide, key=replace(wide.key, device=replace(wide.key.device, flags=(("BEAM", "1"),))))
+    assert len(rows([wide], 100)) <= 3, "a heading and at most two lines"
+    assert "four_buffer(tile=4, cout_block=8, threads=4)" in rows([wide], 160)[1]
+    assert "tile" not in rows([wide], 80)[1]
+    assert len(rows([wide], 80)) == 2
+    assert "BEAM" not in "".join(rows([wide], 160))
+    assert "CPU BEAM=1" in "".join(rows([wide, flagged], 110))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_progress_fits_the_window(width: int) -> None:
+    out = io.StringIO()
+    console = Console(err=out)
+    console.progress = RichConsole(file=out, width=width, force_terminal=True, color_system=None)
+    said = {"trials": 12, "best": winner_of(key_of()).candidate.to_json(), "ratio": 0.519, "fraction": 0.5}
+    with TuneBar(console, str(key_of())) as bar:
+        bar.show(said)
+    lines = [line for line in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "\n", out.getvalue()).splitlines() if "50%" in line]
+    assert lines
+    assert all(len(line.strip()) <= width for line in lines)
+    if width >= 80:
+        assert all("━" * 8 in line and "0:00:0" in line and "best four_buffer 0.52" in line for line in lines)
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 220])
 def test_table_fits_the_window(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Console, "width", width)
@@ -199,6 +242,58 @@ def test_export_and_import(environment: Path, tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out) == {"imported": 1, "kept": 0}
     assert main(["winners", "--db", other, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["winners"][0]["digest"] == key_of().digest
+
+
+def test_a_device_of_which_nothing_is_known(
+    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_store(environment) as store:
+        store.decide(winner_of(key_of()))
+    file = tmp_path / "winners.json"
+    assert main(["export", str(file), "--device", "bogus"]) == 1
+    assert "no winners on BOGUS: there are some on CPU (1); nothing was written" in one_line(capsys.readouterr().err)
+    assert not file.exists()
+    assert main(["winners", "--device", "bogus"]) == 0
+    assert "no winners on BOGUS: there are some on CPU (1)" in capsys.readouterr().err
+
+
+def test_no_place_for_the_database(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOTUNE_DB")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+    for command in (["winners"], ["tune", *SHAPE]):
+        assert main(command) == 1
+        said = one_line(capsys.readouterr().err)
+        assert "--db or AUTOTUNE_DB" in said
+        assert "XDG_CACHE_HOME" in said
+
+
+def test_no_place_for_what_tinygrad_compiles(environment: Path) -> None:
+    done = autotune("tune", *SHAPE, DEV="CPU", XDG_CACHE_HOME="/dev/null", CC="")
+    assert done.returncode == 1
+    assert "set XDG_CACHE_HOME to another" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(("code", "says"), [(errno.EADDRNOTAVAIL, "--host"), (errno.EACCES, "below 1024")])
+def test_what_helps_where_nobody_else_listens(code: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket.socket, "bind", refused)
+    with pytest.raises(PortError, match=says) as caught:
+        listen("127.0.0.1", 80)
+    assert "end the program" not in str(caught.value)
+
+
+def test_interrupted_while_it_is_imported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dispatch, "main", interrupted)
+    assert main([]) == 130
+    assert one_line(capsys.readouterr().err) == "autotune: interrupted"
+    program = "import api.cli, sys; assert 'api.dispatch' not in sys.modules and 'argparse' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_default_database_is_made_where_programs_keep_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -282,6 +377,10 @@ def test_the_whole_path_with_ctrl_c_in_its_middle(environment: Path, tmp_path: P
     ran = autotune("run", str(program))
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "hits=1" in ran.stdout, ran.stdout
+    open_store(tmp_path / "empty.db").close()
+    ran = autotune("run", "--db", str(tmp_path / "empty.db"), str(program))
+    assert ran.returncode == 0
+    assert "0 of 1 convolutions had a winner on " in one_line(ran.stderr)
 
 
 @pytest.fixture
@@ -384,6 +483,19 @@ def test_doctor_names_what_is_wrong(
     assert "0.14" in checks["tinygrad"]["advice"]
 
 
+@pytest.mark.parametrize(("default", "level"), [("CPU", Level.FAULT), ("METAL", Level.WARNING)])
+def test_no_compiler_is_a_fault_where_the_cpu_is_the_default(
+    default: str, level: Level, monkeypatch: pytest.MonkeyPatch, environment: Path
+) -> None:
+    def none() -> None:
+        raise CCompilerError("install clang")
+
+    monkeypatch.setattr("api.doctor.ensure_c_compiler", none)
+    monkeypatch.setattr("api.doctor.ProbedDevices.names", lambda _: (default,))
+    checks = {check.name: check for check in examine(Settings(db=str(environment)))}
+    assert checks["C compiler"].level is level
+
+
 def test_doctor_that_falls_ill_says_so(monkeypatch: pytest.MonkeyPatch, environment: Path) -> None:
     def ill(_: Settings) -> None:
         raise RuntimeError("dizzy")
@@ -410,7 +522,7 @@ def test_settings_come_from_flags_then_environment_then_defaults() -> None:
 def test_progress_in_words() -> None:
     best = winner_of(key_of()).candidate.to_json()
     said = describe({"trials": 12, "best": best, "ratio": 0.519, "phase": "final"})
-    assert said == "12 candidates, best four_buffer(tile=4) at 0.52 of direct, final run"
+    assert said == "final run, best four_buffer 0.52, 12 candidates"
     assert describe({}) == ""
     assert describe({"waiting_for": "CPU is in use"}) == "CPU is in use"
 

@@ -79,6 +79,43 @@ def test_a_cc_that_is_no_program_is_refused(bare: dict[str, str], command: str) 
     assert bare["CC"] == command
 
 
+GCC = """case "$*" in
+*--version*) echo gcc 12 ;;
+*--target=*) echo "gcc: unrecognized option --target" >&2; exit 1 ;;
+esac"""
+
+
+def test_a_cc_that_is_no_clang_is_refused(bare: dict[str, str]) -> None:
+    bare["CC"] = str(program(Path(bare["PATH"], "gcc"), GCC))
+    with pytest.raises(
+        CCompilerError, match=r"gcc 12.*unrecognized option --target.*name a clang, or unset CC"
+    ) as error:
+        ensure_c_compiler(bare)
+    assert "\n" not in str(error.value)
+
+
+@needs_zig
+def test_a_clang_that_is_no_clang_is_passed_over(bare: dict[str, str]) -> None:
+    program(Path(bare["PATH"], "clang"), GCC)
+    assert ensure_c_compiler(bare).source == "zig"
+
+
+@needs_zig
+def test_the_probe_is_what_tinygrad_asks_of_its_compiler(
+    bare: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zig = ensure_c_compiler(bare).command
+    log = tmp_path / "log"
+    spy = program(tmp_path / "spy", f'echo "$*" >> {log}\nexec {zig} "$@"')
+    bare["CC"] = str(spy)
+    ensure_c_compiler(bare)
+    code = "from tinygrad import Tensor; (Tensor.rand(7) + 1).realize()"
+    environ = {**bare, "DEV": "CPU", "CACHELEVEL": "0", "PARALLEL": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environ, cwd=ROOT, check=True)
+    version, *asked = log.read_text().splitlines()
+    assert (version, len(set(asked)), len(asked) > 1) == ("--version", 1, True)
+
+
 @pytest.mark.parametrize("cc", [None, ""])
 def test_clang_on_the_path_needs_no_cc(bare: dict[str, str], cc: str | None) -> None:
     program(Path(bare["PATH"], "clang"), "echo clang version 1")

@@ -13,6 +13,8 @@ def test_the_demo_tunes_and_compares_and_ends_without_a_terminal(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=540)
     assert done.returncode == 0, done.stderr
     assert "13 3x3 convolutions of stride 1 in 4 shapes" in done.stdout
+    assert "about 1 minute in all" in done.stdout
+    assert "running the whole network" in done.stdout
     assert done.stdout.count("verified") == 4
     assert re.search(r"with the hook +[\d.]+ m?s", done.stdout)
     difference = float(re.search(r"largest difference of the outputs: (\S+) of", done.stdout)[1])
@@ -33,3 +35,6 @@ def test_a_port_in_use_is_one_clear_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert port in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("make run: the service did not start: expected to listen on ")
+    assert 'make run ARGS="--port 8001"' in done.stderr
+    assert "autotune:" not in done.stderr

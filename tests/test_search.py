@@ -33,13 +33,13 @@ def run(search: Search, runner: SimulatedRunner, trials: int) -> list[Candidate]
     return asked
 
 
-def test_the_defaults_come_first_then_every_strategy_then_what_they_declare_as_good() -> None:
+def test_the_defaults_come_first_then_what_strategies_declare_as_good_then_every_strategy() -> None:
     class Good(Fused):
         presets = ({"tile": 4, "unroll": 4},)
 
     space = Space((made("aaa", Fused), made("bbb", Good), made("direct", Nothing), made("tensor_winograd", Nothing)))
     assert [str(c) for c in islice(iter(Search(space).ask, None), 5)] == [
-        "direct", "tensor_winograd", "aaa(tile=2, unroll=1)", "bbb(tile=2, unroll=1)", "bbb(tile=4, unroll=4)",
+        "direct", "tensor_winograd", "bbb(tile=2, unroll=1)", "bbb(tile=4, unroll=4)", "aaa(tile=2, unroll=1)",
     ]  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from api.arguments import add_database, add_json
-from api.console import Console
+from api.console import CliError, Console
 from api.database import open_database
-from api.exchange import all_winners, import_winners
+from api.exchange import all_winners, import_winners, nothing_known
 from api.settings import Settings
 from autotune import bundle
 
@@ -36,8 +36,11 @@ def register(commands: Any) -> None:
 
 def run_export(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Writes the whole file or nothing."""
+    device = args.device.upper() if args.device else None
     with open_database(settings) as store:
-        winners = [winner for _, winner in all_winners(store, device=args.device.upper() if args.device else None)]
+        winners = [winner for _, winner in all_winners(store, device=device)]
+        if device and not winners:
+            raise CliError(f"{nothing_known(device, all_winners(store))}; nothing was written")
     if args.file == "-":
         console.text(bundle.dump(winners).decode())
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from api.arguments import add_database
 from api.console import Console, UsageError
 from api.settings import Settings
+from autotune.sources import SourceError, open_source
 
 LAUNCHER = Path(__file__).parent.parent / "launch.py"
 EXAMPLES = """examples:
@@ -37,6 +38,10 @@ def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
     if not Path(args.script).is_file():
         raise UsageError(f"expected a Python program, found no file {args.script!r}: check its path")
     source = args.db if args.db and not args.source else settings.run_source
+    try:
+        open_source(source).close()
+    except SourceError as error:
+        raise UsageError(str(error)) from None
     command = [sys.executable, str(LAUNCHER), source, args.script, *args.args]
     sys.stdout.flush()
     sys.stderr.flush()

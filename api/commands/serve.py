@@ -18,7 +18,8 @@ from api.settings import Settings
 if TYPE_CHECKING:
     from db import SqlStore
 
-LOCK_TIMEOUT_S = 15.0
+LOCK_TIMEOUT_S = 3.0
+"""How long a search waits for a device before its job says that it waits, and for whom."""
 SERVING = "autotune: serving"
 """How the line begins that is written once requests are answered; it ends in the address."""
 EXAMPLES = """examples:

@@ -12,6 +12,11 @@ from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
 
+GPU: Mapping[str, Value] = {
+    "kernels": "heuristics", "cout_block": 4, "xhat": "AGCTt", "ghat": "AGCOo", "mhat": "AGOoTt", "product": "AGOT",
+}  # fmt: skip
+"""What neighbouring threads touch lies together, and threads are left to tinygrad's heuristics."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
@@ -20,7 +25,7 @@ class Blocked:
     tile_block: int = param(16, (4, 7, 8, 14, 16, 32), "tiles computed together, in registers")
     channel_block: int = param(1, (1, 2, 4), "channels unrolled in the product")
     xhat: str = param("GTCAt", ("GTCAt", "AGTCt", "GTACt", "AGCTt"), "layout of XHAT")
-    ghat: str = param("AGOoC", ("AGOoC", "AGOCo", "GOACo", "GOCAo"), "layout of GHAT")
+    ghat: str = param("AGOoC", ("AGOoC", "AGOCo", "GOACo", "GOCAo", "AGCOo"), "layout of GHAT")
     mhat: str = param("GOTAot", ("GOTAot", "AGOoTt", "AGOTot", "GTOAot", "GOTAto", "GTOAto"), "layout of MHAT")
     product: str = param("AGTO", ("AGTO", "AGOT", "GTOA", "GOTA", "GTAO"), "loops of the product, outermost first")
     vectors: str = param(
@@ -33,10 +38,10 @@ class Blocked:
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
         {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
-        {"kernels": "heuristics", "cout_block": 4, "tile_block": 4, "xhat": "AGCTt", "mhat": "AGOoTt"},
+        {**GPU, "tile_block": 8},
+        {**GPU, "tile_block": 16},
         {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo"},
         {"cout_block": 8, "tile_block": 8},
-        {"kernels": "product", "cout_block": 8, "tile_block": 8, "xhat": "AGCTt", "mhat": "AGOoTt"},
     )
 
 
@@ -51,12 +56,13 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
     T and O count blocks, t and o the elements in one. With t innermost the product reads vectors, and no buffer has
     planes a multiple of 4096 bytes apart, which would send all points' stores to the same set of the cache.
     """
+    hand = params.kernels == "hand"
     # the loop that walks GHAT's innermost axis is the innermost: every point's stores go on from where they were
-    weight_loops = "GOoCA" if params.ghat.endswith("C") else "GOCoA"
+    weight_loops = "GOoCA" if params.ghat.endswith("C") else "GCOoA" if params.ghat == "AGCOo" else "GOCoA"
     plan = Plan(
         tile=params.tile,
-        xhat=Stage(layout=params.xhat, loops="GTCtA", upcast="A", by_hand=params.kernels == "hand"),
-        ghat=Stage(layout=params.ghat, loops=weight_loops, upcast="A", by_hand=params.kernels == "hand"),
+        xhat=Stage(layout=params.xhat, loops="GTCtA" if hand else "", upcast="A", by_hand=hand),
+        ghat=Stage(layout=params.ghat, loops=weight_loops if hand else "", upcast="A", by_hand=hand),
         mhat=Stage(
             layout=params.mhat,
             loops=f"{params.product}{params.mhat[-2:] if params.mhat[-2:] == 'to' else 'ot'}",
