@@ -24,7 +24,7 @@ from tinygrad import Tensor
 
 assert autotune.__file__.startswith(sys.prefix), autotune.__file__
 ensure_c_compiler()
-x, w = Tensor.randn(1, 8, 16, 16).realize(), Tensor.randn(8, 8, 3, 3).realize()
+x, w = (Tensor.randn(*shape, device="CPU").realize() for shape in ((1, 8, 16, 16), (8, 8, 3, 3)))
 expected = x.conv2d(w, padding=1).numpy()
 autotune.install(sys.argv[1])
 got = x.conv2d(w, padding=1).numpy()
