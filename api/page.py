@@ -76,7 +76,7 @@ autotune.install("http://127.0.0.1:8000")  # this service's address</code></pre>
 def _winners(winners: Sequence[tuple[int, Winner]], now: float) -> str:
     rows = "".join(_row(winner_id, winner, now) for winner_id, winner in winners)
     return f"""<section><h2>Winners</h2><div class="scroll" tabindex="0" role="region" aria-label="Winners"><table>
-<thead><tr><th scope="col">Convolution (input, weight)</th><th scope="col">Device</th><th scope="col">Winner</th>
+<thead><tr><th scope="col">Convolution (input, weight)</th><th scope="col">Device</th>
 <th scope="col" class="n">Time</th><th scope="col" class="n">Better default</th>
 <th scope="col">Ratio, 95% interval</th><th scope="col" class="n">Error</th><th scope="col">State</th>
 <th scope="col" class="n">Age</th></tr></thead><tbody>{rows}</tbody></table></div></section>"""
@@ -88,13 +88,15 @@ def _row(winner_id: int, winner: Winner, now: float) -> str:
     promised = [name for name in ("allow_tf32", "frozen_weights") if getattr(policy, name)]
     notes = [f"{name}={value}" for name, value in winner.key.device.flags] + promised
     note = f" <small>{escape(', '.join(notes))}</small>" if notes else ""
-    return f"""<tr><th scope="row"><a href="/winners/{winner_id}">{escape(str(winner.key.shape))}</a>{note}</th>
-<td>{escape(winner.key.device.device)}</td><td><code>{escape(lowering(winner.candidate))}</code></td>
+    name = escape(str(winner.key.shape))
+    return f"""<tr class="winner"><th scope="row"><a href="/winners/{winner_id}">{name}</a>{note}</th>
+<td>{escape(winner.key.device.device)}</td>
 <td class="n">{duration(winner.time_s.median)}</td>
 <td class="n">{duration(winner.default_time_s.median)} <small>{escape(winner.default.strategy)}</small></td>
 <td>{_bar(winner)}</td><td class="n">{error}</td>
 <td><span class="state {escape(str(winner.state))}">{escape(str(winner.state))}</span></td>
-<td class="n">{_age(now - winner.decided_at)}</td></tr>"""
+<td class="n">{_age(now - winner.decided_at)}</td></tr>
+<tr class="lowering"><td colspan="8"><code>{escape(lowering(winner.candidate))}</code></td></tr>"""
 
 
 def _bar(winner: Winner) -> str:
