@@ -35,8 +35,7 @@ def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, fresh: Ranges)
 
     tinygrad joins neighbouring stores by four. A C compiler grows its vectors from the stores, so it then stays at
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
-    and leaves single stores, the compiler knows and joins them as wide as the processor allows. On 64 channels of
-    56x56 with AVX-512 the product takes about half the time (bench/convs.py).
+    and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
     sizes = [extent(axis) if axis.op is Ops.RANGE else 1 for axis in axes]
     arg = ParamArg(fresh.new_buffer(), body.dtype, device=device, addrspace=AddrSpace.GLOBAL)
