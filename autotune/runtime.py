@@ -43,10 +43,7 @@ def install(
     Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
     NoSourceError, or SourceError for an address of a kind that is not read.
     """
-    spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
-    if not os.fspath(spec):
-        raise NoSourceError(f"no source of winners: give a URL or a file to install(), or set {SOURCE_VARIABLE}")
-    looked = Winners(open_source(spec), guesses=guesses, warn=warn_once)
+    looked = _winners(source, guesses=guesses, caller="install")
     with _lock:
         _clear()
         _push(looked, policy or Policy())
@@ -64,10 +61,7 @@ def tuned(
     source: str | os.PathLike[str] | None = None, *, guesses: bool = False, policy: Policy | None = None
 ) -> Iterator[None]:
     """As `install`, within the block; what was installed before acts again after it."""
-    spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
-    if not os.fspath(spec):
-        raise NoSourceError(f"no source of winners: give a URL or a file to tuned(), or set {SOURCE_VARIABLE}")
-    with _within(Winners(open_source(spec), guesses=guesses, warn=warn_once), policy or Policy()):
+    with _within(_winners(source, guesses=guesses, caller="tuned"), policy or Policy()):
         yield
 
 
@@ -86,6 +80,14 @@ def stats() -> Stats:
     """What the hook did in this process so far."""
     with _stats_lock:
         return _stats
+
+
+def _winners(source: str | os.PathLike[str] | None, *, guesses: bool, caller: str) -> Winners:
+    """Of `source`, by default what AUTOTUNE_SOURCE names. Raises NoSourceError, or SourceError."""
+    spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
+    if not os.fspath(spec):
+        raise NoSourceError(f"no source of winners: give a URL or a file to {caller}(), or set {SOURCE_VARIABLE}")
+    return Winners(open_source(spec), guesses=guesses, warn=warn_once)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from strategies.candidate import Candidate, Value
+from strategies.candidate import Candidate
 from strategies.key import ConvKey
 from strategies.parameter import Parameter, ParameterError, bind, canonical, parameters_of
 
@@ -114,6 +114,6 @@ def get_strategy(name: str) -> Strategy:
 
 
 __all__ = [
-    "Lowering", "Strategy", "UnknownStrategyError", "Value", "get_strategy", "has_three_tap_axis",
+    "Lowering", "Strategy", "UnknownStrategyError", "get_strategy", "has_three_tap_axis",
     "register_strategy", "strategies", "strategy",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ from tinygrad.dtype import AddrSpace
 from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
-from strategies.graph.kron import Ranges
 from strategies.graph.match import extent
 
 Reader = Callable[[Sequence[UOp]], UOp]
@@ -24,13 +23,13 @@ def hand_made(body: UOp) -> UOp:
     return UOp(Ops.CONTIGUOUS, src=(body,), arg=())
 
 
-def staged(body: UOp, axes: Sequence[UOp], *, device: str, fresh: Ranges) -> Reader:  # noqa: ARG001 - one signature
+def staged(body: UOp, axes: Sequence[UOp], *, device: str) -> Reader:
     """A STAGE, which tinygrad turns into a buffer and a kernel that fills it."""
     stage = UOp(Ops.STAGE, src=(body, *axes), arg=BufferizeOpts(device=device, removable=False))
     return lambda indexes: stage.index(*indexes)
 
 
-def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, fresh: Ranges) -> Reader:
+def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, slot: int) -> Reader:
     """The buffer and the store written out, with an index in which tinygrad sees no multiple of two or four.
 
     tinygrad joins neighbouring stores by four. A C compiler grows its vectors from the stores, so it then stays at
@@ -38,7 +37,7 @@ def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, fresh: Ranges)
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
     sizes = [extent(axis) if axis.op is Ops.RANGE else 1 for axis in axes]
-    arg = ParamArg(fresh.new_buffer(), body.dtype, device=device, addrspace=AddrSpace.GLOBAL)
+    arg = ParamArg(slot, body.dtype, device=device, addrspace=AddrSpace.GLOBAL)
     buffer = UOp(Ops.BUFFER, src=(shape_to_shape_arg((math.prod(sizes),)),), arg=arg)
     ranges = sorted((axis for axis in axes if axis.op is Ops.RANGE), key=lambda r: r.arg)
     loops = [r for r in ranges if r.arg[-1] is AxisType.WEAK]

@@ -95,8 +95,8 @@ def attach(attachment: Attachment) -> None:
     with _switch:
         if _originals is None:
             _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
-            rangeify.run_rangeify = _run_rangeify(*_originals)
-            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(*_originals)
+            rangeify.run_rangeify = _run_rangeify(_originals[0])
+            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(_originals[1])
         _active = attachment
         _free()
 
@@ -146,7 +146,7 @@ def seam_fault() -> str | None:
     return None
 
 
-def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]:
+def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
     def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
         ranged = original(sink, debug)
         attachment = _thread.attachment
@@ -160,7 +160,7 @@ def _run_rangeify(original: Callable[..., UOp], _: object) -> Callable[..., UOp]
     return run_rangeify
 
 
-def _create_linear_with_vars(_: object, original: Callable[..., Any]) -> Callable[..., Any]:
+def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_linear_with_vars(big_sink: UOp) -> Any:
         attachment = _active
         if attachment is None:

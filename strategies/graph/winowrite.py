@@ -98,8 +98,10 @@ def _staged(space: Frame, stage: Stage | None, letters: str, value: Intermediate
     if stage.by_hand:
         body = hand_made(body)
     ranges = [r for letter in layout for r in at[letter]]
-    hold = staged if stage.joined else stored_singly
-    read = hold(body, ranges, device=space.conv.device, fresh=space.ranges)
+    if stage.joined:
+        read = staged(body, ranges, device=space.conv.device)
+    else:
+        read = stored_singly(body, ranges, device=space.conv.device, slot=space.ranges.new_buffer())
     return lambda at: read([as_uop(index) for letter in layout for index in at[letter]])
 
 
@@ -166,7 +168,7 @@ def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     at = space.coordinates(groups, batch, couts, tiles)
     body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
     interleaved = [r for pair in zip(tiles, rows, strict=True) for r in pair]
-    read = staged(body, [*groups, *batch, *couts, *interleaved], device=conv.device, fresh=space.ranges)
+    read = staged(body, [*groups, *batch, *couts, *interleaved], device=conv.device)
     pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]
     return read([*conv.groups, *conv.batch, *conv.couts, *pieces])
 
