@@ -1,28 +1,32 @@
 """The winner against tinygrad's own lowerings, in one interleaved run: `python bench/convs.py [--budget 40s]`.
 
-With `--torch`, PyTorch's convolution (oneDNN or cuDNN) is timed in the same rounds; it must be installed.
+With `--torch`, PyTorch's convolution (oneDNN or cuDNN) is timed in the same rounds; it must be installed. With
+`--beam FILE`, what bench/beam.py found for direct and `WINO=1` is replayed in the same rounds, without searching.
 
 For each shape the tuner searches within the budget; then direct, tinygrad's `WINO=1` itself (not our rebuilt
 tensor_winograd) and the winner are compiled anew in one process and timed in interleaved rounds. Printed are medians,
-the ratio winner / better default with its 95% interval over rounds, and the geometric mean of the ratios.
+the ratio winner / better default with its 95% interval over rounds, and the geometric means of the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES, conv_shape, label
 from tinygrad import Context
 
 from autotune.compiler import ensure_c_compiler
@@ -35,19 +39,12 @@ from autotune.winner import Winner
 from db import open_store
 from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
-from strategies.graph.program import Program
-from strategies.key import ConvKey
+from strategies.graph.options import Option
+from strategies.graph.program import NONE, Program
+from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import ConvShape
 
-SHAPES = {
-    "cpu": ((1, 16, 32), (1, 64, 56), (1, 128, 28), (1, 256, 14), (1, 512, 7), (8, 64, 56)),
-    "gpu": (
-        (8, 256, 56), (32, 256, 14), (32, 128, 28), (32, 64, 56), (8, 64, 224), (32, 512, 7), (1, 64, 56), (1, 128, 28),
-        (1, 256, 14), (1, 512, 7),
-    ),
-}  # fmt: skip
-"""batch, cin = cout, height = width; 3x3, padding 1."""
-
+LOWERINGS = ("direct", "WINO=1")
 DIRECT = Candidate.of("direct")
 
 
@@ -59,6 +56,7 @@ def main() -> int:
     parser.add_argument("--shapes", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--only", type=int, metavar="N", help="the first N shapes")
     parser.add_argument("--torch", action="store_true", help="time PyTorch's convolution too")
+    parser.add_argument("--beam", type=Path, metavar="FILE", help="replay what bench/beam.py found")
     parser.add_argument("--db", default=None, help="keep measurements here (default: a temporary file)")
     options = parser.parse_args()
     if options.device in (None, "CPU"):
@@ -69,42 +67,88 @@ def main() -> int:
         f"{spec.device} {spec.arch}, {spec.cores} cores, {spec.compiler or spec.driver}, tinygrad {spec.tinygrad}"
     )
     console.print(f"{platform.platform()}, load {os.getloadavg()[0]:.1f}, budget {options.budget} per shape")
+    beams = Beams.read(options.beam, spec) if options.beam is not None else Beams()
     torch = ["PyTorch us"] if options.torch else []
-    columns = ("shape", "direct us", "WINO=1 us", "winner us", *torch, "ratio", "95%", "error", "winner")
+    searched = [f"{lowering} BEAM us" for lowering in LOWERINGS] if options.beam is not None else []
+    columns = ("shape", "direct us", "WINO=1 us", *searched, "winner us", *torch, "ratio", "95%", "error", "winner")
     table = Table(*columns, box=None)
-    ratios: list[float] = []
-    against_torch: list[float] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         store = open_store(options.db or str(Path(scratch) / "bench.db"))
-        for batch, channels, size in SHAPES[options.shapes][: options.only]:
-            shape = ConvShape.of((batch, channels, size, size), (channels, channels, 3, 3), padding=1)
+        for size in SHAPES[options.shapes][: options.only]:
+            shape = conv_shape(*size)
             with LocalRunner(spec.device) as runner:
                 winner = tune(
                     ConvKey(shape=shape, device=spec), store=store, runner=runner, budget=Budget.parse(options.budget)
                 )
-            row, ratio, over_torch = compare(shape, winner, spec.device, options.rounds, options.torch)
-            table.add_row(*row)
-            ratios.append(ratio)
-            against_torch += over_torch
-            print(" ".join(row), file=sys.stderr, flush=True)
+            row = compare(shape, winner, spec.device, options.rounds, beams, options.torch)
+            table.add_row(*row.cells)
+            rows.append(row)
+            print(" ".join(row.cells), file=sys.stderr, flush=True)
     console.print(table)
-    console.print(f"geometric mean of winner / better default: {geomean(ratios):.3f}")
-    if against_torch:
-        console.print(f"geometric mean of winner / PyTorch: {geomean(against_torch):.3f}")
+    for name in dict.fromkeys(name for row in rows for name in row.over):
+        console.print(
+            f"geometric mean of winner / {name}: {geomean([r.over[name] for r in rows if name in r.over]):.3f}"
+        )
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One shape: the cells of the table, and the winner's time over others' by name."""
+
+    cells: tuple[str, ...]
+    over: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """What bench/beam.py found: options by kernel, by shape and lowering. Of ended searches, what there is."""
+
+    found: dict[tuple[ConvShape, str], dict[str, list[Option]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, device: DeviceSpec) -> Beams:
+        """Raises SystemExit if they are of another device: kernels, and what suits them, are others there."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["machine"]["device"] != (here := json.loads(json.dumps(device.identity()))):
+            raise SystemExit(
+                f"{path} was searched on {data['machine']['device']}, this is {here}: run bench/beam.py here"
+            )
+        return cls(
+            {
+                (ConvShape.from_json(e["shape"]), e["lowering"]): {k["ast"]: k["options"] for k in e["kernels"]}
+                for e in data["searches"]
+            }
+        )
+
+    def program(self, shape: ConvShape, lowering: str, device: str) -> Program | None:
+        options = self.found.get((shape, lowering))
+        if options is None:
+            return None
+        program = stock(shape, lowering, device, options)
+        if program.unmatched:
+            raise SystemExit(
+                f"{label(shape)} {lowering}: BEAM's options fit no kernel any more: run bench/beam.py --again"
+            )
+        return program
+
+
+def stock(shape: ConvShape, lowering: str, device: str, options: Mapping[str, Sequence[Option]] = NONE) -> Program:
+    """tinygrad's own lowering, by default or under its `WINO=1`."""
+    with Context(WINO=int(lowering == "WINO=1")):
+        return Program(shape, DIRECT, device, options=options)
 
 
 def geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def compare(
-    shape: ConvShape, winner: Winner, device: str, rounds: int, with_torch: bool
-) -> tuple[list[str], float, list[float]]:
-    """One row of the table, winner over the better default, and over PyTorch if that was asked for."""
-    programs = {"direct": Program(shape, DIRECT, device)}
-    with Context(WINO=1):
-        programs["WINO=1"] = Program(shape, DIRECT, device)
+def compare(shape: ConvShape, winner: Winner, device: str, rounds: int, beams: Beams, with_torch: bool) -> Row:
+    """Everything compiled anew and timed in the same rounds."""
+    programs = {lowering: stock(shape, lowering, device) for lowering in LOWERINGS}
+    searched = {f"{lowering} BEAM": beams.program(shape, lowering, device) for lowering in LOWERINGS}
+    programs |= {name: program for name, program in searched.items() if program is not None}
     programs["winner"] = Program(shape, winner.candidate, device)
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
@@ -115,16 +159,18 @@ def compare(
         runs["PyTorch"] = torch_convolution(x, w, shape, device)
     times = interleaved(runs, yardstick="direct", rounds=rounds, round_s=0.02, prune=False)
     medians = {name: median(t.times_s) for name, t in times.items()}
-    default = min(("direct", "WINO=1"), key=lambda name: medians[name])
-    ratio = paired_ratio(times["winner"].times_s, times[default].times_s).ratio
-    error = f"{winner.error:.1e}" if winner.error is not None else "-"
-    row = [
-        f"{shape.batch}x{shape.cin} {shape.spatial[0]}x{shape.spatial[1]}",
-        *(f"{medians[name] * 1e6:.0f}" for name in runs),
-        f"{ratio.median:.3f}", f"{ratio.low:.3f}-{ratio.high:.3f}", error, str(winner.candidate),
-    ]  # fmt: skip
-    over_torch = [medians["winner"] / medians["PyTorch"]] if with_torch else []
-    return row, ratio.median, over_torch
+    default = min(LOWERINGS, key=lambda name: medians[name])
+    over = {name: paired_ratio(times["winner"].times_s, times[name].times_s).ratio for name in runs if name != "winner"}
+    stock_best = min((name for name in programs if name != "winner"), key=lambda name: medians[name])
+    summary = {"better default": over[default].median, "stock tinygrad's best": over[stock_best].median}
+    summary |= {"PyTorch": over["PyTorch"].median} if with_torch else {}
+    columns = [*LOWERINGS, *(searched if beams.found else ()), "winner", *(["PyTorch"] if with_torch else [])]
+    cells = (
+        label(shape), *(f"{medians[name] * 1e6:.0f}" if name in medians else "-" for name in columns),
+        f"{over[default].median:.3f}", f"{over[default].low:.3f}-{over[default].high:.3f}",
+        f"{winner.error:.1e}" if winner.error is not None else "-", str(winner.candidate),
+    )  # fmt: skip
+    return Row(cells, summary)
 
 
 def torch_convolution(x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str) -> Callable[[], float]:

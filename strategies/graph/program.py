@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
+from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
 
 Array = np.ndarray[Any, Any]
+NONE: Mapping[str, Sequence[Option]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +42,21 @@ class CompiledKernel:
 class Program:
     """A convolution of `shape` lowered by `candidate` on `device`, with inputs of its own.
 
-    Building schedules and compiles it; nothing runs before `run`. Raises NotApplicableError, or whatever tinygrad
+    Building schedules and compiles it; nothing runs before `run`. `options` are put on the kernels whose `ast_digest`
+    they are filed under, `unmatched` are those that no kernel has. Raises NotApplicableError, or whatever tinygrad
     raises for a kernel that it cannot compile.
     """
 
-    def __init__(self, shape: ConvShape, candidate: Candidate, device: str) -> None:
+    def __init__(
+        self, shape: ConvShape, candidate: Candidate, device: str, *, options: Mapping[str, Sequence[Option]] = NONE
+    ) -> None:
         self.shape, self.candidate, self.device = shape, candidate, Device.canonicalize(device)
-        dtype = getattr(dtypes, shape.dtype)
-        self._x = Tensor.empty(*shape.input_shape, dtype=dtype, device=self.device).contiguous().realize()
-        self._w = Tensor.empty(*shape.weight_shape, dtype=dtype, device=self.device).contiguous().realize()
+        self._x, self._w = operands(shape, self.device)
         self._y = convolution(self._x, self._w, shape)
-        linear = _schedule(self._y, candidate)
+        linear = schedule(self._y, candidate)
+        self.unmatched = set(options) - {ast_digest(call.src[0]) for call in kernel_calls(linear)}
         scheduled = time.perf_counter()
-        self._linear = compile_linear(linear, profile=True)
+        self._linear = compile_linear(with_options(linear, options), profile=True)
         self.compile_s = time.perf_counter() - scheduled
         self.kernels = tuple(_kernel(call) for call in self._linear.src if call.src[0].op is Ops.PROGRAM)
         self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
@@ -100,6 +104,14 @@ class Program:
         return [call for call in self._linear.src if call.src[0].op is Ops.PROGRAM]
 
 
+def operands(shape: ConvShape, device: str) -> tuple[Tensor, Tensor]:
+    """Input and weight in buffers of their own, not set yet."""
+    dtype = getattr(dtypes, shape.dtype)
+    empty = (Tensor.empty(*size, dtype=dtype, device=device) for size in (shape.input_shape, shape.weight_shape))
+    x, w = (t.contiguous().realize() for t in empty)
+    return x, w
+
+
 def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
     """The user's convolution of this shape."""
     flat = tuple(side for pad in reversed(shape.padding) for side in pad)
@@ -109,7 +121,8 @@ def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
     return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat, dtype=dtype)
 
 
-def _schedule(y: Tensor, candidate: Candidate) -> UOp:
+def schedule(y: Tensor, candidate: Candidate) -> UOp:
+    """The kernels of `y` with its convolutions lowered by `candidate`, not compiled. Raises NotApplicableError."""
     applied = 0
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
