@@ -13,7 +13,7 @@ from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
 from api.problem import Problem, install_handlers
 from api.release import release
-from api.routes import bundle, health, jobs, lookup, page, winners
+from api.routes import bundle, health, jobs, kernels, lookup, page, winners
 from api.runners import Runners
 from api.service import Service
 from api.settings import Settings
@@ -53,6 +53,6 @@ def create_app(
     install_handlers(app)
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(HostGuard, settings=settings)
-    for module in (jobs, lookup, winners, bundle, health, page):
+    for module in (jobs, lookup, winners, kernels, bundle, health, page):
         app.include_router(module.router)
     return app

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from api.arguments import Parser
-from api.commands import bundle, doctor, lookup, run, serve, tune, winners
+from api.commands import bundle, doctor, explain, lookup, run, serve, tune, winners
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
@@ -19,6 +19,7 @@ from autotune.compiler import CCompilerError
 from autotune.device_lock import DeviceBusyError
 from autotune.job import BudgetError
 from autotune.runner import DeviceUnavailableError
+from autotune.task import TaskError
 from db import DatabaseError
 from strategies.key import KeyFormatError
 from strategies.shape import ShapeError
@@ -28,7 +29,7 @@ USAGE_ERRORS = (ShapeError, BudgetError, KeyFormatError, SettingsError)
 
 KNOWN_ERRORS = (
     BundleError, CCompilerError, DatabaseError, DeviceBusyError, DeviceUnavailableError, ServiceError,
-    ServiceUnreachableError, UnknownDeviceError, OSError,
+    ServiceUnreachableError, TaskError, UnknownDeviceError, OSError,
 )  # fmt: skip
 """Their messages are written for the user: exit status 1."""
 
@@ -87,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, run, serve, bundle, doctor):
+    for module in (tune, lookup, winners, explain, run, serve, bundle, doctor):
         module.register(commands)
     return parser
 

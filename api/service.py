@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from api.devices import Devices
+from api.explanations import Explanations
 from api.jobs import JobRunner
 from api.settings import Settings
 from autotune.store import Store
@@ -21,6 +22,7 @@ class Service:
     devices: Devices
     jobs: JobRunner
     settings: Settings
+    explanations: Explanations = field(default_factory=Explanations)
     stopping: threading.Event = field(default_factory=threading.Event)
 
 

@@ -20,6 +20,19 @@ def duration(seconds: float) -> str:
     return f"{_three_digits(seconds * 1e9)} ns"
 
 
+def amount(value: float) -> str:
+    """`57.8 M`, `1.75 G`: three digits and the decimal prefix, for a unit to follow."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{_three_digits(value / size)} {prefix}"
+    return f"{value:.0f} "
+
+
+def share_text(share: float) -> str:
+    """`48%`; below one percent, `0.4%`."""
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+
+
 def ratio_text(ratio: Interval) -> str:
     """`0.52 (0.50-0.55)`: winner over the better default."""
     return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"

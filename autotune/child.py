@@ -66,7 +66,7 @@ def main(
     parser.add_argument("--requests", type=int, required=True, metavar="FD")
     parser.add_argument("--events", type=int, required=True, metavar="FD")
     pipes = parser.parse_args(arguments)
-    _start_sentinel(pipes.requests, pipes.events)
+    start_sentinel(pipes.requests, pipes.events)
     with contextlib.suppress(OSError):  # Linux: where memory runs out, a candidate and its compilers go before others
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     for descriptor in (pipes.requests, pipes.events):
@@ -109,7 +109,7 @@ def _requests(descriptor: int) -> Iterator[Request]:
             yield Request.from_json(json.loads(line))
 
 
-def _start_sentinel(requests: int, events: int) -> None:
+def start_sentinel(requests: int, events: int) -> None:
     """Fork a process that ends this process group once nobody holds the other end of `requests`.
 
     Not PR_SET_PDEATHSIG: it kills the child alone, before anyone could end the compilers that it has started, it

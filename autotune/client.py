@@ -108,6 +108,10 @@ class Client:
             yield from ((item["id"], _winner(item["winner"])) for item in answer["winners"])
             offset = answer["next"]
 
+    def kernels(self, winner_id: int, *, source: bool = False) -> JsonObject:
+        """`GET /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
+        return self._call("GET", f"/winners/{winner_id}/kernels?source={str(source).lower()}")
+
     def devices(self) -> JsonObject:
         """`GET /devices`."""
         return self._call("GET", "/devices")

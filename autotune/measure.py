@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.runner import Request
-from autotune.timing import Times, interleaved
+from autotune.timing import Times, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
@@ -24,6 +24,8 @@ Emit = Callable[[dict[str, Any]], None]
 
 DIRECT = Candidate.of("direct")
 YARDSTICK = "yardstick"
+KERNELS_S = 0.02
+"""How long the kernels of a candidate are timed one by one, at least three times over."""
 
 
 class Bench:
@@ -36,7 +38,7 @@ class Bench:
 
     def of(self, key: ConvKey, seed: int) -> tuple[Program, tuple[Case, ...]]:
         if self._direct is None or self._for != (key.digest, seed):
-            _expect_device(key)
+            expect_device(key)
             self._direct = Program(key.shape, DIRECT, key.device.device)
             self._cases = prepare_cases(key.shape, self._direct, seed)
             self._direct.load(self._cases[0].x, self._cases[0].w)
@@ -137,16 +139,17 @@ def _describe(
 
 
 def _kernels(program: Program) -> tuple[Kernel, ...]:
-    """With each kernel's own time from one run, on devices that time kernels one by one."""
-    times = program.run_kernels()
-    shares = times if len(times) == len(program.kernels) else [None] * len(program.kernels)
+    """With each kernel's own time: all of them in turn, several times over."""
+    times = medians_in_turn(program.run_kernels, seconds=KERNELS_S)
+    medians = times if len(times) == len(program.kernels) else [None] * len(program.kernels)
     return tuple(
-        Kernel(name=k.name, device=k.device, ops=k.ops, bytes=k.bytes, source_bytes=len(k.source), median_s=share)
-        for k, share in zip(program.kernels, shares, strict=True)
+        Kernel(name=k.name, device=k.device, ops=k.ops, bytes=k.bytes, source_bytes=len(k.source), median_s=median_s)
+        for k, median_s in zip(program.kernels, medians, strict=True)
     )
 
 
-def _expect_device(key: ConvKey) -> None:
+def expect_device(key: ConvKey) -> None:
+    """Raises WrongDeviceError if the device and flags here are not the key's."""
     here = describe_device(key.device.device)
     if here.identity() != key.device.identity():
         differences = ConvKey(shape=key.shape, device=here).difference(ConvKey(shape=key.shape, device=key.device))

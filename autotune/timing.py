@@ -12,6 +12,7 @@ HOPELESS = 2.0
 """A candidate whose fastest round so far is this many times the yardstick's slowest cannot win: it is stopped."""
 ROUNDS_BEFORE_PRUNING = 2
 MAX_RUNS_PER_ROUND = 200
+MIN_TURNS, MAX_TURNS = 3, 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,14 @@ def interleaved(
         if set(names) - stopped <= {yardstick} and len(names) > 1:
             break
     return {name: Times(times_s=tuple(times[name]), pruned=name in stopped) for name in names}
+
+
+def medians_in_turn(run: Callable[[], Sequence[float]], *, seconds: float) -> list[float]:
+    """`run` gives seconds of several things that follow each other: the median of each over as many runs as fill
+    `seconds`, at least MIN_TURNS and at most MAX_TURNS. The first run warms up and does not count."""
+    once = sum(run())
+    turns = min(MAX_TURNS, max(MIN_TURNS, math.ceil(seconds / once))) if once > 0 else MAX_TURNS
+    return [median(times) for times in zip(*(run() for _ in range(turns)), strict=True)]
 
 
 def _runs_per_round(run: Callable[[], float], round_s: float) -> int:

@@ -379,7 +379,7 @@ def test_openapi_describes_every_route(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         "/tune", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/lookup", "/winners", "/winners/{winner_id}",
-        "/export", "/import", "/devices", "/healthz", "/readyz",
+        "/winners/{winner_id}/kernels", "/export", "/import", "/devices", "/healthz", "/readyz",
     }  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from api.settings import Settings
 from api.tables import winners_table
 from autotune.client import ServiceError
 from autotune.winner import Winner, WinnerState
-from strategies.key import ConvKey
+from strategies.key import ConvKey, Policy
+from strategies.shape import ConvShape
 
 KNOWN = 5000
 EXAMPLE = """example:
@@ -33,7 +34,7 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Prints the winner; 1 and the nearest known shapes if there is none."""
     shape, policy = shape_of(args), policy_of(args)
-    found, miss, close = (_remote if settings.url else _local)(args, settings, shape, policy)
+    found, miss, close = find(args, settings, shape, policy)
     if args.json:
         console.json(winner_document(None, found) if found else {"winner": None, "detail": miss, "nearest": close})
     elif found:
@@ -46,7 +47,12 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
 Answer = tuple[Winner | None, str, list[dict[str, Any]]]
 
 
-def _local(args: argparse.Namespace, settings: Settings, shape: Any, policy: Any) -> Answer:
+def find(args: argparse.Namespace, settings: Settings, shape: ConvShape, policy: Policy) -> Answer:
+    """The winner; or why there is none, in one line, and the nearest shapes that have one."""
+    return (_remote if settings.url else _local)(args, settings, shape, policy)
+
+
+def _local(args: argparse.Namespace, settings: Settings, shape: ConvShape, policy: Policy) -> Answer:
     from api.database import open_database
     from api.devices import ProbedDevices
 
@@ -62,7 +68,7 @@ def _local(args: argparse.Namespace, settings: Settings, shape: Any, policy: Any
     return None, f"no winner for {key}: {why}; find one with `autotune tune {shape_arguments(args)}`", close
 
 
-def _remote(args: argparse.Namespace, settings: Settings, shape: Any, policy: Any) -> Answer:
+def _remote(args: argparse.Namespace, settings: Settings, shape: ConvShape, policy: Policy) -> Answer:
     body = shape_body(shape, policy, args.device)
     query = {name: str(value) for name, value in body.pop("policy").items() if value not in (None, False)}
     query |= {name: "x".join(map(str, body.pop(name))) for name in ("input", "weight")}

@@ -36,7 +36,7 @@ def winners(
 @router.get("/winners/{winner_id}", responses=MISSING)
 def winner(winner_id: WinnerId, service: Service = Depends(get_service)) -> dict[str, Any]:
     """One winner with every measurement behind it."""
-    found = _find(service, winner_id)
+    found = find_winner(service, winner_id)
     return detailed_document(winner_id, found, service.store.measurements(found.key))
 
 
@@ -49,7 +49,8 @@ def set_state(winner_id: WinnerId, body: StateBody, service: Service = Depends(g
         raise _missing(winner_id) from None
 
 
-def _find(service: Service, winner_id: int) -> Winner:
+def find_winner(service: Service, winner_id: int) -> Winner:
+    """The winner of an id; raises the 404."""
     found = service.store.winner_by_id(winner_id)
     if found is None:
         raise _missing(winner_id)

@@ -29,9 +29,14 @@ NONE: Mapping[str, Sequence[Option]] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledKernel:
-    """A kernel of a program. `ops` and `bytes` are tinygrad's estimates, `bytes` of what it must move at least."""
+    """A kernel of a program. `ops` and `bytes` are tinygrad's estimates, `bytes` of what it must move at least.
+
+    `role` is what it makes, told from the buffers that it touches: XHAT (reads the input alone), GHAT (the weight
+    alone), product, tiles (of the output, where they do not cover it exactly), output, or convolution (all of it).
+    """
 
     name: str
+    role: str
     device: str
     ops: int
     bytes: int
@@ -58,10 +63,12 @@ class Program:
         scheduled = time.perf_counter()
         self._linear = compile_linear(with_options(linear, options), profile=True)
         self.compile_s = time.perf_counter() - scheduled
-        self.kernels = tuple(_kernel(call) for call in self._linear.src if call.src[0].op is Ops.PROGRAM)
+        roles = _roles(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
+        self.kernels = tuple(_kernel(call, role) for call, role in zip(self._calls, roles, strict=True))
         self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
         split = self._linear if Device[self.device].graph is None else graph_split_rewrite(self._linear)
         self._launch = link_linear(split)
+        self._one_by_one = link_linear(self._linear.replace(src=tuple(self._calls)))
 
     @property
     def fingerprint(self) -> str:
@@ -89,15 +96,16 @@ class Program:
 
     def run(self) -> float:
         """Run once; seconds on the device, from its own clock where it has one."""
-        return sum(self.run_kernels())
+        context = ExecContext(update_stats=False, wait=True)
+        return sum(t or 0.0 for call in self._launch.src for t in pm_exec.rewrite(call, context))
 
     def run_kernels(self) -> list[float]:
-        """Run once; seconds of every launch: a kernel, or a graph of several on devices that have graphs."""
+        """Run once, each kernel launched by itself also where `run` launches a graph; its seconds on the device.
+
+        As many as `kernels`, unless the device's driver launches them in its own way.
+        """
         context = ExecContext(update_stats=False, wait=True)
-        times: list[float] = []
-        for call in self._launch.src:
-            times += [t or 0.0 for t in pm_exec.rewrite(call, context)]
-        return times
+        return [t or 0.0 for call in self._one_by_one.src for t in pm_exec.rewrite(call, context)]
 
     @property
     def _calls(self) -> list[UOp]:
@@ -138,12 +146,28 @@ def schedule(y: Tensor, candidate: Candidate) -> UOp:
     return linear
 
 
-def _kernel(call: UOp) -> CompiledKernel:
+def _roles(calls: Sequence[UOp], x: UOp, w: UOp, y: UOp) -> list[str]:
+    """See CompiledKernel."""
+    roles: list[str] = []
+    for call in calls:
+        touched = {u for s in call.src[1:] for u in s.toposort() if u.op is Ops.BUFFER}
+        reads = (x in touched, w in touched)
+        if y in touched:
+            roles.append("convolution" if any(reads) else "output")
+        elif reads[0] != reads[1]:
+            roles.append("XHAT" if reads[0] else "GHAT")
+        else:
+            roles.append("tiles" if "product" in roles else "product")
+    return roles
+
+
+def _kernel(call: UOp, role: str) -> CompiledKernel:
     program = call.src[0]
     info = program.src[0].arg
     estimates = info.estimates
     return CompiledKernel(
         name=info.function_name,
+        role=role,
         device=str(call.src[1].device),
         ops=int(estimates.ops) if estimates is not None else 0,
         bytes=int(estimates.mem) if estimates is not None else 0,
