@@ -3,8 +3,8 @@
     import autotune
     autotune.install("http://127.0.0.1:8000")
 
-See `install`, `uninstall`, `tuned`, `forced` and `stats`. Nothing else is imported, and nothing is changed, before one
-of them is called.
+See `install`, `uninstall`, `tuned`, `forced`, `refresh` and `stats`. Nothing else is imported, and nothing is changed,
+before one of them is called.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autotune.hook import Stats
-    from autotune.runtime import forced, install, stats, tuned, uninstall
+    from autotune.runtime import forced, install, refresh, stats, tuned, uninstall
     from strategies.key import Policy
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "Stats", "forced", "install", "stats", "tuned", "uninstall"]
+__all__ = ["Policy", "Stats", "forced", "install", "refresh", "stats", "tuned", "uninstall"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: the hook needs tinygrad's internals, `import autotune` needs nothing."""
-    if name in ("forced", "install", "stats", "tuned", "uninstall"):
+    if name in ("forced", "install", "refresh", "stats", "tuned", "uninstall"):
         from autotune import runtime
 
         return getattr(runtime, name)

@@ -19,6 +19,7 @@ from autotune.winner import APPLICABLE_STATES, Winner, WinnerState
 from strategies.candidate import Candidate
 from strategies.graph.apply import lower
 from strategies.graph.device import describe_device
+from strategies.graph.frozen import FrozenWeights
 from strategies.graph.seam import Attachment
 from strategies.key import ConvKey, DeviceSpec, Policy
 
@@ -159,9 +160,14 @@ class Hook:
     """The rewriter that is attached to tinygrad: it counts, it warns, it never raises."""
 
     def __init__(self, decisions: Decisions, policy: Policy, count: Callable[[Stats], None]) -> None:
-        self._decisions, self._policy, self._count = decisions, policy, count
+        self._decisions, self._count = decisions, count
         self._thread = threading.local()
-        self.attachment = Attachment(rewriter=self, before=self._before, finished=self._finished)
+        # a winner that was tuned without the promise holds with it as well, and saves its filter transform
+        self._policies = (policy, replace(policy, frozen_weights=False)) if policy.frozen_weights else (policy,)
+        self.attachment = Attachment(
+            rewriter=self, before=self._before, finished=self._finished,
+            frozen=FrozenWeights(self._not_kept) if policy.frozen_weights else None,
+        )  # fmt: skip
 
     def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
         """What replaces each convolution. Counted once it is clear that tinygrad took it: see `_finished`."""
@@ -210,16 +216,22 @@ class Hook:
             warn_once("graph", f"a rewritten graph failed, tinygrad schedules it alone: {_line(error)}")
         self._count(stats)
 
+    def _not_kept(self, error: Exception) -> None:
+        warn_once("frozen", f"a filter is transformed at every run, its transform could not be kept: {_line(error)}")
+
     def _candidates(self, convs: Sequence[Conv]) -> list[Candidate | None]:
         """One answer per convolution, from one question for all that a key describes."""
         devices = {conv.device: describe_device(conv.device, surroundings=False) for conv in convs}
-        keys = [self._key(conv, devices[conv.device]) for conv in convs]
-        answers = iter(self._decisions.candidates([key for key in keys if key is not None]))
-        return [next(answers) if key is not None else None for key in keys]
+        keys = [self._keys(conv, devices[conv.device]) for conv in convs]
+        answers = iter(self._decisions.candidates([key for each in keys for key in each]))
+        return [_first([next(answers) for _ in each]) for each in keys]
 
-    def _key(self, conv: Conv, device: DeviceSpec) -> ConvKey | None:
+    def _keys(self, conv: Conv, device: DeviceSpec) -> list[ConvKey]:
+        """What to look up for a convolution, best first; nothing if no key describes it."""
         shape = conv.shape
-        return ConvKey(shape=shape, device=device, policy=self._policy) if shape is not None else None
+        if shape is None:
+            return []
+        return [ConvKey(shape=shape, device=device, policy=policy) for policy in self._policies]
 
 
 _warned: set[str] = set()
@@ -237,6 +249,10 @@ def warn_once(kind: str, message: str) -> None:
         warnings.warn(f"autotune: {message}", RuntimeWarning, stacklevel=2)
     except RuntimeWarning:
         sys.stderr.write(f"autotune: {message}\n")
+
+
+def _first(answers: Sequence[Candidate | None]) -> Candidate | None:
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _line(error: Exception) -> str:

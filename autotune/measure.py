@@ -86,7 +86,7 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
 def _prepare(key: ConvKey, candidate: Candidate) -> Program | Measurement:
     """The compiled candidate, or the Measurement that says why there is none."""
     try:
-        program = Program(key.shape, candidate, key.device.device)
+        program = Program(key.shape, candidate, key.device.device, frozen_weights=key.policy.frozen_weights)
     except NotApplicableError as error:
         return Measurement(key=key, candidate=candidate, status=Status.INAPPLICABLE, reason=str(error))
     except Exception as error:  # noqa: BLE001 - tinygrad and its compilers raise anything; each is a fact to record

@@ -6,13 +6,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.hook import Decisions, Forced, Hook, Stats, Winners, warn_once
 from autotune.sources import open_source
-from strategies.graph import seam
+from strategies.graph import frozen, seam
 from strategies.key import Policy
 from strategies.registry import get_strategy
 
@@ -32,7 +32,11 @@ _stats = Stats()
 
 
 def install(
-    source: str | os.PathLike[str] | None = None, *, guesses: bool = False, policy: Policy | None = None
+    source: str | os.PathLike[str] | None = None,
+    *,
+    guesses: bool = False,
+    policy: Policy | None = None,
+    frozen_weights: bool = False,
 ) -> None:
     """Apply winners to every convolution that tinygrad schedules from now on, in all threads of this process.
 
@@ -40,13 +44,17 @@ def install(
     default what AUTOTUNE_SOURCE names. `guesses` admits winners that were never measured on this device. `policy`
     is what the winners were tuned under. A TinyJit that has captured keeps its lowering until it is reset.
 
+    With `frozen_weights` (also a field of the policy) you promise that weights do not change: what a winner computes
+    of a weight alone is computed once and kept, until the weight's buffer is gone. Weights that are written over in
+    place are not noticed: call `refresh()`. Not for training.
+
     Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
     NoSourceError, or SourceError for an address of a kind that is not read.
     """
     looked = _winners(source, guesses=guesses, caller="install")
     with _lock:
         _clear()
-        _push(looked, policy or Policy())
+        _push(looked, _policy(policy, frozen_weights))
 
 
 def uninstall() -> None:
@@ -58,28 +66,46 @@ def uninstall() -> None:
 
 @contextmanager
 def tuned(
-    source: str | os.PathLike[str] | None = None, *, guesses: bool = False, policy: Policy | None = None
+    source: str | os.PathLike[str] | None = None,
+    *,
+    guesses: bool = False,
+    policy: Policy | None = None,
+    frozen_weights: bool = False,
 ) -> Iterator[None]:
     """As `install`, within the block; what was installed before acts again after it."""
-    with _within(_winners(source, guesses=guesses, caller="tuned"), policy or Policy()):
+    with _within(_winners(source, guesses=guesses, caller="tuned"), _policy(policy, frozen_weights)):
         yield
 
 
 @contextmanager
-def forced(strategy: str, **params: Any) -> Iterator[None]:
+def forced(strategy: str, *, frozen_weights: bool = False, **params: Any) -> Iterator[None]:
     """One candidate on every convolution that it applies to, within the block: `forced("hybrid_grid", tile=4)`.
 
-    Raises UnknownStrategyError or ParameterError, each of which says what there is.
+    `frozen_weights` as in `install`. Raises UnknownStrategyError or ParameterError, each of which says what there is.
     """
     item = get_strategy(strategy)
-    with _within(Forced(item.candidate(params), item.applies), Policy()):
+    with _within(Forced(item.candidate(params), item.applies), Policy(frozen_weights=frozen_weights)):
         yield
+
+
+def refresh() -> int:
+    """Transform every frozen weight again, after new values were written into its buffer.
+
+    Captured jits see the new values too. Weights that were replaced by other tensors need no refresh. Returns how many
+    filters were transformed.
+    """
+    return frozen.refresh()
 
 
 def stats() -> Stats:
     """What the hook did in this process so far."""
     with _stats_lock:
         return _stats
+
+
+def _policy(policy: Policy | None, frozen_weights: bool) -> Policy:
+    policy = policy or Policy()
+    return replace(policy, frozen_weights=True) if frozen_weights else policy
 
 
 def _winners(source: str | os.PathLike[str] | None, *, guesses: bool, caller: str) -> Winners:

@@ -148,7 +148,7 @@ def test_a_graph_that_cannot_be_compiled(added: Callable[..., Candidate]) -> Non
 
 
 def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Program:
+    def refuse(*_: object, **__: object) -> Program:
         raise subprocess.CalledProcessError(1, "clang", stderr=b"error: no such register\nmore\n")
 
     monkeypatch.setattr(measuring._bench, "of", lambda key, seed: (None, ()))
@@ -169,8 +169,8 @@ def test_more_workspace_than_allowed() -> None:
 def test_a_kernel_that_ran_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Program
 
-    def elsewhere(shape: ConvShape, candidate: Candidate, device: str) -> Program:
-        program = real(shape, candidate, device)
+    def elsewhere(shape: ConvShape, candidate: Candidate, device: str, **how: Any) -> Program:
+        program = real(shape, candidate, device, **how)
         if candidate != DIRECT:
             program.kernels = tuple(replace(kernel, device="PYTHON") for kernel in program.kernels)
         return program

@@ -17,6 +17,7 @@ from tinygrad.uop.ops import Ops, UOp
 from strategies.candidate import Candidate
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
+from strategies.graph.frozen import FrozenWeights
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
 from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
@@ -48,17 +49,22 @@ class Program:
     """A convolution of `shape` lowered by `candidate` on `device`, with inputs of its own.
 
     Building schedules and compiles it; nothing runs before `run`. `options` are put on the kernels whose `ast_digest`
-    they are filed under, `unmatched` are those that no kernel has. Raises NotApplicableError, or whatever tinygrad
-    raises for a kernel that it cannot compile.
+    they are filed under, `unmatched` are those that no kernel has. With `frozen_weights` it is compiled as it runs
+    where weights are promised not to change: the filter transform runs when inputs are loaded, and is no part of it.
+    Raises NotApplicableError, or whatever tinygrad raises for a kernel that it cannot compile.
     """
 
     def __init__(
-        self, shape: ConvShape, candidate: Candidate, device: str, *, options: Mapping[str, Sequence[Option]] = NONE
-    ) -> None:
+        self, shape: ConvShape, candidate: Candidate, device: str, *,
+        options: Mapping[str, Sequence[Option]] = NONE, frozen_weights: bool = False,
+    ) -> None:  # fmt: skip
         self.shape, self.candidate, self.device = shape, candidate, Device.canonicalize(device)
         self._x, self._w = operands(shape, self.device)
         self._y = convolution(self._x, self._w, shape)
-        linear = schedule(self._y, candidate)
+        self._frozen = FrozenWeights() if frozen_weights else None
+        if frozen_weights:
+            self._w.assign(Tensor.zeros_like(self._w)).realize()  # only what there is can be frozen
+        linear = schedule(self._y, candidate, self._frozen)
         self.unmatched = set(options) - {ast_digest(call.src[0]) for call in kernel_calls(linear)}
         scheduled = time.perf_counter()
         self._linear = compile_linear(with_options(linear, options), profile=True)
@@ -81,6 +87,8 @@ class Program:
         """Set the inputs, float64 arrays of the shape's `input_shape` and `weight_shape`, rounded to its dtype."""
         for target, values in ((self._x, x), (self._w, w)):
             target.assign(Tensor(values.astype(np.float32), device=self.device).cast(target.dtype)).realize()
+        if self._frozen is not None:
+            self._frozen.refresh()
 
     def inputs(self) -> tuple[Array, Array]:
         """The inputs as the kernels see them, in float64."""
@@ -129,8 +137,9 @@ def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
     return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat, dtype=dtype)
 
 
-def schedule(y: Tensor, candidate: Candidate) -> UOp:
-    """The kernels of `y` with its convolutions lowered by `candidate`, not compiled. Raises NotApplicableError."""
+def schedule(y: Tensor, candidate: Candidate, frozen: FrozenWeights | None = None) -> UOp:
+    """The kernels of `y` with its convolutions lowered by `candidate`, not compiled; those that transform `frozen`
+    weights have run and are left out. Raises NotApplicableError."""
     applied = 0
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
@@ -139,7 +148,7 @@ def schedule(y: Tensor, candidate: Candidate) -> UOp:
         applied += sum(new is not None for new in result)
         return result
 
-    with seam.attached(rewriter):
+    with seam.attached(rewriter, frozen=frozen):
         linear = y.schedule_linear()
     if not applied and get_strategy(candidate.strategy).lower is not None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")

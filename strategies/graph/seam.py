@@ -1,10 +1,12 @@
 """Where the rewrite enters tinygrad, and the only place that changes it.
 
-Two names are replaced, both looked up in their module at every call, so that it can be done at any time (functions
+Three names are replaced, all looked up in their module at every call, so that it can be done at any time (functions
 inside tinygrad's PatternMatchers cannot: these hold copied globals):
 
 - `tinygrad.schedule.rangeify.run_rangeify`, after which convolutions are REDUCEs over ranges: the rewrite itself;
-- `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph.
+- `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph;
+- `memory_plan_rewrite` of `tinygrad.schedule` and `tinygrad.engine.jit`, where a schedule, or all that a jit captured,
+  has its buffers: what is computed of frozen weights is taken out of it (see `frozen`).
 
 tinygrad caches schedules by graph, in front of the first name. What acts is therefore made part of the graph: the SINK
 of each function carries, in its `arg`, who is attached, as of when, and the code generation flags in force. So a switch
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import tinygrad.engine.jit
 import tinygrad.schedule
 import tinygrad.tensor
 from tinygrad.engine.realize import compile_linear
@@ -28,6 +31,7 @@ from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.device import flags_in_force
+from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
 from strategies.graph.rewrite import rewrite
@@ -39,6 +43,7 @@ SUPPORTED = "0.14"
 _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
+    (tinygrad.schedule, "memory_plan_rewrite"), (tinygrad.engine.jit, "memory_plan_rewrite"),
 )  # fmt: skip
 
 
@@ -55,12 +60,14 @@ class Attachment:
 
     `before` is called ahead of each schedule, cached or not, and may call `changed`. After a graph was rewritten and
     its kernels compiled, or failed to be, `finished` hears of it; with an error, the graph is scheduled once more, and
-    from then on, as tinygrad alone would. Without `finished`, errors are raised.
+    from then on, as tinygrad alone would. Without `finished`, errors are raised. With `frozen`, what is computed
+    of weights alone is computed once and kept there.
     """
 
     rewriter: Rewriter
     before: Callable[[], None] = lambda: None
     finished: Callable[[Exception | None], None] | None = None
+    frozen: FrozenWeights | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     plain: set[bytes] = field(default_factory=set)
     """Keys of graphs that failed."""
@@ -69,19 +76,24 @@ class Attachment:
         """Whatever the rewriter would answer now, it may be something else than before."""
         self.number = next(_numbers)
         self.plain = set()
+        if self.frozen is not None:
+            self.frozen.forget()
 
 
 class _Thread(threading.local):
     """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
 
     attachment: Attachment | None = None
+    call: UOp | None = None
+    """The function and its arguments; None where functions are nested and an argument's slot says nothing."""
     rewritten = False
 
 
 _switch = threading.RLock()
 _thread = _Thread()
 _active: Attachment | None = None
-_originals: tuple[Any, Any] | None = None
+_originals: list[tuple[Any, str, Any]] = []
+"""What was replaced: module, name, value."""
 
 
 def attach(attachment: Attachment) -> None:
@@ -89,35 +101,36 @@ def attach(attachment: Attachment) -> None:
 
     Raises UnsupportedTinygradError.
     """
-    global _active, _originals
+    global _active
     if (fault := seam_fault()) is not None:
         raise UnsupportedTinygradError(fault)
     with _switch:
-        if _originals is None:
-            _originals = (rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars)
-            rangeify.run_rangeify = _run_rangeify(_originals[0])
-            tinygrad.tensor.create_linear_with_vars = _create_linear_with_vars(_originals[1])
+        if not _originals:
+            for module, name, wrap in _wrappers():
+                _originals.append((module, name, getattr(module, name)))
+                setattr(module, name, wrap(getattr(module, name)))
         _active = attachment
         _free()
 
 
 def detach() -> None:
     """Leave tinygrad as it was."""
-    global _active, _originals
+    global _active
     with _switch:
         _active = None
-        if _originals is not None:
-            rangeify.run_rangeify, tinygrad.tensor.create_linear_with_vars = _originals
-            _originals = None
+        if _originals:
+            for module, name, original in _originals:
+                setattr(module, name, original)
+            _originals.clear()
             _free()
 
 
 @contextmanager
-def attached(rewriter: Rewriter) -> Iterator[None]:
+def attached(rewriter: Rewriter, *, frozen: FrozenWeights | None = None) -> Iterator[None]:
     """`rewriter` and nothing else within the block; what it raises is raised."""
     with _switch:
         before = _active
-        attach(Attachment(rewriter=rewriter))
+        attach(Attachment(rewriter=rewriter, frozen=frozen))
     try:
         yield
     finally:
@@ -146,6 +159,15 @@ def seam_fault() -> str | None:
     return None
 
 
+def _wrappers() -> tuple[tuple[Any, str, Callable[[Any], Any]], ...]:
+    return (
+        (rangeify, "run_rangeify", _run_rangeify),
+        (tinygrad.tensor, "create_linear_with_vars", _create_linear_with_vars),
+        (tinygrad.schedule, "memory_plan_rewrite", _memory_plan_rewrite),
+        (tinygrad.engine.jit, "memory_plan_rewrite", _memory_plan_rewrite),
+    )
+
+
 def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
     def run_rangeify(sink: UOp, debug: bool = False) -> UOp:
         ranged = original(sink, debug)
@@ -153,11 +175,26 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
         if attachment is None:
             return ranged
         before, _thread.rewritten = _thread.rewritten, True  # should it raise, it is ours
-        result = rewrite(ranged, attachment.rewriter)
+        result = rewrite(ranged, _noting_weights(attachment, _thread.call))
         _thread.rewritten = before or result is not ranged
         return result
 
     return run_rangeify
+
+
+def _noting_weights(attachment: Attachment, call: UOp | None) -> Rewriter:
+    """The attachment's rewriter; what it replaces has its weights noted where they are to be frozen."""
+    frozen = attachment.frozen
+    if frozen is None or call is None:
+        return attachment.rewriter
+
+    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> Sequence[UOp | None]:
+        answers = attachment.rewriter(convs, ranges)
+        frozen.found(call.src[0].key, weight_slots(convs, [new is not None for new in answers]))
+        frozen.called(call.src[0].key, call.src[1:])
+        return answers
+
+    return rewriter
 
 
 def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,14 +206,17 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
         body = big_sink.src[0].key  # the buffers behind it are other ones every time
         if body in attachment.plain:
             return original(big_sink)
-        outer = (_thread.attachment, _thread.rewritten)
+        sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
+        outer = (_thread.attachment, _thread.call, _thread.rewritten)
         _thread.attachment, _thread.rewritten = attachment, False
+        _thread.call = big_sink if sinks == [big_sink.src[0]] else None
+        if attachment.frozen is not None and _thread.call is not None:
+            attachment.frozen.called(body, big_sink.src[1:])
         try:
-            linear, variables = original(_marked(big_sink, attachment))
+            linear, variables = original(_marked(big_sink, sinks, attachment))
             if _thread.rewritten and attachment.finished is not None:
-                # What does not compile must show now, when there is a way back; tinygrad then finds it compiled. Not
-                # beside other threads: tinygrad compiles in one at a time, and only the program knows in which.
-                if all(t is threading.main_thread() or t.daemon for t in threading.enumerate()):
+                # What does not compile must show now, when there is a way back; tinygrad then finds it compiled.
+                if _may_compile():
                     compile_linear(linear)
                 attachment.finished(None)
         except Exception as error:
@@ -187,19 +227,36 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
         else:
             return linear, variables
         finally:
-            _thread.attachment, _thread.rewritten = outer
+            _thread.attachment, _thread.call, _thread.rewritten = outer
         return original(big_sink)
 
     return create_linear_with_vars
 
 
-def _marked(big_sink: UOp, attachment: Attachment) -> UOp:
+def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:
+    def memory_plan_rewrite(linear: UOp, held_bufs: set[UOp] | None = None) -> UOp:
+        attachment = _thread.attachment or _active  # a jit plans after it has captured
+        if attachment is None or attachment.frozen is None:
+            return original(linear, held_bufs)
+        held = held_bufs or set()
+        linear, kept = attachment.frozen.hoisted(linear, held, run=_may_compile())
+        return original(linear, held | kept if kept else held)
+
+    return memory_plan_rewrite
+
+
+def _may_compile() -> bool:
+    """Not beside other threads: tinygrad compiles in one at a time, and only the program knows in which."""
+    return all(t is threading.main_thread() or t.daemon for t in threading.enumerate())
+
+
+def _marked(big_sink: UOp, sinks: Sequence[UOp], attachment: Attachment) -> UOp:
     """The graph with the mark that tells its schedule from those made under other conditions."""
     mark = f"autotune {attachment.number} {flags_in_force()}"
-    sinks = {u: u.replace(arg=mark) for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None}
+    marked = {u: u.replace(arg=mark) for u in sinks}
     if list(sinks) == [big_sink.src[0]]:  # almost always: one function, nothing nested in it
-        return big_sink.replace(src=(sinks[big_sink.src[0]], *big_sink.src[1:]))
-    return big_sink.substitute(sinks, walk=True, enter_calls=True)
+        return big_sink.replace(src=(marked[big_sink.src[0]], *big_sink.src[1:]))
+    return big_sink.substitute(marked, walk=True, enter_calls=True)
 
 
 __all__ = [
