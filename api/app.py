@@ -55,4 +55,5 @@ def create_app(
     app.add_middleware(HostGuard, settings=settings)
     for module in (jobs, lookup, winners, kernels, bundle, health, page):
         app.include_router(module.router)
+    app.include_router(lookup.answered)
     return app

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from autotune.bundle import merge
 from autotune.store import Store
 from autotune.winner import Winner
 
@@ -25,12 +24,7 @@ def nothing_known(device: str, known: Iterable[tuple[int, Winner]]) -> str:
     return f"no winners on {device}: " + (f"there are some on {others}" if others else "none are known at all yet")
 
 
-def import_winners(store: Store, winners: Iterable[Winner]) -> dict[str, int]:
+def import_winners(store: Store, winners: Sequence[Winner]) -> dict[str, int]:
     """Keep each winner that says more than what is there; see `autotune.bundle.merge`. Counts of both."""
-    counts = {"imported": 0, "kept": 0}
-    for incoming in winners:
-        chosen = merge(store.winner(incoming.key), incoming)
-        if chosen is not None:
-            store.decide(chosen)
-        counts["kept" if chosen is None else "imported"] += 1
-    return counts
+    imported = store.merge(winners)
+    return {"imported": imported, "kept": len(winners) - imported}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from api.answers import Answers, Known
 from api.devices import Devices
 from api.explanations import Explanations
 from api.jobs import JobRunner
@@ -23,6 +24,8 @@ class Service:
     jobs: JobRunner
     settings: Settings
     explanations: Explanations = field(default_factory=Explanations)
+    answers: Answers = field(default_factory=Answers)
+    known: Known = field(default_factory=Known)
     stopping: threading.Event = field(default_factory=threading.Event)
 
 

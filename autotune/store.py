@@ -32,6 +32,12 @@ class Store(Protocol):
         again changes nothing. Raises ValueError for numbers that are not finite.
         """
 
+    def merge(self, incoming: Iterable[Winner]) -> int:
+        """Keep each winner that says more than what is there, as `autotune.bundle.merge` has it; how many were kept.
+
+        One winner per key. Thousands at a time are kept together: an end in the middle leaves the first of them.
+        """
+
     def winner(self, key: ConvKey) -> Winner | None:
         """The key's current winner, whatever its state."""
 
@@ -40,6 +46,16 @@ class Store(Protocol):
 
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
         """The current winners of many keys by digest, revoked ones left out. Unknown digests are absent."""
+
+    def lookup_json(self, digests: Sequence[str]) -> dict[str, str]:
+        """As `lookup`, the winners as strict JSON: to be handed on, much cheaper."""
+
+    def changes(self) -> int:
+        """A number that is another one after every change of winners, by whatever process; cheap."""
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether `changes` is so cheap that an event loop may ask."""
 
     def winners(self, *, device: str | None = None, limit: int = 1000, offset: int = 0) -> list[tuple[int, Winner]]:
         """Current winners with their ids, latest decision first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,9 +52,20 @@ def dialect_for(address: str | os.PathLike[str], busy_timeout_s: float) -> Diale
 
 def insert_new(connection: Connection, row: type, **values: object) -> bool:
     """Insert a row unless a unique constraint of its table holds one already. False if it does."""
-    table = row.__table__  # type: ignore[attr-defined]
-    assert isinstance(table, Table)
-    module = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = module.insert(table).values(**values).on_conflict_do_nothing()
+    statement = _insert_new(connection, row).values(**values)
     # Of an INSERT, SQLAlchemy forgets the row count unless asked to keep it.
     return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+
+def insert_all_new(connection: Connection, row: type, rows: Sequence[Mapping[str, object]]) -> None:
+    """As `insert_new`, of many rows at once."""
+    if rows:
+        connection.execute(_insert_new(connection, row), rows)
+
+
+def _insert_new(connection: Connection, row: type) -> postgresql.Insert | sqlite.Insert:
+    table = row.__table__  # type: ignore[attr-defined]
+    assert isinstance(table, Table)
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()

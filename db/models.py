@@ -5,7 +5,19 @@ A migration in `db/migrations/versions` goes with every change here; a test comp
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Float, ForeignKey, Index, Integer, MetaData, String, Text, literal_column, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    literal_column,
+    text,
+)  # fmt: skip
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _ACTIVE, _CURRENT = text("state IN ('queued', 'running')"), text("is_current")
@@ -150,3 +162,12 @@ class JobKeyRow(Base):
     key_id: Mapped[int] = mapped_column(ForeignKey("keys.id"), index=True)
     body: Mapped[str] = mapped_column(Text)
     """ConvKey as JSON, as it was asked for."""
+
+
+class ChangeRow(Base):
+    """One row: how often winners have changed. Triggers count, whoever writes."""
+
+    __tablename__ = "changes"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(BigInteger)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,16 +18,19 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from autotune.job import Budget, Job
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
-from db import jobs, measurements, migrate, winners
+from db import changes, jobs, measurements, migrate, winners
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError
+from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 BUSY_TIMEOUT_S = 10.0
+MERGED_AT_ONCE = 2000
+"""Winners per transaction of `merge`: others may write in between."""
 
 
 class SqlStore:
@@ -42,6 +46,7 @@ class SqlStore:
         self._clock = clock
         self._engine: Engine = dialect.connect()
         self._pid = os.getpid()
+        self._counter, self._lookups = changes.Counter(self._engine), LookupCache()
         try:
             with self._explained():
                 migrate.prepare(self._engine, dialect)
@@ -60,6 +65,7 @@ class SqlStore:
 
     def close(self) -> None:
         """Give back every connection. Idempotent; the store opens new ones if it is used again."""
+        self._counter.close()
         self._engine.dispose()
 
     # Measurements
@@ -86,9 +92,31 @@ class SqlStore:
         with self._reading() as connection:
             return winners.winner_by_id(connection, winner_id)
 
+    def merge(self, incoming: Iterable[Winner]) -> int:
+        kept, rest = 0, iter(incoming)
+        while part := list(islice(rest, MERGED_AT_ONCE)):
+            with self._writing() as connection:
+                kept += winners.merge(connection, part)
+        return kept
+
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
-        with self._reading() as connection:
-            return winners.lookup(connection, digests)
+        found = self.lookup_json(digests)
+        return {digest: Winner.from_json(decode(text)) for digest, text in found.items()}
+
+    def lookup_json(self, digests: Sequence[str]) -> dict[str, str]:
+        return self._lookups.get(digests, self.changes(), self._find)
+
+    def changes(self) -> int:
+        try:
+            return self._counter.read()
+        except Exception:  # noqa: BLE001 - a server that was restarted, a lock: the usual way says what is wrong
+            with self._reading() as connection:
+                return changes.count(connection)
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether `changes` takes microseconds: so for a file, but not where a server must be asked."""
+        return self._engine.dialect.name == "sqlite"
 
     def winners(self, *, device: str | None = None, limit: int = 1000, offset: int = 0) -> list[tuple[int, Winner]]:
         with self._reading() as connection:
@@ -168,6 +196,10 @@ class SqlStore:
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the database to a new file while it is in use (SQLite; elsewhere DatabaseError names the tool)."""
         self._dialect.backup(self._engine, Path(target))
+
+    def _find(self, digests: Sequence[str]) -> dict[str, str]:
+        with self._reading() as connection:
+            return winners.lookup(connection, digests)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

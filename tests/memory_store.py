@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from autotune.bundle import merge
 from autotune.job import Budget, Job, JobState
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
@@ -23,6 +25,7 @@ class MemoryStore:
         self._winners: list[Winner] = []
         self._current: dict[str, int] = {}
         self._jobs: dict[str, Job] = {}
+        self._changes = 0
 
     def record(self, measurement: Measurement) -> bool:
         with self._lock:
@@ -37,11 +40,19 @@ class MemoryStore:
 
     def decide(self, winner: Winner) -> int:
         with self._lock:
+            self._changes += 1
             self._winners.append(Winner.from_json(winner.to_json()))
             former = self.winner(winner.key)
             if former is None or former.state not in (WinnerState.PINNED, WinnerState.REVOKED):
                 self._current[winner.key.digest] = len(self._winners)
             return len(self._winners)
+
+    def merge(self, incoming: Iterable[Winner]) -> int:
+        with self._lock:
+            kept = [winner for winner in incoming if merge(self.winner(winner.key), winner) is not None]
+            for winner in kept:
+                self.decide(winner)
+            return len(kept)
 
     def winner(self, key: ConvKey) -> Winner | None:
         with self._lock:
@@ -52,6 +63,17 @@ class MemoryStore:
         with self._lock:
             found = {digest: self._winners[self._current[digest] - 1] for digest in digests if digest in self._current}
             return {digest: winner for digest, winner in found.items() if winner.state is not WinnerState.REVOKED}
+
+    def lookup_json(self, digests: Sequence[str]) -> dict[str, str]:
+        return {digest: json.dumps(winner.to_json()) for digest, winner in self.lookup(digests).items()}
+
+    def changes(self) -> int:
+        with self._lock:
+            return self._changes
+
+    @property
+    def reads_at_once(self) -> bool:
+        return True
 
     def winners(self, *, device: str | None = None, limit: int = 1000, offset: int = 0) -> list[tuple[int, Winner]]:
         with self._lock:
@@ -64,6 +86,7 @@ class MemoryStore:
         with self._lock:
             if not 1 <= winner_id <= len(self._winners):
                 raise LookupError(f"no winner {winner_id}")
+            self._changes += 1
             self._winners[winner_id - 1] = replace(self._winners[winner_id - 1], state=state)
             return self._winners[winner_id - 1]
 

@@ -12,6 +12,8 @@ from autotune.job import Budget, Job, JobState
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
+from db.migrate import HEAD
+from db.store import MERGED_AT_ONCE
 from tests import any_value
 from tests.databases import child
 from tests.values import CPU, a_key, a_measurement, a_winner
@@ -183,6 +185,73 @@ class StoreContract:
             store.decide(dataclasses.replace(a_winner(), error=float("nan")))
         assert store.counts()["winners"] == 0
 
+    def test_a_merge_keeps_what_says_more(self, store: SqlStore) -> None:
+        store.decide(a_winner(a_key(1), tile=2, decided_at=5.0))
+        store.set_state(store.decide(a_winner(a_key(2), tile=2)), WinnerState.REVOKED)
+        newer = a_winner(a_key(3), decided_at=9.0)
+        store.decide(newer)
+        incoming = [a_winner(a_key(cout), decided_at=7.0) for cout in (1, 2, 3, 4)]
+        assert store.merge(incoming) == 2
+        assert store.merge(incoming) == 0
+        assert store.winner(a_key(1)) == incoming[0]
+        assert store.winner(a_key(2)) == a_winner(a_key(2), tile=2, state="revoked")
+        assert store.winner(a_key(3)) == newer
+        assert store.winner(a_key(4)) == incoming[3]
+        assert store.counts()["winners"] == 5
+        with pytest.raises(ValueError, match="must be finite"):
+            store.merge([a_winner(a_key(5)), dataclasses.replace(a_winner(a_key(6)), error=float("nan"))])
+        assert store.winner(a_key(5)) is None
+
+    def test_a_merge_of_thousands(self, store: SqlStore) -> None:
+        incoming = [a_winner(a_key(1 + number)) for number in range(MERGED_AT_ONCE + 100)]
+        assert store.merge(iter(incoming)) == len(incoming)
+        assert [winner for _, winner in store.winners(limit=9999)][::-1] == incoming
+
+    def test_what_is_remembered_is_right_after_every_write(self, store: SqlStore, address: str) -> None:
+        digest = a_key().digest
+
+        def strategy() -> object:
+            found = store.lookup([digest, a_key(1).digest])
+            return dict(found[digest].candidate.params)["tile"] if digest in found else None
+
+        assert strategy() is None
+        winner_id = store.decide(a_winner(tile=2))
+        assert strategy() == 2
+        with open_store(address) as other:
+            other.decide(a_winner(tile=4, decided_at=2.0))
+            assert strategy() == 4
+            other.set_state(winner_id, WinnerState.PINNED)
+            assert strategy() == 2
+            before = store.changes()
+            other.record(a_measurement("one"))
+            other.submit([a_key()], BUDGET)
+            assert store.changes() == before
+        with store._writing() as connection:  # somebody with a SQL shell
+            connection.exec_driver_sql("DELETE FROM winners")
+        assert strategy() is None
+
+    def test_nothing_stale_is_ever_read_while_others_write(self, store: SqlStore) -> None:
+        """A reader sees every decision that was acknowledged before it asked."""
+        acknowledged, seen, done = [0.0], list[tuple[float, float]](), threading.Event()
+        store.decide(a_winner(decided_at=0.0))
+
+        def read() -> None:
+            while not done.is_set():
+                before = acknowledged[0]
+                seen.append((before, store.lookup([a_key().digest])[a_key().digest].decided_at))
+
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for number in range(1, 60):
+            store.decide(a_winner(decided_at=float(number)))
+            acknowledged[0] = float(number)
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert all(before <= found for before, found in seen)
+        assert len({found for _, found in seen}) > 3
+
     def test_many_keys_at_once(self, store: SqlStore) -> None:
         keys = [a_key(1 + number) for number in range(1100)]
         store.submit(keys, BUDGET)
@@ -312,7 +381,7 @@ class StoreContract:
         assert len(jobs) == 8
         assert len(set(jobs)) == 1
         assert store.counts() == {
-            "devices": 1, "keys": 8, "measurements": 40, "winners": 8, "jobs": 1, "job_keys": 2,
+            "devices": 1, "keys": 8, "measurements": 40, "winners": 8, "jobs": 1, "job_keys": 2, "changes": 1,
         }  # fmt: skip
         assert len(store.winners()) == 1
 
@@ -342,7 +411,7 @@ class StoreContract:
     def test_two_processes_open_a_fresh_database(self, address: str) -> None:
         with child(OPENER, address, "a") as first, child(OPENER, address, "b") as second:
             said = _together(first, second)
-        assert said == [["0001", "True"]] * 2
+        assert said == [[HEAD, "True"]] * 2
         with open_store(address) as store:
             assert store.counts()["measurements"] == 2
             assert store.check() == []

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
-from api.documents import finite, winner_document
+from api.documents import winner_document
 from api.keys import body_keys, json_key, parse_flags, query_policy, query_shape
 from api.nearest import nearest
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
+from autotune.store import Store
 from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
 
 KNOWN = 5000
 
+FOUND: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+class AnsweredRoute(StrictRoute):
+    """A route whose good answers are remembered by the query string."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI documents for custom routes."""
+        handler = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            service = get_service(request)
+            question = request.scope["query_string"]
+            changes = await count_changes(service.store)
+            answer = service.answers.get(question, changes)
+            if answer is None:
+                response = await handler(request)  # whatever is wrong is raised
+                answer = bytes(response.body)
+                service.answers.keep(question, changes, answer)
+            return Response(answer, media_type="application/json")
+
+        return answered
+
+
 router = APIRouter(route_class=StrictRoute, tags=["lookup"])
+answered = APIRouter(route_class=AnsweredRoute, tags=["lookup"])
 
 
-@router.get("/lookup", responses={404: {"model": Problem}, 422: {"model": Problem}})
-def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(get_service)) -> dict[str, Any]:
+@answered.get("/lookup", responses={**FOUND, 404: {"model": Problem}, 422: {"model": Problem}}, response_class=Response)
+def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(get_service)) -> Response:
     """The winner of one shape, with its state."""
     shape, policy, flags = query_shape(query), query_policy(query), parse_flags(query.flags)
     try:
@@ -40,16 +71,17 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
     if not found:
         raise _miss(service, shape, policy, device, keys)
-    return winner_document(None, found[-1])
+    return _json(json.dumps(winner_document(None, found[-1])))
 
 
-@router.post("/lookup", responses={422: {"model": Problem}})
-def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> dict[str, Any]:
+@router.post("/lookup", responses={**FOUND, 422: {"model": Problem}}, response_class=Response)
+def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> Response:
     """Many at once: `winners` by digest, those not known left out; `digests` in the order of keys, then shapes."""
     keys = [json_key(data) for data in body.keys] + body_keys(body.shapes, service.devices)
     digests = [key.digest for key in keys]
-    found = service.store.lookup(list(dict.fromkeys(digests)))
-    return {"winners": {digest: finite(winner.to_json()) for digest, winner in found.items()}, "digests": digests}
+    found = service.store.lookup_json(list(dict.fromkeys(digests)))
+    winners = ",".join(f"{json.dumps(digest)}:{text}" for digest, text in found.items())
+    return _json(f'{{"winners":{{{winners}}},"digests":{json.dumps(digests)}}}')
 
 
 def _elsewhere(shape: ConvShape, policy: Policy, known: list[tuple[int, Winner]]) -> list[ConvKey]:
@@ -59,8 +91,7 @@ def _elsewhere(shape: ConvShape, policy: Policy, known: list[tuple[int, Winner]]
 
 
 def _miss(service: Service, shape: ConvShape, policy: Policy, device: str, keys: list[ConvKey]) -> ProblemError:
-    known = service.store.winners(limit=KNOWN)
-    close = nearest(shape, policy, device, [item for item in known if item[1].state is not WinnerState.REVOKED])
+    close = nearest(shape, policy, device, service.known.latest(service.store))
     for key in keys:
         withdrawn = service.store.winner(key)
         if withdrawn is not None and withdrawn.state is WinnerState.REVOKED:
@@ -68,3 +99,12 @@ def _miss(service: Service, shape: ConvShape, policy: Policy, device: str, keys:
     name = f"{shape} on {device}"
     advice = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
     return ProblemError(404, f"no winner for {name}: {advice}; POST /tune with this shape to find one", nearest=close)
+
+
+async def count_changes(store: Store) -> int:
+    """`Store.changes`, asked in a thread where it takes a while."""
+    return store.changes() if store.reads_at_once else await run_in_threadpool(store.changes)
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")

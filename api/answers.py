@@ -1,0 +1,68 @@
+"""Answers to lookups, remembered by the question as it was sent, right after every change of winners."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from autotune.store import Store
+from autotune.winner import Winner, WinnerState
+
+MAX_ANSWERS = 10_000
+MAX_QUESTION_BYTES = 500
+MAX_KNOWN = 5000
+HOLDS_S = 30.0
+"""A device may be described otherwise by now: its compiler was upgraded. (Winners are looked after exactly.)"""
+
+
+class Answers:
+    """The least recently used go first. Safe to use from several threads."""
+
+    def __init__(self, *, max_answers: int = MAX_ANSWERS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_answers, self._clock = max_answers, clock
+        self._lock = threading.Lock()
+        self._changes = -1
+        self._answers: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
+
+    def get(self, question: bytes, changes: int) -> bytes | None:
+        """The body of the answer, if it was given at the same count of changes and not long ago."""
+        with self._lock:
+            if self._changes != changes:
+                self._answers.clear()
+                self._changes = changes
+            holds_until, answer = self._answers.get(question, (0.0, None))
+            if answer is None or self._clock() >= holds_until:
+                return None
+            self._answers.move_to_end(question)
+            return answer
+
+    def keep(self, question: bytes, changes: int, answer: bytes) -> None:
+        """Remember an answer that was found after `changes` was read."""
+        if len(question) > MAX_QUESTION_BYTES:
+            return
+        with self._lock:
+            if self._changes == changes:
+                self._answers[question] = (self._clock() + HOLDS_S, answer)
+                self._answers.move_to_end(question)
+                if len(self._answers) > self._max_answers:
+                    self._answers.popitem(last=False)
+
+
+class Known:
+    """The latest winners, read again only when winners have changed: what the nearest ones are looked for among."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changes, self._winners = -1, list[tuple[int, Winner]]()
+
+    def latest(self, store: Store) -> list[tuple[int, Winner]]:
+        """Up to MAX_KNOWN of them, revoked ones left out."""
+        with self._lock:  # reading thousands takes a while: one does, others wait for it
+            changes = store.changes()
+            if self._changes != changes:
+                found = store.winners(limit=MAX_KNOWN)
+                self._winners = [item for item in found if item[1].state is not WinnerState.REVOKED]
+                self._changes = changes
+            return self._winners
