@@ -1,11 +1,15 @@
-"""What every test relies on: a C compiler for tinygrad's CPU device, and `--slow`."""
+"""What every test relies on: tinygrad's CPU device with a C compiler, and `--slow`."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
 
+# A test that names no device means the CPU, also where tinygrad would prefer another, such as an installed OpenCL.
+os.environ.setdefault("DEV", "CPU")
 # Before any test imports tinygrad, which reads CC once.
 try:
     ensure_c_compiler()
