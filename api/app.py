@@ -1,4 +1,4 @@
-"""The HTTP service: a factory that puts store, runners and devices behind routes."""
+"""The HTTP service: a factory that puts store, lanes and devices behind routes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from api.devices import Devices, ProbedDevices
 from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
+from api.lanes import Lanes
 from api.problem import Problem, install_handlers
 from api.release import release
 from api.routes import bundle, health, jobs, kernels, lookup, page, winners
-from api.runners import Runners
 from api.service import Service
 from api.settings import Settings
 from autotune.store import Store
@@ -23,14 +23,14 @@ from autotune.tune import tune as default_tune
 
 def create_app(
     store: Store,
-    runners: Runners,
+    lanes: Lanes,
     settings: Settings,
     *,
     devices: Devices | None = None,
     tune: Tune = default_tune,
 ) -> FastAPI:
-    """The application. Its job runner lives as long as it does; store and runners belong to the caller."""
-    job_runner = JobRunner(store, runners, tune=tune)
+    """The application. Its job runner lives as long as it does; store and lanes belong to the caller."""
+    job_runner = JobRunner(store, lanes, tune=tune)
     service = Service(store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings)
 
     @asynccontextmanager

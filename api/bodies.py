@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonS
 
 from api.settings import DEFAULT_BUDGET_S, MAX_BUDGET_S, MAX_SHAPES, MAX_TRIALS
 from api.text import one_line
-from autotune.job import Budget, BudgetError
+from autotune.job import MAX_PRIORITY, Budget, BudgetError, Terms
 from strategies.key import Policy
 
 MAX_INT = 2**63 - 1
+MAX_SECONDS = 1e9
+"""Of any time that a request names: beyond it a deadline is none."""
 
 _NUMBERS = {"type": "array", "items": {"type": "integer"}}
 Dims = Annotated[Any, WithJsonSchema({**_NUMBERS, "minItems": 3, "maxItems": 4, "examples": [[1, 64, 56, 56]]})]
@@ -67,6 +69,18 @@ class ShapeBody(Body):
         return {name: getattr(self, name) for name in names}
 
 
+def seconds_of(value: Any, what: str) -> float | None:
+    """`60s`, `2m`, `1h` or a number of seconds above 0; None stays None. Raises BudgetError."""
+    if value is None:
+        return None
+    found = Budget.parse(value[:20]).seconds if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise BudgetError(f"{what} is a time like 60s or seconds: got {one_line(repr(found), 40)}")
+    if found <= 0:  # before float(): JSON has numbers beyond it, on both sides
+        raise BudgetError(f"{what} in seconds must be above 0: got {one_line(repr(found), 40)}")
+    return float(min(found, MAX_SECONDS))
+
+
 class BudgetBody(Body):
     """How long to search, per shape: `60s`, `2m`, `1h` or seconds, and at most `trials` candidates."""
 
@@ -75,21 +89,31 @@ class BudgetBody(Body):
 
     def parsed(self) -> Budget:
         """Raises BudgetError."""
-        seconds = Budget.parse(self.budget[:20]).seconds if isinstance(self.budget, str) else self.budget
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
-            raise BudgetError(f"a budget is a time like 60s or seconds: got {one_line(repr(seconds), 40)}")
+        seconds = seconds_of(self.budget, "a budget")
         if seconds is None and self.trials is None:
             seconds = DEFAULT_BUDGET_S
-        if seconds is not None and seconds <= 0:  # before float(): JSON has numbers beyond it, on both sides
-            raise BudgetError(f"a budget in seconds must be above 0: got {one_line(repr(seconds), 40)}")
         if seconds is not None and seconds > MAX_BUDGET_S:
             raise BudgetError(f"a budget may have {MAX_BUDGET_S:.0f} seconds per shape: got more; send less")
         if self.trials is not None and self.trials > MAX_TRIALS:
             raise BudgetError(f"a budget may have {MAX_TRIALS} trials per shape: got more; send fewer")
-        return Budget(seconds=None if seconds is None else float(seconds), trials=self.trials)
+        return Budget(seconds=seconds, trials=self.trials)
 
 
-class TuneOne(ShapeBody, BudgetBody):
+class TermsBody(Body):
+    """When: higher priorities first; not after `within` (`2h` or seconds from now); with `idle` only while no program
+    that asked for tuning runs on the device."""
+
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    within: BudgetText = None
+    idle: bool = False
+
+    def terms(self, now: float) -> Terms:
+        """With the deadline in seconds since the epoch. Raises BudgetError."""
+        within_s = seconds_of(self.within, "within")
+        return Terms(priority=self.priority, deadline=None if within_s is None else now + within_s, idle=self.idle)
+
+
+class TuneOne(ShapeBody, BudgetBody, TermsBody):
     """One shape and its budget."""
 
     def shape_bodies(self) -> list[ShapeBody]:
@@ -97,7 +121,7 @@ class TuneOne(ShapeBody, BudgetBody):
         return [self]
 
 
-class TuneMany(BudgetBody):
+class TuneMany(BudgetBody, TermsBody):
     """Many shapes with one budget each."""
 
     shapes: Annotated[list[ShapeBody], Field(min_length=1, max_length=MAX_SHAPES)]

@@ -35,7 +35,8 @@ def job_document(job: Job) -> JsonObject:
     """A job with its keys, their names and digests."""
     keys = [key.to_json() for key in job.keys]
     names, digests = [str(key) for key in job.keys], [key.digest for key in job.keys]
-    return {**job_summary(job), "keys": keys, "names": names, "digests": digests}
+    states = [str(state) for state in job.states]
+    return {**job_summary(job), "keys": keys, "names": names, "digests": digests, "states": states}
 
 
 def job_summary(job: Job) -> JsonObject:
@@ -45,6 +46,8 @@ def job_summary(job: Job) -> JsonObject:
         "id": job.id, "name": name, "state": str(job.state), "done_keys": job.done_keys, "total_keys": len(job.keys),
         "progress": finite(job.progress), "budget": job.budget.to_json(), "error": job.error,
         "created_at": job.created_at, "started_at": job.started_at, "ended_at": job.ended_at,
+        "priority": job.terms.priority, "deadline": job.terms.deadline, "idle": job.terms.idle,
+        "retry_of": job.retry_of,
     }  # fmt: skip
 
 

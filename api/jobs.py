@@ -1,4 +1,4 @@
-"""The job runner: takes queued jobs from the store and tunes their keys, one after the other."""
+"""The job runner: takes queued keys from the store and tunes them, one after the other on each device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Protocol
 
-from api.runners import Runners
+from api.lanes import Lane, Lanes, Offer, as_measured_by
 from api.text import one_line
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, Job
+from autotune.job import Budget, Claim, Job, JobState, target_of
 from autotune.progress import Progress
-from autotune.runner import Runner
+from autotune.runner import NoWorkerError, Runner
 from autotune.session import TuneCancelledError
 from autotune.store import Store
 from autotune.winner import Winner
@@ -30,6 +31,9 @@ BUSY_S = 2.0
 REPORT_S = 0.2
 RELEASE_S = 60.0
 """How long without a job the warm children, and what they hold of their devices, are kept."""
+BEAT_S = 5.0
+LEASE_S = 30.0
+"""A key whose owner is silent for this long is put back: six beats, so that a slow disk costs nobody a key."""
 
 log = logging.getLogger("autotune.jobs")
 
@@ -51,33 +55,37 @@ class Tune(Protocol):
 
 
 class StoppedError(Exception):
-    """The job is to be left: it was cancelled, or the service ends."""
+    """The key is to be left: its job was cancelled, somebody else has it by now, or the service ends."""
 
 
 class JobRunner:
-    """One thread that works on one job at a time.
+    """One thread per lane, each of which works on one key at a time; one that opens lanes; one that keeps the claims.
 
-    Whatever happens to a job is in the store: a killed service leaves it running there, and the next start puts it
-    back into the queue. One key that fails does not keep the others of its job from being tuned.
+    Whatever happens to a job is in the store. A key whose service was killed is put back: at the next start, or by
+    another service once it has been silent for LEASE_S. One key that fails does not keep the others of its job from
+    being tuned.
     """
 
-    def __init__(self, store: Store, runners: Runners, *, tune: Tune, owner: str = "") -> None:
-        self._store, self._runners, self._tune = store, runners, tune
+    def __init__(self, store: Store, lanes: Lanes, *, tune: Tune, owner: str = "") -> None:
+        self._store, self._lanes, self._tune = store, lanes, tune
         self._owner = owner or f"service:{os.getpid()}:{uuid.uuid4().hex}"  # in containers all of them are process 1
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._job_id = ""
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._working: dict[str, Work] = {}
+        self._offer = Offer()
+        self._worked_at = time.monotonic()
+        self._opener = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="jobs-beat", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still works."""
-        return self._thread.is_alive()
+        """Whether its threads still work."""
+        return self._opener.is_alive() and self._keeper.is_alive()
 
     def start(self) -> None:
         """Begin, with what a killed service left behind."""
-        self._thread.start()
+        self._opener.start()
+        self._keeper.start()
 
     def wake(self) -> None:
         """There is a new job: look at once."""
@@ -87,153 +95,215 @@ class JobRunner:
         """Cancel a job and end what it measures now. Raises LookupError for an unknown id."""
         job = self._store.cancel(job_id)
         with self._lock:
-            if self._job_id == job_id:
-                self._left.set()
+            for work in self._working.values():
+                if work.claim is not None and work.claim.job.id == job_id:
+                    work.left.set()
         return job
 
+    def explained(self, job: Job) -> Job:
+        """The job with `waiting_for` in its progress, if nobody works on it and it has not ended."""
+        reason = self._waiting_for(job)
+        return replace(job, progress={**job.progress, "waiting_for": reason}) if reason else job
+
     def stop(self, timeout_s: float = 2.0) -> None:
-        """End the thread; the job it works on goes back into the queue. Idempotent.
+        """End the threads; the keys they work on go back into the queue. Idempotent.
 
         A runner that goes on for longer than `timeout_s` is not waited for.
         """
         self._stopping.set()
         self._wake.set()
+        give_up_at = time.monotonic() + timeout_s
         with self._lock:
-            self._left.set()
-        if not self.alive:
-            return
-        self._thread.join(timeout_s)
-        with self._lock:
-            job_id = self._job_id
-        if job_id:
-            with contextlib.suppress(DatabaseError):  # then it is left running, and the next start puts it back
-                self._store.requeue(job_id, owner=self._owner)
+            working = list(self._working.values())
+        for work in working:
+            work.left.set()
+        for thread in (*(work.thread for work in working), self._opener, self._keeper):
+            if thread.is_alive():
+                thread.join(max(0.0, give_up_at - time.monotonic()))
+        for work in working:
+            if work.claim is not None:
+                with contextlib.suppress(DatabaseError):  # then it is left running, and put back later
+                    self._store.release(work.claim)
 
     def _run(self) -> None:
-        """What is owed to a job comes first: a job that was taken never stays running with nobody at it."""
-        owed: Callable[[], None] | None = self._put_back
-        said, worked_at = "", time.monotonic()
+        """Open a lane wherever keys wait and a device is free; put back what was abandoned."""
+        idle_s = LEASE_S if self._lanes.shared else 0.0
+        said, recovered_at = "", float("-inf")
         while not self._stopping.is_set():
             self._wake.clear()
-            job = None
             try:
-                if owed is not None:
-                    owed()
-                    owed = None
-                job, said = self._store.claim(self._owner), ""
-                if job is not None:
-                    self._work(job)
-                    worked_at = time.monotonic()
-                else:
-                    if time.monotonic() - worked_at > RELEASE_S:
-                        self._runners.close()
-                    self._wake.wait(IDLE_S)
+                if time.monotonic() - recovered_at > BEAT_S:
+                    self._beat()  # after a database that was away, the first to be heard of are our own
+                    left = self._store.recover(idle_s=idle_s)
+                    recovered_at, idle_s = time.monotonic(), LEASE_S
+                    if left:
+                        log.info("%d shapes were left unfinished: they go on", left)
+                self._store.expire()
+                self._open_lanes()
+                said = ""
+                self._wake.wait(IDLE_S)
             except DatabaseError as error:  # locked or full for a while
                 if str(error) != said:  # and perhaps for days
                     log.error("the job runner waits until the database works: %s", error)  # noqa: TRY400 - one line
                 said = str(error)
-                owed = owed if job is None else partial(self._store.requeue, job.id, owner=self._owner)
                 self._stopping.wait(BUSY_S)
-            except Exception as error:
+            except Exception:
                 log.exception("a bug in the job runner, which goes on")
-                owed = None if job is None else partial(self._fail, job.id, error)
                 self._stopping.wait(BUSY_S)
 
-    def _put_back(self) -> None:
-        """What a killed service left behind."""
-        for job in list(self._store.unfinished()):
-            log.info("job %s was left unfinished: it goes on", job.id)
-            self._store.requeue(job.id)
+    def _keep(self) -> None:
+        """Say that this service lives, also while opening a device takes a minute."""
+        while not self._stopping.wait(BEAT_S):
+            with contextlib.suppress(DatabaseError):  # a lane that has lost its claim is told by its next report
+                self._beat()
 
-    def _fail(self, job_id: str, error: Exception) -> None:
-        self._store.finish(job_id, error=one_line(f"{type(error).__name__}: {error}", 300), owner=self._owner)
-
-    def _work(self, job: Job) -> None:
+    def _beat(self) -> None:
         with self._lock:
-            self._job_id, self._left = job.id, threading.Event()
-            if self._stopping.is_set():
-                self._left.set()
-        failures = [str(reason) for reason in job.progress.get("failures", [])]
-        try:
-            for index in range(job.done_keys, len(job.keys)):
-                self._work_on(job, index, Report(self._store, self._owner, job, index, failures, self._left), failures)
-        except (StoppedError, TuneCancelledError):
-            if self._stopping.is_set():
-                self._store.requeue(job.id, owner=self._owner)
-            return
-        finally:
-            with self._lock:
-                self._job_id = ""
-        self._store.finish(job.id, error=_failure(failures, len(job.keys)), owner=self._owner)
+            owners = [self._owner_of(name) for name, work in self._working.items() if work.claim is not None]
+        if owners:
+            self._store.beat(owners)
 
-    def _work_on(self, job: Job, index: int, report: Report, failures: list[str]) -> None:
-        key = job.keys[index]
+    def _open_lanes(self) -> None:
+        waiting = self._store.waiting()
+        self._offer = self._lanes.offer(waiting)
+        if waiting or self._working:
+            self._worked_at = time.monotonic()
+        elif time.monotonic() - self._worked_at > RELEASE_S:
+            self._lanes.close()
+            self._worked_at = time.monotonic()
+        for lane in self._offer.lanes:
+            with self._lock:
+                if self._stopping.is_set() or lane.name in self._working:
+                    continue
+                thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane {lane.name}", daemon=True)
+                self._working[lane.name] = Work(thread)
+                thread.start()
+
+    def _owner_of(self, lane: str) -> str:
+        return f"{self._owner}/{lane}"
+
+    def _serve(self, lane: Lane) -> None:
+        """One key after the other, until none is left for this lane. What is owed to a claim comes first: a key that
+        was taken never stays running with nobody at it."""
+        work = self._working[lane.name]
         try:
-            self._tune_key(job, key, report)
-        except (StoppedError, TuneCancelledError, DatabaseError):
+            while not self._stopping.is_set():
+                work.left.clear()
+                claim = self._store.claim(self._owner_of(lane.name), target=lane.target, busy=lane.busy())
+                if claim is None:
+                    return
+                work.claim = claim
+                if self._stopping.is_set():
+                    work.left.set()
+                self._settle(claim, self._outcome(claim, lane, work))
+                work.claim = None
+        except NoWorkerError:
+            return
+        except DatabaseError as error:
+            log.error("a lane waits until the database works: %s", error)  # noqa: TRY400 - one line
+            self._stopping.wait(BUSY_S)
+        finally:
+            if work.claim is not None:
+                self._settle(work.claim, self._store.release)
+            with self._lock:
+                del self._working[lane.name]
+
+    def _settle(self, claim: Claim, owed: Callable[[Claim], None]) -> None:
+        """Tell the store what became of a key, however long it takes until the store can be told."""
+        while True:
+            try:
+                return owed(claim)
+            except DatabaseError:
+                if self._stopping.wait(BUSY_S):
+                    return None
+
+    def _outcome(self, claim: Claim, lane: Lane, work: Work) -> Callable[[Claim], None]:
+        """Tune the key; what is then to be told to the store."""
+        try:
+            self._tune_key(claim, lane, work)
+        except (StoppedError, TuneCancelledError):
+            return self._store.release
+        except (NoWorkerError, DatabaseError):
             raise
         except Exception as error:
-            log.exception("job %s: %s failed", job.id, key)
-            failures.append(one_line(f"{key}: {str(error) or type(error).__name__}", 300))
-        report.done()
+            log.exception("job %s: %s failed", claim.job.id, claim.key)
+            reason = one_line(str(error) or type(error).__name__, 300)
+            return lambda claim: self._store.finish(claim, reason)
+        return self._store.finish
 
-    def _tune_key(self, job: Job, key: ConvKey, report: Report) -> None:
+    def _tune_key(self, claim: Claim, lane: Lane, work: Work) -> None:
+        report = Report(self._store, claim, work.left)
         while True:
             report.check()
             try:
                 self._tune(
-                    key, store=self._store, runner=self._runners.get(key.device.device), budget=job.budget,
-                    on_progress=report, should_stop=report.stopped, since=job.created_at,
+                    as_measured_by(claim.key, lane.device), store=self._store, runner=lane.runner(),
+                    budget=claim.job.budget, on_progress=report, should_stop=report.stopped,
+                    since=claim.job.created_at,
                 )  # fmt: skip
+            except NoWorkerError as error:
+                report.waiting(str(error))
+                raise
             except DeviceBusyError as error:
                 report.waiting(str(error))
-                self._left.wait(BUSY_S)
+                work.left.wait(BUSY_S)
             else:
                 return
+
+    def _waiting_for(self, job: Job) -> str:
+        if job.state.ended or JobState.RUNNING in job.states:
+            return ""
+        devices = {
+            target_of(key.device): key.device
+            for key, state in zip(job.keys, job.states, strict=True)
+            if state is JobState.QUEUED
+        }
+        for target in devices:
+            missing = self._offer.missing.get(target)
+            if missing is not None:
+                since = datetime.fromtimestamp(max(missing.since, 0.0), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+                return one_line(f"waiting for {missing.what} since {since}: {missing.advice}", 500)
+        names = ", ".join(sorted({device.device for device in devices.values()}))
+        if job.terms.idle and any(lane.target in devices and lane.busy() for lane in self._offer.lanes):
+            return f"waiting until {names} is idle: a program that asked for tuning runs on it"
+        return f"waiting for its turn on {names}"
+
+
+class Work:
+    """What a lane does now. `left` is set when it is to leave its claim."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread, self.left = thread, threading.Event()
+        self.claim: Claim | None = None
 
 
 class Report:
     """Carries the progress of one key of a job to the store, not more often than anyone can see."""
 
-    def __init__(
-        self, store: Store, owner: str, job: Job, index: int, failures: list[str], left: threading.Event
-    ) -> None:
-        self._store, self._owner, self._job, self._index = store, owner, job, index
-        self._failures, self._left = failures, left
+    def __init__(self, store: Store, claim: Claim, left: threading.Event) -> None:
+        self._store, self._claim, self._left = store, claim, left
         self._last_s = float("-inf")
 
     def __call__(self, progress: Progress) -> None:
         """From the search."""
         if time.monotonic() - self._last_s >= REPORT_S:
             self._last_s = time.monotonic()
-            self._send(self._index, progress.to_json())
+            self._send(progress.to_json())
 
     def waiting(self, reason: str) -> None:
         """The device is in use by another process."""
-        self._send(self._index, {"waiting_for": one_line(reason, 300)})
-
-    def done(self) -> None:
-        """The key is finished, well or not. Raises StoppedError if the job was cancelled meanwhile."""
-        self._send(self._index + 1, {})
-        self.check()
+        self._send({"waiting_for": one_line(reason, 500)})
 
     def stopped(self) -> bool:
         """Whether the search should end."""
         return self._left.is_set()
 
     def check(self) -> None:
-        """Raises StoppedError if the job is to be left."""
+        """Raises StoppedError if the key is to be left."""
         if self.stopped():
             raise StoppedError
 
-    def _send(self, done_keys: int, said: JsonObject) -> None:
-        key = self._job.keys[min(done_keys, len(self._job.keys) - 1)]
-        content = {**said, "key": str(key), "digest": key.digest, "failures": list(self._failures)}
-        if not self._store.progress(self._job.id, done_keys, content, owner=self._owner):
+    def _send(self, said: JsonObject) -> None:
+        key = self._claim.key
+        if not self._store.progress(self._claim, {**said, "key": str(key), "digest": key.digest}):
             self._left.set()
-
-
-def _failure(failures: list[str], keys: int) -> str:
-    if not failures:
-        return ""
-    return failures[0] if keys == 1 else f"{len(failures)} of {keys} shapes failed, the first: {failures[0]}"

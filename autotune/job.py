@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from strategies.key import ConvKey
+from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
+
+MAX_PRIORITY = 100
 
 
 class BudgetError(ValueError):
@@ -50,7 +54,33 @@ class Budget:
         return cls(seconds=data.get("seconds"), trials=data.get("trials"))
 
 
+class TermsError(ValueError):
+    """A priority or a deadline that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On which terms a job runs.
+
+    A higher `priority` (-100 to 100) goes first, then who came first. After `deadline`, in seconds since the epoch,
+    nothing more of it is begun and it ends as failed. With `idle` it waits until no program that asked for tuning
+    runs on the device: a miss in a running program must not cost that program time.
+    """
+
+    priority: int = 0
+    deadline: float | None = None
+    idle: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.priority, bool) or not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise TermsError(f"a priority is between -{MAX_PRIORITY} and {MAX_PRIORITY}: got {self.priority}")
+        if self.deadline is not None and not 0 < self.deadline < float("inf"):
+            raise TermsError(f"a deadline is in seconds since the epoch: got {self.deadline}")
+
+
 class JobState(StrEnum):
+    """Of a job, and of each of its keys."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -64,22 +94,63 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One request to tune one key or many. `progress` is what the search last said about itself."""
+    """One request to tune one key or many. `progress` is what the search last said about itself.
+
+    `states` has the state of each key, in order; `done_keys` counts those that have ended. `retry_of` is the job
+    whose unfinished keys this one tries again.
+    """
 
     id: str
     keys: tuple[ConvKey, ...]
     budget: Budget
+    terms: Terms = field(default_factory=Terms)
     state: JobState = JobState.QUEUED
+    states: tuple[JobState, ...] = ()
     done_keys: int = 0
     progress: JsonObject = field(default_factory=dict)
     error: str = ""
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None
+    retry_of: str = ""
 
     def to_json(self) -> JsonObject:
         return {
             "id": self.id, "keys": [key.to_json() for key in self.keys], "budget": self.budget.to_json(),
-            "state": str(self.state), "done_keys": self.done_keys, "progress": self.progress, "error": self.error,
-            "created_at": self.created_at, "started_at": self.started_at, "ended_at": self.ended_at,
+            "priority": self.terms.priority, "deadline": self.terms.deadline, "idle": self.terms.idle,
+            "state": str(self.state), "states": [str(state) for state in self.states], "done_keys": self.done_keys,
+            "progress": self.progress, "error": self.error, "created_at": self.created_at,
+            "started_at": self.started_at, "ended_at": self.ended_at, "retry_of": self.retry_of,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One key of a job, taken by one owner until it ends, is put back, or the owner falls silent."""
+
+    job: Job
+    index: int
+    owner: str
+
+    @property
+    def key(self) -> ConvKey:
+        return self.job.keys[self.index]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Keys that wait for one kind of device: how many, the first one's device and since when (epoch seconds)."""
+
+    target: str
+    device: DeviceSpec
+    keys: int
+    since: float
+
+
+def target_of(device: DeviceSpec) -> str:
+    """The kind of device that a key may be measured on: 16 hex digits over what is in its digest, flags left out.
+
+    Flags are the environment of the process that measures, so one device serves all of them.
+    """
+    content = {name: value for name, value in device.identity().items() if name != "flags"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -63,6 +63,10 @@ class DeviceUnavailableError(RuntimeError):
         self.measured = tuple(measured)
 
 
+class NoWorkerError(RuntimeError):
+    """There is no worker for the device, or none any more; the message says since when and how to start one."""
+
+
 class RunStoppedError(Exception):
     """`should_stop` said so amid a request: what was under way is ended, and nothing is known of its candidates."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from autotune.job import Budget, Job
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey
@@ -66,41 +66,48 @@ class Store(Protocol):
         Any state but revoked makes a former decision the key's current winner.
         """
 
-    def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
-        """Queue a job. The same set of keys already queued or running returns that job. ValueError without keys."""
+    def submit(self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "") -> Job:
+        """Queue a job. The same set of keys already queued or running returns that job, at the higher of the two
+        priorities. ValueError without keys."""
 
     def job(self, job_id: str) -> Job | None:
         """The job of that id, or None."""
 
-    def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
+    def jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
         """Latest first."""
 
-    def claim(self, owner: str) -> Job | None:
-        """Take the oldest queued job and mark it running, or None. No two owners get the same job."""
+    def waiting(self) -> list[Waiting]:
+        """What queued keys wait for, by kind of device, who waits longest first."""
 
-    def unfinished(self, *, idle_s: float = 0.0) -> Iterable[Job]:
-        """Jobs left running, as after a kill: `requeue` puts them back.
+    def claim(self, owner: str, *, target: str | None = None, busy: bool = False) -> Claim | None:
+        """Take a queued key and mark it running, or None: of the highest priority, then the oldest.
 
-        `idle_s` spares those that another process claimed or reported progress of within that time.
+        No two owners get the same key, nor one that another job has running. `target`: only keys for that kind of
+        device (`target_of`). `busy`: leave those that wait for an idle device.
         """
 
-    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
-        """Put a running job back to its place in the queue; no change unless it runs and has been idle that long.
+    def beat(self, owners: Collection[str]) -> None:
+        """Owners live: what they have claimed stays theirs."""
 
-        With `owner`, also no change if the job is somebody else's by now.
+    def recover(self, *, idle_s: float = 0.0) -> int:
+        """Put back every running key whose owner has said nothing for `idle_s`; how many there were.
+
+        What a killed service left is put back with 0, where nobody else can be working.
         """
 
-    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
-        """Keep what the search says of itself. False if the job is not running (cancelled, requeued): stop.
+    def expire(self) -> int:
+        """End the jobs whose deadline has passed; how many there were."""
 
-        With `owner`, as given to `claim`, also False if the job is somebody else's by now.
-        """
+    def release(self, claim: Claim) -> None:
+        """Put a claimed key back to its place in the queue; no change if it is not the claim's owner's any more."""
 
-    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
-        """Done, or failed with this error; a job that has ended stays as it ended, a cancelled one cancelled.
+    def progress(self, claim: Claim, progress: JsonObject) -> bool:
+        """Keep what the search says of itself. False if the key is not its owner's any more (cancelled, put back):
+        stop."""
 
-        With `owner`, no change if the job is somebody else's by now. Raises LookupError for an unknown id.
-        """
+    def finish(self, claim: Claim, error: str = "") -> None:
+        """The key is done, or failed with this error; its job ends with its last key. No change if the key is not
+        its owner's any more. Raises LookupError for an unknown job."""
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended. Raises LookupError for an unknown id."""

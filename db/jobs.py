@@ -1,28 +1,37 @@
-"""Jobs: queued, claimed by one owner at a time, ended once."""
+"""Jobs, whose keys are queued, claimed by one owner at a time, and ended once.
+
+Who locks both a job and keys of it locks the job first; a claim, which begins at the keys, waits for nobody.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-from sqlalchemy import ColumnElement, Connection, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, true, update
+from sqlalchemy.orm import aliased
 
-from autotune.job import Budget, Job, JobState
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from db.address import insert_new
 from db.codec import MAX_ID, decode, digest, encode, plain
 from db.keys import chunks, keep_keys
-from db.models import ACTIVE, JobKeyRow, JobRow
+from db.models import ACTIVE, KEY_QUEUED, KEY_RUNNING, JobKeyRow, JobRow
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
 CACHED_KEYS = 10_000
 """A job is asked for several times a second while it is followed, and its keys never change: for 1000 of them,
 a read took 91 ms with parsing and takes 3 ms without, on the processor that is measured (2 cores, CPython 3.11)."""
-QUEUED, RUNNING = str(JobState.QUEUED), str(JobState.RUNNING)
+SAID_FAILURES = 100
+"""How many keys' errors a job repeats; each key keeps its own."""
+QUEUED, RUNNING, FAILED = str(JobState.QUEUED), str(JobState.RUNNING), str(JobState.FAILED)
+OPEN = (QUEUED, RUNNING)
 
 
-def submit(connection: Connection, keys: Sequence[ConvKey], budget: Budget, now: float) -> Job:
+def submit(
+    connection: Connection, keys: Sequence[ConvKey], budget: Budget, terms: Terms, retry_of: str, now: float
+) -> Job:
     """Queue a job, or return the active one with the same set of keys."""
     distinct = list({key.digest: key for key in keys}.values())
     if not distinct:
@@ -32,17 +41,24 @@ def submit(connection: Connection, keys: Sequence[ConvKey], budget: Budget, now:
     name = uuid.uuid4().hex
     while not insert_new(
         connection, JobRow, name=name, keys_digest=keys_digest, state=QUEUED, budget=encode(budget.to_json()),
-        done_keys=0, progress="{}", error="", owner="", created_at=now,
+        done_keys=0, progress="{}", error="", created_at=now, priority=terms.priority, deadline=terms.deadline,
+        idle=terms.idle, retry_of=plain(retry_of),
     ):  # fmt: skip
-        active = _jobs(connection, and_(JobRow.keys_digest == keys_digest, ACTIVE))
+        same = and_(JobRow.keys_digest == keys_digest, ACTIVE)
+        urgent = update(JobRow).where(same, JobRow.priority < terms.priority)
+        connection.execute(urgent.values(priority=terms.priority))
+        active = _jobs(connection, same)
         if active:
             return active[0]
         # It ended between the two statements (PostgreSQL only): now there is room for a new one.
     job_id = connection.execute(select(JobRow.id).where(JobRow.name == name)).scalar_one()
     rows = [
-        {"job_id": job_id, "position": position, "key_id": row.key, "body": encode(key.to_json())}
+        {
+            "job_id": job_id, "position": position, "key_id": row.key, "body": encode(key.to_json()),
+            "target": target_of(key.device), "state": QUEUED, "owner": "", "error": "",
+        }
         for position, (key, row) in enumerate(zip(distinct, ids, strict=True))
-    ]
+    ]  # fmt: skip
     connection.execute(insert(JobKeyRow), rows)
     return _jobs(connection, JobRow.id == job_id)[0]
 
@@ -53,75 +69,177 @@ def job(connection: Connection, name: str) -> Job | None:
     return found[0] if found else None
 
 
-def jobs(connection: Connection, limit: int, offset: int) -> list[Job]:
+def jobs(connection: Connection, limit: int, offset: int, state: JobState | None) -> list[Job]:
     """Latest first."""
     page = select(JobRow.id).order_by(JobRow.id.desc()).limit(min(max(limit, 0), MAX_ID))
+    if state is not None:
+        page = page.where(JobRow.state == str(state))
     ids = connection.execute(page.offset(min(max(offset, 0), MAX_ID))).scalars().all()
     return [job for chunk in chunks(ids) for job in reversed(_jobs(connection, JobRow.id.in_(chunk)))]
 
 
-def claim(connection: Connection, owner: str, now: float) -> Job | None:
-    """Take the oldest queued job that no other claim is taking right now."""
-    oldest = select(JobRow.id).where(JobRow.state == QUEUED).order_by(JobRow.id).limit(1)
-    job_id = connection.execute(oldest.with_for_update(skip_locked=True)).scalar()
-    if job_id is None:
+def waiting(connection: Connection) -> list[Waiting]:
+    """Queued keys by kind of device, oldest first."""
+    found = connection.execute(
+        select(JobKeyRow.target, func.count(), func.min(JobRow.created_at), func.min(JobRow.id))
+        .join(JobRow, JobRow.id == JobKeyRow.job_id)
+        .where(KEY_QUEUED)
+        .group_by(JobKeyRow.target)
+        .order_by(func.min(JobRow.id), JobKeyRow.target)
+    ).all()
+    result = []
+    for target, count, since, job_id in found:
+        first = select(JobKeyRow.body).where(JobKeyRow.job_id == job_id, JobKeyRow.target == target).limit(1)
+        device = _key(connection.execute(first).scalar_one()).device
+        result.append(Waiting(target=target, device=device, keys=count, since=since))
+    return result
+
+
+def claim(connection: Connection, owner: str, target: str | None, busy: bool, now: float) -> Claim | None:
+    """Take a queued key that no other claim is taking right now, and whose job nobody is changing right now."""
+    other = aliased(JobKeyRow)
+    same_runs = exists().where(other.key_id == JobKeyRow.key_id, other.state == RUNNING)
+    query = (
+        select(JobKeyRow.job_id, JobKeyRow.position)
+        .join(JobRow, JobRow.id == JobKeyRow.job_id)
+        .where(
+            KEY_QUEUED,
+            JobKeyRow.target == plain(target) if target is not None else true(),
+            ~JobRow.idle if busy else true(),
+            or_(JobRow.deadline.is_(None), JobRow.deadline > now),
+            ~same_runs,
+        )
+        .order_by(JobRow.priority.desc(), JobRow.id, JobKeyRow.position)
+        .limit(1)
+    )
+    found = connection.execute(query.with_for_update(skip_locked=True)).first()
+    if found is None:
         return None
-    taken = update(JobRow).where(JobRow.id == job_id)
-    connection.execute(taken.values(state=RUNNING, owner=plain(owner), started_at=now, seen_at=now))
-    return _jobs(connection, JobRow.id == job_id)[0]
+    taken = update(JobKeyRow).where(JobKeyRow.job_id == found.job_id, JobKeyRow.position == found.position)
+    connection.execute(taken.values(state=RUNNING, owner=plain(owner), seen_at=now))
+    begun = update(JobRow).where(JobRow.id == found.job_id)
+    connection.execute(begun.values(state=RUNNING, started_at=func.coalesce(JobRow.started_at, now)))
+    return Claim(job=_jobs(connection, JobRow.id == found.job_id)[0], index=found.position, owner=owner)
 
 
-def unfinished(connection: Connection, idle_s: float, now: float) -> list[Job]:
-    """Running ones whose owner has said nothing for `idle_s`, oldest first."""
-    return _jobs(connection, _idle(idle_s, now))
+def beat(connection: Connection, owners: Collection[str], now: float) -> None:
+    """Owners are alive."""
+    held = update(JobKeyRow).where(KEY_RUNNING, JobKeyRow.owner.in_([plain(owner) for owner in owners]))
+    connection.execute(held.values(seen_at=now))
 
 
-def requeue(connection: Connection, name: str, idle_s: float, owner: str | None, now: float) -> None:
-    """Back to its place in the queue, if it is still running, idle and (that owner's)."""
-    left = update(JobRow).where(JobRow.name == plain(name), _idle(idle_s, now), _owned_by(owner))
-    connection.execute(left.values(state=QUEUED, owner="", started_at=None, seen_at=None))
+def recover(connection: Connection, idle_s: float, now: float) -> int:
+    """Put back what owners left that said nothing for `idle_s`."""
+    # As long ahead counts, too: the clock was set back, and nobody would ever call that owner idle.
+    silent = or_(JobKeyRow.seen_at <= now - idle_s, JobKeyRow.seen_at >= now + idle_s)
+    left = select(JobKeyRow.job_id).where(KEY_RUNNING, silent).distinct().order_by(JobKeyRow.job_id)
+    return sum(
+        _put_back(connection, job_id, and_(KEY_RUNNING, silent)) for job_id in connection.execute(left).scalars().all()
+    )
 
 
-def progress(
-    connection: Connection, name: str, done_keys: int, progress: JsonObject, owner: str | None, now: float
-) -> bool:
-    """Keep it while the job runs (for that owner)."""
-    running = update(JobRow).where(JobRow.name == plain(name), JobRow.state == RUNNING, _owned_by(owner))
-    values = running.values(done_keys=done_keys, progress=encode(progress), seen_at=now)
-    return connection.execute(values).rowcount == 1
+def expire(connection: Connection, now: float) -> int:
+    """End the jobs whose deadline has passed."""
+    late = select(JobRow.id).where(ACTIVE, JobRow.deadline <= now).order_by(JobRow.id)
+    ids = connection.execute(late.with_for_update(skip_locked=True)).scalars().all()
+    for job_id in ids:
+        _end_keys(connection, job_id, JobState.FAILED, "its deadline passed")
+        _end_job(connection, job_id, now)
+    return len(ids)
 
 
-def finish(connection: Connection, name: str, error: str, owner: str | None, now: float) -> None:
-    """End it, if it has not ended and is (that owner's). Raises LookupError for an unknown id."""
+def release(connection: Connection, claim: Claim) -> None:
+    """Back to its place in the queue."""
+    job_id = _lock(connection, claim.job.id)
+    if job_id is not None:
+        _put_back(connection, job_id, _held(claim))
+
+
+def progress(connection: Connection, claim: Claim, said: JsonObject, now: float) -> bool:
+    """Keep it while the key is its owner's."""
+    job_id = _lock(connection, claim.job.id)
+    alive = update(JobKeyRow).where(JobKeyRow.job_id == job_id, _held(claim)).values(seen_at=now)
+    if job_id is None or connection.execute(alive).rowcount == 0:
+        return False
+    connection.execute(update(JobRow).where(JobRow.id == job_id).values(progress=encode(said)))
+    return True
+
+
+def finish(connection: Connection, claim: Claim, error: str, now: float) -> None:
+    """End the key, and the job with its last one. Raises LookupError for an unknown job."""
+    job_id = _lock(connection, claim.job.id)
+    if job_id is None:
+        raise _unknown(claim.job.id)
+    ended = update(JobKeyRow).where(JobKeyRow.job_id == job_id, _held(claim))
     state = JobState.FAILED if error else JobState.DONE
-    active = update(JobRow).where(JobRow.name == plain(name), ACTIVE, _owned_by(owner))
-    values = active.values(state=str(state), error=plain(error), ended_at=now)
-    if connection.execute(values).rowcount == 0:
-        _expect(connection, name)
+    if connection.execute(ended.values(state=str(state), error=plain(error))).rowcount == 1:
+        _end_job(connection, job_id, now, said={"key": str(claim.key), "digest": claim.key.digest})
 
 
 def cancel(connection: Connection, name: str, now: float) -> Job:
     """Cancel it, if it has not ended. Raises LookupError for an unknown id."""
-    active = update(JobRow).where(JobRow.name == plain(name), ACTIVE)
-    connection.execute(active.values(state=str(JobState.CANCELLED), ended_at=now))
-    return _expect(connection, name)
+    job_id = _lock(connection, name)
+    if job_id is None:
+        raise _unknown(name)
+    active = update(JobRow).where(JobRow.id == job_id, ACTIVE)
+    if connection.execute(active.values(state=str(JobState.CANCELLED), ended_at=now)).rowcount == 1:
+        _end_keys(connection, job_id, JobState.CANCELLED, "")
+    return _jobs(connection, JobRow.id == job_id)[0]
 
 
-def _idle(idle_s: float, now: float) -> ColumnElement[bool]:
-    # As long ahead counts, too: the clock was set back, and nobody would ever call that owner idle.
-    silent = or_(JobRow.seen_at <= now - idle_s, JobRow.seen_at >= now + idle_s)
-    return and_(JobRow.state == RUNNING, silent)
+def _lock(connection: Connection, name: str) -> int | None:
+    """The job's row, for this transaction alone. (SQLite, whose writers are alone anyway, drops FOR UPDATE.)"""
+    return connection.execute(select(JobRow.id).where(JobRow.name == plain(name)).with_for_update()).scalar()
 
 
-def _owned_by(owner: str | None) -> ColumnElement[bool]:
-    return JobRow.id.is_not(None) if owner is None else JobRow.owner == plain(owner)
+def _held(claim: Claim) -> ColumnElement[bool]:
+    return and_(JobKeyRow.position == claim.index, KEY_RUNNING, JobKeyRow.owner == plain(claim.owner))
 
 
-def _expect(connection: Connection, name: str) -> Job:
-    found = job(connection, name)
-    if found is None:
-        raise LookupError(f"expected the id of a job, found none with {name!r}: GET /jobs lists them")
-    return found
+def _put_back(connection: Connection, job_id: int, which: ColumnElement[bool]) -> int:
+    connection.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+    left = update(JobKeyRow).where(JobKeyRow.job_id == job_id, which)
+    count = connection.execute(left.values(state=QUEUED, owner="", seen_at=None)).rowcount
+    running = exists().where(JobKeyRow.job_id == JobRow.id, KEY_RUNNING)
+    connection.execute(
+        update(JobRow).where(JobRow.id == job_id, JobRow.state == RUNNING, ~running).values(state=QUEUED)
+    )
+    return count
+
+
+def _end_keys(connection: Connection, job_id: int, state: JobState, error: str) -> None:
+    unfinished = update(JobKeyRow).where(JobKeyRow.job_id == job_id, JobKeyRow.state.in_(OPEN))
+    connection.execute(unfinished.values(state=str(state), error=plain(error)))
+
+
+def _end_job(connection: Connection, job_id: int, now: float, said: JsonObject | None = None) -> None:
+    """Count the keys that have ended; with the last one the job ends."""
+    mine = JobKeyRow.job_id == job_id
+    states = dict(connection.execute(select(JobKeyRow.state, func.count()).where(mine).group_by(JobKeyRow.state)).all())
+    failed = select(JobKeyRow.body, JobKeyRow.error).where(mine, JobKeyRow.state == FAILED)
+    failures = [
+        f"{_key(row.body)}: {row.error}"
+        for row in connection.execute(failed.order_by(JobKeyRow.position).limit(SAID_FAILURES))
+    ]
+    total, left = sum(states.values()), sum(states.get(state, 0) for state in OPEN)
+    values: dict[str, object] = {"done_keys": total - left}
+    values["progress"] = encode({**(said or {}), **({"failures": failures} if failures else {})})
+    if left == 0:
+        error = _failure(failures, states.get(FAILED, 0), total)
+        values |= {"state": str(JobState.FAILED if error else JobState.DONE), "error": plain(error), "ended_at": now}
+    elif not states.get(RUNNING):
+        values["state"] = QUEUED
+    connection.execute(update(JobRow).where(JobRow.id == job_id, ACTIVE).values(**values))
+
+
+def _failure(failures: Sequence[str], failed: int, total: int) -> str:
+    if not failures:
+        return ""
+    return failures[0] if total == 1 else f"{failed} of {total} shapes failed, the first: {failures[0]}"
+
+
+def _unknown(name: str) -> LookupError:
+    return LookupError(f"expected the id of a job, found none with {name!r}: GET /jobs lists them")
 
 
 @lru_cache(maxsize=CACHED_KEYS)
@@ -132,16 +250,19 @@ def _key(body: str) -> ConvKey:
 def _jobs(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
     """In the order of submission."""
     rows = connection.execute(select(JobRow.__table__).where(where).order_by(JobRow.id)).all()
-    keys: dict[int, list[ConvKey]] = {row.id: [] for row in rows}
-    query = select(JobKeyRow.job_id, JobKeyRow.body).order_by(JobKeyRow.job_id, JobKeyRow.position)
+    keys: dict[int, list[tuple[ConvKey, JobState]]] = {row.id: [] for row in rows}
+    query = select(JobKeyRow.job_id, JobKeyRow.body, JobKeyRow.state)
+    query = query.order_by(JobKeyRow.job_id, JobKeyRow.position)
     for chunk in chunks(list(keys)):
-        for job_id, body in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))):
-            keys[job_id].append(_key(body))
+        for job_id, body, state in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))):
+            keys[job_id].append((_key(body), JobState(state)))
     return [
         Job(
-            id=row.name, keys=tuple(keys[row.id]), budget=Budget.from_json(decode(row.budget)),
-            state=JobState(row.state), done_keys=row.done_keys, progress=decode(row.progress), error=row.error,
-            created_at=row.created_at, started_at=row.started_at, ended_at=row.ended_at,
+            id=row.name, keys=tuple(key for key, _ in keys[row.id]), budget=Budget.from_json(decode(row.budget)),
+            terms=Terms(priority=row.priority, deadline=row.deadline, idle=row.idle),
+            state=JobState(row.state), states=tuple(state for _, state in keys[row.id]), done_keys=row.done_keys,
+            progress=decode(row.progress), error=row.error, created_at=row.created_at, started_at=row.started_at,
+            ended_at=row.ended_at, retry_of=row.retry_of,
         )
         for row in rows
     ]  # fmt: skip

@@ -15,14 +15,18 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    false,
     literal_column,
     text,
 )  # fmt: skip
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _ACTIVE, _CURRENT = text("state IN ('queued', 'running')"), text("is_current")
+_QUEUED, _RUNNING = text("state = 'queued'"), text("state = 'running'")
 # The same conditions for queries, to the letter: SQLite uses a partial index only where it recognises its condition.
 ACTIVE = literal_column("jobs.state IN ('queued', 'running')", Boolean())
+KEY_QUEUED = literal_column("job_keys.state = 'queued'", Boolean())
+KEY_RUNNING = literal_column("job_keys.state = 'running'", Boolean())
 CURRENT = literal_column("winners.is_current", Boolean())
 
 
@@ -143,25 +147,38 @@ class JobRow(Base):
     done_keys: Mapped[int]
     progress: Mapped[str] = mapped_column(Text)
     error: Mapped[str] = mapped_column(Text)
-    owner: Mapped[str] = mapped_column(Text)
-    """Who claimed it last."""
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
     ended_at: Mapped[float | None] = mapped_column(Float)
-    seen_at: Mapped[float | None] = mapped_column(Float)
-    """When its owner last claimed it or reported progress."""
+    priority: Mapped[int] = mapped_column(server_default="0")
+    deadline: Mapped[float | None] = mapped_column(Float)
+    idle: Mapped[bool] = mapped_column(server_default=false())
+    retry_of: Mapped[str] = mapped_column(Text, server_default=text("''"))
 
 
 class JobKeyRow(Base):
-    """A job's keys, in order."""
+    """A job's keys, in order: the unit of work. One that is running belongs to its owner, who is heard of at least
+    every few seconds; else it is put back."""
 
     __tablename__ = "job_keys"
+    __table_args__ = (
+        Index("ix_job_keys_queued", "target", "job_id", "position", sqlite_where=_QUEUED, postgresql_where=_QUEUED),
+        Index("ix_job_keys_running", "owner", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
+    )
 
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     key_id: Mapped[int] = mapped_column(ForeignKey("keys.id"), index=True)
     body: Mapped[str] = mapped_column(Text)
     """ConvKey as JSON, as it was asked for."""
+    target: Mapped[str] = mapped_column(String(16), server_default=text("''"))
+    """The kind of device it is for: `autotune.job.target_of`."""
+    state: Mapped[str] = mapped_column(String(16), server_default="queued")
+    owner: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    """Who claimed it last."""
+    error: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    seen_at: Mapped[float | None] = mapped_column(Float)
+    """When its owner was last heard of."""
 
 
 class ChangeRow(Base):

@@ -33,6 +33,11 @@ class Postgresql:
                 isolation_level="READ COMMITTED",  # what `FOR UPDATE` and `ON CONFLICT` here rely on
                 connect_args={
                     "connect_timeout": max(1, round(self.busy_timeout_s)),
+                    # a silent cut is noticed: without these a read from a vanished server never ends
+                    "keepalives_idle": 5,
+                    "keepalives_interval": 3,
+                    "keepalives_count": 3,
+                    "tcp_user_timeout": 15_000,
                     "options": f"-c lock_timeout={round(self.busy_timeout_s * 1000)}",
                 },
             )
@@ -61,6 +66,10 @@ class Postgresql:
                 f"and the address, user and password"
             )
         return DatabaseError(f"{self}: expected PostgreSQL to accept a statement, found: {found}")
+
+    def now(self, connection: Connection) -> float:
+        """Seconds since the epoch, of the server."""
+        return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
     def check(self, connection: Connection) -> list[str]:
         """Nothing beyond being reachable: constraints are the server's to keep, its own damage its operator's."""

@@ -67,6 +67,10 @@ class Sqlite:
         """What a driver's error means to a user; None for one that is a bug of ours."""
         return self._explain(error.orig) if isinstance(error.orig, sqlite3.DatabaseError) else None
 
+    def now(self, connection: Connection) -> float:  # noqa: ARG002 - the same for every dialect
+        """Seconds since the epoch, of this machine."""
+        return time.time()
+
     def check(self, connection: Connection) -> list[str]:
         """What is wrong inside the file, one line each."""
         damage = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from autotune.job import Budget, Job
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from db import changes, jobs, measurements, migrate, winners
@@ -40,8 +39,8 @@ class SqlStore:
     child may go on using it.
     """
 
-    def __init__(self, dialect: Dialect, clock: Callable[[], float] = time.time) -> None:
-        """Use `open_store`. `clock` gives seconds since the epoch."""
+    def __init__(self, dialect: Dialect, clock: Callable[[], float] | None = None) -> None:
+        """Use `open_store`. `clock` gives seconds since the epoch, by default the one that all who share it share."""
         self._dialect = dialect
         self._clock = clock
         self._engine: Engine = dialect.connect()
@@ -128,41 +127,53 @@ class SqlStore:
 
     # Jobs
 
-    def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
+    def submit(self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "") -> Job:
         with self._writing() as connection:
-            return jobs.submit(connection, keys, budget, self._clock())
+            return jobs.submit(connection, keys, budget, terms or Terms(), retry_of, self._now(connection))
 
     def job(self, job_id: str) -> Job | None:
         with self._reading() as connection:
             return jobs.job(connection, job_id)
 
-    def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
+    def jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
         with self._reading() as connection:
-            return jobs.jobs(connection, limit, offset)
+            return jobs.jobs(connection, limit, offset, state)
 
-    def claim(self, owner: str) -> Job | None:
-        with self._writing() as connection:
-            return jobs.claim(connection, owner, self._clock())
-
-    def unfinished(self, *, idle_s: float = 0.0) -> list[Job]:
+    def waiting(self) -> list[Waiting]:
         with self._reading() as connection:
-            return jobs.unfinished(connection, idle_s, self._clock())
+            return jobs.waiting(connection)
 
-    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
+    def claim(self, owner: str, *, target: str | None = None, busy: bool = False) -> Claim | None:
         with self._writing() as connection:
-            jobs.requeue(connection, job_id, idle_s, owner, self._clock())
+            return jobs.claim(connection, owner, target, busy, self._now(connection))
 
-    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
+    def beat(self, owners: Collection[str]) -> None:
         with self._writing() as connection:
-            return jobs.progress(connection, job_id, done_keys, progress, owner, self._clock())
+            jobs.beat(connection, owners, self._now(connection))
 
-    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
+    def recover(self, *, idle_s: float = 0.0) -> int:
         with self._writing() as connection:
-            jobs.finish(connection, job_id, error, owner, self._clock())
+            return jobs.recover(connection, idle_s, self._now(connection))
+
+    def expire(self) -> int:
+        with self._writing() as connection:
+            return jobs.expire(connection, self._now(connection))
+
+    def release(self, claim: Claim) -> None:
+        with self._writing() as connection:
+            jobs.release(connection, claim)
+
+    def progress(self, claim: Claim, progress: JsonObject) -> bool:
+        with self._writing() as connection:
+            return jobs.progress(connection, claim, progress, self._now(connection))
+
+    def finish(self, claim: Claim, error: str = "") -> None:
+        with self._writing() as connection:
+            jobs.finish(connection, claim, error, self._now(connection))
 
     def cancel(self, job_id: str) -> Job:
         with self._writing() as connection:
-            return jobs.cancel(connection, job_id, self._clock())
+            return jobs.cancel(connection, job_id, self._now(connection))
 
     # The database itself
 
@@ -201,6 +212,12 @@ class SqlStore:
         with self._reading() as connection:
             return winners.lookup(connection, digests)
 
+    def _now(self, connection: Connection) -> float:
+        """Of a server, its own time: the machines that share it need not agree on theirs."""
+        if self._clock is not None:
+            return self._clock()
+        return self._dialect.now(connection)
+
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         self._after_fork()
@@ -235,7 +252,7 @@ class SqlStore:
 
 
 def open_store(
-    address: str | os.PathLike[str], *, busy_timeout_s: float = BUSY_TIMEOUT_S, clock: Callable[[], float] = time.time
+    address: str | os.PathLike[str], *, busy_timeout_s: float = BUSY_TIMEOUT_S, clock: Callable[[], float] | None = None
 ) -> SqlStore:
     """The store in a file (a path or `sqlite:///path`) or on a server (`postgresql+psycopg://...`).
 

@@ -1,30 +1,26 @@
-"""A Store that forgets: for tests of what needs one."""
+"""A store of measurements and winners that forgets: for tests of the search, which knows no jobs."""
 
 from __future__ import annotations
 
 import json
 import threading
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from autotune.bundle import merge
-from autotune.job import Budget, Job, JobState
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey
-from strategies.shape import JsonObject
 
 
 class MemoryStore:
-    """Implements autotune.store.Store in memory, values passed through JSON as a real one does."""
+    """The part of autotune.store.Store that a search uses, in memory, values passed through JSON as a real one does."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._measured: dict[str, Measurement] = {}
         self._winners: list[Winner] = []
         self._current: dict[str, int] = {}
-        self._jobs: dict[str, Job] = {}
         self._changes = 0
 
     def record(self, measurement: Measurement) -> bool:
@@ -89,56 +85,3 @@ class MemoryStore:
             self._changes += 1
             self._winners[winner_id - 1] = replace(self._winners[winner_id - 1], state=state)
             return self._winners[winner_id - 1]
-
-    def submit(self, keys: Sequence[ConvKey], budget: Budget) -> Job:
-        with self._lock:
-            wanted = {key.digest for key in keys}
-            for job in self._jobs.values():
-                if not job.state.ended and {key.digest for key in job.keys} == wanted:
-                    return job
-            job = Job(id=uuid.uuid4().hex, keys=tuple(keys), budget=budget)
-            self._jobs[job.id] = job
-            return job
-
-    def job(self, job_id: str) -> Job | None:
-        return self._jobs.get(job_id)
-
-    def jobs(self, *, limit: int = 100, offset: int = 0) -> list[Job]:
-        with self._lock:
-            return list(reversed(self._jobs.values()))[offset : offset + limit]
-
-    def claim(self, owner: str) -> Job | None:
-        with self._lock:
-            queued = next((job for job in self._jobs.values() if job.state is JobState.QUEUED), None)
-            return self._change(queued.id, state=JobState.RUNNING) if queued else None
-
-    def unfinished(self, *, idle_s: float = 0.0) -> Iterable[Job]:
-        with self._lock:
-            return [job for job in self._jobs.values() if job.state is JobState.RUNNING]
-
-    def requeue(self, job_id: str, *, idle_s: float = 0.0, owner: str | None = None) -> None:
-        self._change(job_id, state=JobState.QUEUED)
-
-    def progress(self, job_id: str, done_keys: int, progress: JsonObject, *, owner: str | None = None) -> bool:
-        with self._lock:
-            if self._jobs[job_id].state is JobState.CANCELLED:
-                return False
-            self._change(job_id, done_keys=done_keys, progress=progress)
-            return True
-
-    def finish(self, job_id: str, error: str = "", *, owner: str | None = None) -> None:
-        with self._lock:
-            if self._jobs[job_id].state is not JobState.CANCELLED:
-                self._change(job_id, state=JobState.FAILED if error else JobState.DONE, error=error)
-
-    def cancel(self, job_id: str) -> Job:
-        with self._lock:
-            if job_id not in self._jobs:
-                raise LookupError(f"no job {job_id}")
-            ended = self._jobs[job_id].state.ended
-            return self._jobs[job_id] if ended else self._change(job_id, state=JobState.CANCELLED)
-
-    def _change(self, job_id: str, **fields: object) -> Job:
-        with self._lock:
-            self._jobs[job_id] = replace(self._jobs[job_id], **fields)  # type: ignore[arg-type]
-            return self._jobs[job_id]

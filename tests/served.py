@@ -180,7 +180,7 @@ def body(cin: int = 64, size: int = 56, **more: Any) -> dict[str, Any]:
 
 def main() -> None:
     from api.app import create_app
-    from api.runners import Runners
+    from api.lanes import LocalLanes
     from api.server import Server, listen
     from api.settings import Settings
     from db import open_store
@@ -191,7 +191,9 @@ def main() -> None:
     sock = listen(settings.host, settings.port)
     with open_store(database) as store:
         tune = scripted_tune(float(trial_s))
-        app = create_app(store, Runners(lambda _: NoRunner()), settings, devices=OneDevice(), tune=tune)
+        devices = OneDevice()
+        lanes = LocalLanes(devices, lambda _: NoRunner())
+        app = create_app(store, lanes, settings, devices=devices, tune=tune)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         server = Server(app, lambda: print(f"ready {url}", file=sys.stderr, flush=True))  # noqa: T201
         try:

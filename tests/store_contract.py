@@ -8,7 +8,7 @@ import threading
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from autotune.job import Budget, Job, JobState
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
@@ -42,8 +42,8 @@ from db import open_store
 store = open_store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-while job := store.claim(sys.argv[2]):
-    print(job.id, flush=True)
+while claim := store.claim(sys.argv[2]):
+    print(claim.job.id, flush=True)
 """
 
 OPENER = """
@@ -267,40 +267,68 @@ class StoreContract:
 
     def test_a_job_from_queue_to_end(self, store: SqlStore, clock: Clock) -> None:
         keys = (a_key(8), a_key(4), a_key(8))
-        job = store.submit(keys, Budget(seconds=1.5, trials=3))
-        assert job == Job(id=job.id, keys=keys[:2], budget=Budget(seconds=1.5, trials=3), created_at=1000.0)
+        queued = (JobState.QUEUED,) * 2
+        job = store.submit(keys, Budget(seconds=1.5, trials=3), Terms(priority=2, deadline=9000.0, idle=True))
+        assert job == Job(
+            id=job.id, keys=keys[:2], budget=Budget(seconds=1.5, trials=3), created_at=1000.0, states=queued,
+            terms=Terms(priority=2, deadline=9000.0, idle=True),
+        )  # fmt: skip
         assert store.job(job.id) == job
         clock.now_s = 1001.0
-        claimed = store.claim("me")
-        assert claimed == dataclasses.replace(job, state=JobState.RUNNING, started_at=1001.0)
+        first = store.claim("me")
+        assert first is not None
+        assert first.job == dataclasses.replace(
+            job, state=JobState.RUNNING, states=(JobState.RUNNING, JobState.QUEUED), started_at=1001.0
+        )
+        assert (first.index, first.key) == (0, keys[0])
+        second = store.claim("me too")
+        assert second is not None
         assert store.claim("me") is None
-        assert store.progress(job.id, 1, {"best": "hybrid_grid"})
+        assert store.progress(second, {"best": "hybrid_grid"})
+        assert store.job(job.id).progress == {"best": "hybrid_grid"}
         clock.now_s = 1002.0
-        store.finish(job.id)
+        store.finish(second)
+        half = store.job(job.id)
+        assert half is not None
+        assert (half.state, half.done_keys, half.states[1]) == (JobState.RUNNING, 1, JobState.DONE)
+        store.finish(first)
         ended = store.job(job.id)
         assert ended is not None
-        assert (ended.state, ended.done_keys, ended.ended_at) == (JobState.DONE, 1, 1002.0)
-        assert ended.progress == {"best": "hybrid_grid"}
-        store.finish(job.id, error="too late")
+        assert (ended.state, ended.done_keys, ended.ended_at) == (JobState.DONE, 2, 1002.0)
+        store.finish(first, error="too late")
         assert store.job(job.id) == ended
-        assert not store.progress(job.id, 2, {})
+        assert not store.progress(first, {})
+        assert store.jobs(state=JobState.DONE) == [ended]
+        assert store.jobs(state=JobState.QUEUED) == []
 
     def test_a_failed_job_says_why(self, store: SqlStore) -> None:
         job = store.submit([a_key()], BUDGET)
-        store.claim("me")
-        store.finish(job.id, error="no \x00 compiler \ud800")
+        store.finish(_claim(store), error="no \x00 compiler \ud800")
         failed = store.job(job.id)
         assert failed is not None
-        assert (failed.state, failed.error) == (JobState.FAILED, "no \\x00 compiler \\ud800")
+        assert (failed.state, failed.error) == (JobState.FAILED, f"{a_key()}: no \\x00 compiler \\ud800")
+
+    def test_a_key_that_fails_leaves_the_others(self, store: SqlStore) -> None:
+        job = store.submit([a_key(4), a_key(8)], BUDGET)
+        store.finish(_claim(store), error="unlucky")
+        assert store.job(job.id).state is JobState.QUEUED
+        store.finish(_claim(store))
+        failed = store.job(job.id)
+        assert failed is not None
+        assert failed.states == (JobState.FAILED, JobState.DONE)
+        assert failed.error == f"1 of 2 shapes failed, the first: {a_key(4)}: unlucky"
 
     def test_the_same_keys_are_the_same_job_while_it_is_active(self, store: SqlStore) -> None:
         job = store.submit([a_key(4), a_key(8)], BUDGET)
-        assert store.submit([a_key(8), a_key(4)], Budget(trials=9)).id == job.id
+        again = store.submit([a_key(8), a_key(4)], Budget(trials=9), Terms(priority=3))
+        assert (again.id, again.terms.priority) == (job.id, 3)
         assert store.submit([a_key(8)], BUDGET).id != job.id
-        store.claim("me")
+        first = _claim(store)
         assert store.submit([a_key(4), a_key(8)], BUDGET).id == job.id
-        store.finish(job.id)
-        assert store.submit([a_key(4), a_key(8)], BUDGET).id != job.id
+        store.finish(first)
+        store.finish(_claim(store))
+        assert store.submit([a_key(4), a_key(8)], BUDGET, retry_of=job.id).id != job.id
+        assert store.jobs()[0].retry_of == job.id
 
     def test_a_job_needs_a_key(self, store: SqlStore) -> None:
         with pytest.raises(ValueError, match="at least one key"):
@@ -310,57 +338,112 @@ class StoreContract:
         first, second = (store.submit([a_key(cout)], BUDGET).id for cout in (4, 8))
         assert [job.id for job in store.jobs()] == [second, first]
         assert [job.id for job in store.jobs(limit=1, offset=1)] == [first]
-        assert _claim(store) == first
-        store.requeue(first)
-        assert _claim(store) == first
-        assert _claim(store) == second
+        claim = _claim(store)
+        assert claim.job.id == first
+        store.release(claim)
+        assert [_claim(store).job.id for _ in range(2)] == [first, second]
+
+    def test_a_higher_priority_goes_first(self, store: SqlStore) -> None:
+        for cout, priority in ((4, 0), (8, -1), (16, 5), (32, 5)):
+            store.submit([a_key(cout)], BUDGET, Terms(priority=priority))
+        assert [_claim(store).key for _ in range(4)] == [a_key(cout) for cout in (16, 32, 4, 8)]
+
+    def test_each_kind_of_device_has_its_keys(self, store: SqlStore, clock: Clock) -> None:
+        metal = dataclasses.replace(CPU, device="METAL", driver="14.5")
+        beam = dataclasses.replace(CPU, flags=(("BEAM", "2"),))
+        store.submit([a_key(4), a_key(8, metal), a_key(8, beam)], BUDGET)
+        clock.now_s += 1
+        store.submit([a_key(16, metal)], BUDGET)
+        assert store.waiting() == [
+            Waiting(target=target_of(device), device=device, keys=2, since=1000.0)
+            for device in sorted((CPU, metal), key=target_of)
+        ]
+        newer = dataclasses.replace(metal, driver="15.0")
+        assert [store.claim("m", target=target_of(newer)).key for _ in range(2)] == [a_key(8, metal), a_key(16, metal)]
+        assert store.claim("m", target=target_of(newer)) is None
+        assert [store.claim("c", target=target_of(CPU)).key for _ in range(2)] == [a_key(4), a_key(8, beam)]
+        assert store.waiting() == []
+
+    def test_a_key_is_tuned_by_one_at_a_time(self, store: SqlStore) -> None:
+        store.submit([a_key(4)], BUDGET)
+        other = store.submit([a_key(4), a_key(8)], BUDGET)
+        first = _claim(store)
+        assert _claim(store).key == a_key(8)
+        assert store.claim("me") is None
+        store.finish(first)
+        assert _claim(store).job.id == other.id
+
+    def test_what_waits_for_an_idle_device(self, store: SqlStore) -> None:
+        store.submit([a_key(4)], BUDGET, Terms(idle=True))
+        assert store.claim("me", busy=True) is None
+        assert store.claim("me") is not None
+
+    def test_after_its_deadline_a_job_has_failed(self, store: SqlStore, clock: Clock) -> None:
+        job = store.submit([a_key(4), a_key(8)], BUDGET, Terms(deadline=1010.0))
+        store.finish(_claim(store))
+        claim = _claim(store)
+        assert store.expire() == 0
+        clock.now_s = 1010.0
+        assert store.expire() == 1
+        late = store.job(job.id)
+        assert late is not None
+        assert (late.state, late.states) == (JobState.FAILED, (JobState.DONE, JobState.FAILED))
+        assert late.error == f"1 of 2 shapes failed, the first: {a_key(8)}: its deadline passed"
+        assert not store.progress(claim, {})
+        assert store.expire() == 0
 
     def test_what_a_kill_left_running_goes_back(self, store: SqlStore, clock: Clock) -> None:
-        job = store.submit([a_key()], BUDGET)
-        store.claim("dead")
-        store.progress(job.id, 0, {"trial": 3})
+        job = store.submit([a_key(4), a_key(8)], BUDGET)
+        dead, alive = store.claim("dead"), store.claim("alive")
+        assert store.progress(dead, {"trial": 3})
         clock.now_s += 60.0
-        assert list(store.unfinished(idle_s=61.0)) == []
-        store.requeue(job.id, idle_s=61.0)
-        assert [left.id for left in store.unfinished(idle_s=60.0)] == [job.id]
-        assert [left.id for left in store.unfinished()] == [job.id]
+        store.beat(["alive"])
+        assert store.recover(idle_s=61.0) == 0
+        assert store.recover(idle_s=60.0) == 1
+        assert store.job(job.id).states == (JobState.QUEUED, JobState.RUNNING)
+        assert not store.progress(dead, {})
+        assert store.progress(alive, {"trial": 3})
         clock.now_s -= 3600.0  # set back: what is said to come from the future is idle, too
-        assert [left.id for left in store.unfinished(idle_s=60.0)] == [job.id]
-        store.requeue(job.id)
+        assert store.recover(idle_s=60.0) == 1
+        assert store.job(job.id).state is JobState.QUEUED
         again = store.claim("new")
         assert again is not None
-        assert (again.id, again.progress) == (job.id, {"trial": 3})
+        assert (again.key, again.job.progress) == (a_key(4), {"trial": 3})
+        assert store.recover() == 1
 
     def test_a_former_owner_is_not_heard(self, store: SqlStore) -> None:
         job = store.submit([a_key()], BUDGET)
-        store.claim("old")
-        store.requeue(job.id)
-        store.claim("new")
-        assert not store.progress(job.id, 1, {}, owner="old")
-        store.requeue(job.id, owner="old")
-        store.finish(job.id, owner="old")
-        assert store.progress(job.id, 1, {}, owner="new")
-        store.finish(job.id, owner="new")
+        old = store.claim("old")
+        store.recover()
+        new = store.claim("new")
+        assert not store.progress(old, {})
+        store.release(old)
+        store.finish(old)
+        assert store.job(job.id).states == (JobState.RUNNING,)
+        assert store.progress(new, {})
+        store.finish(new)
         assert [job.state for job in store.jobs()] == [JobState.DONE]
 
     def test_a_cancelled_job_stays_cancelled(self, store: SqlStore) -> None:
-        job = store.submit([a_key()], BUDGET)
-        store.claim("me")
+        job = store.submit([a_key(4), a_key(8)], BUDGET)
+        claim = _claim(store)
         assert store.cancel(job.id).state is JobState.CANCELLED
-        assert not store.progress(job.id, 1, {})
-        store.requeue(job.id)
-        store.finish(job.id)
+        assert store.job(job.id).states == (JobState.CANCELLED,) * 2
+        assert not store.progress(claim, {})
+        store.release(claim)
+        store.finish(claim)
         assert store.cancel(job.id).state is JobState.CANCELLED
         assert store.claim("me") is None
 
     @pytest.mark.parametrize("job_id", ["nothing", "", "\x00", "\ud800"])
     def test_an_unknown_job(self, store: SqlStore, job_id: str) -> None:
         assert store.job(job_id) is None
-        assert not store.progress(job_id, 1, {})
-        store.requeue(job_id)
-        for change in (store.cancel, store.finish):
+        nobodys = Claim(job=Job(id=job_id, keys=(a_key(),), budget=BUDGET), index=0, owner="me")
+        assert not store.progress(nobodys, {})
+        store.release(nobodys)
+        for change in (lambda: store.cancel(job_id), lambda: store.finish(nobodys)):
             with pytest.raises(LookupError, match="expected the id of a job"):
-                change(job_id)
+                change()
 
     # Threads and processes
 
@@ -423,9 +506,10 @@ class StoreContract:
         assert store.check() == []
 
 
-def _claim(store: SqlStore) -> str | None:
-    job = store.claim("me")
-    return job.id if job else None
+def _claim(store: SqlStore) -> Claim:
+    claim = store.claim("me")
+    assert claim is not None
+    return claim
 
 
 def _together(*children) -> list[list[str]]:

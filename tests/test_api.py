@@ -378,8 +378,9 @@ def test_health_and_devices(http: httpx.Client) -> None:
 def test_openapi_describes_every_route(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/tune", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/lookup", "/winners", "/winners/{winner_id}",
-        "/winners/{winner_id}/kernels", "/export", "/import", "/devices", "/healthz", "/readyz",
+        "/tune", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/jobs/{job_id}/retry", "/lookup",
+        "/winners", "/winners/{winner_id}", "/winners/{winner_id}/kernels", "/export", "/import", "/devices",
+        "/healthz", "/readyz",
     }  # fmt: skip
 
 

@@ -6,26 +6,29 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
 import pytest
-from memory_store import MemoryStore
-from served import UNLUCKY, NoRunner, body, ended, key_of, scripted_tune, served, until
+from databases import child
+from served import CPU, UNLUCKY, NoRunner, OneDevice, body, ended, key_of, scripted_tune, served, until
 
 from api.jobs import JobRunner
+from api.lanes import LocalLanes, as_measured_by
 from api.routes import jobs as routes
 from api.runners import Runners
 from api.service import Service
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, Job, JobState
+from autotune.job import Budget, Claim, Job, JobState, Terms
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
-from db import DatabaseBusyError, DatabaseError, open_store
+from db import DatabaseBusyError, DatabaseError, SqlStore, open_store
+from db.address import dialect_for
 from strategies.key import ConvKey
 
 FEW = Budget(trials=3)
@@ -113,7 +116,7 @@ def test_killed_service_goes_on_where_it_was(tmp_path: Path) -> None:
         service.kill()
     with open_store(database) as store:
         before = len(store.measurements(key_of(16)))
-        assert [job.id for job in store.unfinished()] == [first["id"]]
+        assert [job.id for job in store.jobs(state=JobState.RUNNING)] == [first["id"]]
     with served(database) as service:
         assert ended(service.http, first["id"])["state"] == "done"
         assert ended(service.http, second["id"])["state"] == "done"
@@ -152,32 +155,42 @@ class Scripted:
         return scripted_tune(0.0)(key, **options)
 
 
+def lanes_of(runner: type[NoRunner] = NoRunner) -> LocalLanes:
+    return LocalLanes(OneDevice(), lambda _: runner())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    with open_store(tmp_path / "a.db") as store:
+        yield store
+
+
 def work(
-    store: MemoryStore, tune: Callable[..., Winner], keys: Sequence[ConvKey], budget: Budget = FEW
+    store: SqlStore, tune: Callable[..., Winner], keys: Sequence[ConvKey], budget: Budget = FEW
 ) -> tuple[JobRunner, str]:
-    jobs = JobRunner(store, Runners(lambda _: NoRunner()), tune=tune)
+    jobs = JobRunner(store, lanes_of(), tune=tune)
     job_id = store.submit(keys, budget).id
     jobs.start()
     return jobs, job_id
 
 
-def state_of(store: MemoryStore, job_id: str) -> JobState:
+def state_of(store: SqlStore, job_id: str) -> JobState:
     job = store.job(job_id)
     assert job is not None
     return job.state
 
 
-def test_busy_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_device_is_waited_for(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.jobs.BUSY_S", 0.05)
-    store, tune = MemoryStore(), Scripted(DeviceBusyError("CPU is in use"), DeviceBusyError("CPU is in use"))
+    tune = Scripted(DeviceBusyError("CPU is in use"), DeviceBusyError("CPU is in use"))
     jobs, job_id = work(store, tune, [key_of()])
     until(lambda: state_of(store, job_id) is JobState.DONE)
     assert tune.calls == 3
     jobs.stop()
 
 
-def test_device_that_is_gone_fails_the_job() -> None:
-    store, tune = MemoryStore(), Scripted(DeviceUnavailableError("CPU cannot be used: unplugged"))
+def test_device_that_is_gone_fails_the_job(store: SqlStore) -> None:
+    tune = Scripted(DeviceUnavailableError("CPU cannot be used: unplugged"))
     jobs, job_id = work(store, tune, [key_of()])
     until(lambda: state_of(store, job_id) is JobState.FAILED)
     job = store.job(job_id)
@@ -186,9 +199,9 @@ def test_device_that_is_gone_fails_the_job() -> None:
     jobs.stop()
 
 
-def test_database_that_is_busy_for_a_while_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_is_busy_for_a_while_fails_nothing(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.jobs.BUSY_S", 0.05)
-    store, tune = MemoryStore(), Scripted(DatabaseBusyError("locked"), DatabaseBusyError("locked"))
+    tune = Scripted(DatabaseBusyError("locked"), DatabaseBusyError("locked"))
     jobs, job_id = work(store, tune, [key_of()])
     until(lambda: state_of(store, job_id) is JobState.DONE)
     assert jobs.alive
@@ -210,19 +223,19 @@ class Measuring:
         raise TuneCancelledError
 
 
-def test_stop_does_not_wait_for_a_runner_that_does_not_listen() -> None:
-    store, tune = MemoryStore(), Measuring(deaf=True)
+def test_stop_does_not_wait_for_a_runner_that_does_not_listen(store: SqlStore) -> None:
+    tune = Measuring(deaf=True)
     jobs, job_id = work(store, tune, [key_of()])
     assert tune.begun.wait(10)
     jobs.stop(timeout_s=0.05)
-    assert (jobs.alive, state_of(store, job_id)) == (True, JobState.QUEUED)
+    assert (len(jobs._working), state_of(store, job_id)) == (1, JobState.QUEUED)
     tune.released.set()
-    until(lambda: not jobs.alive)
+    until(lambda: not jobs._working)
     assert state_of(store, job_id) is JobState.QUEUED
 
 
-def test_cancelling_frees_the_thread_amid_a_measurement() -> None:
-    store, tune = MemoryStore(), Measuring()
+def test_cancelling_frees_the_thread_amid_a_measurement(store: SqlStore) -> None:
+    tune = Measuring()
     jobs, job_id = work(store, tune, [key_of(), key_of(32)])
     assert tune.begun.wait(10)
     assert jobs.cancel(job_id).state is JobState.CANCELLED
@@ -234,7 +247,7 @@ def test_cancelling_frees_the_thread_amid_a_measurement() -> None:
     assert state_of(store, job_id) is JobState.CANCELLED
 
 
-class FullDisk(MemoryStore):
+class FullDisk(SqlStore):
     """Takes no claim, and nothing else, until there is room."""
 
     room = False
@@ -243,35 +256,36 @@ class FullDisk(MemoryStore):
         if not self.room:
             raise DatabaseError("expected room on the disk, found none")
 
-    def claim(self, owner: str) -> Job | None:
+    def claim(self, owner: str, **options: Any) -> Claim | None:
         self._expect_room()
-        return super().claim(owner)
+        return super().claim(owner, **options)
 
-    def requeue(self, job_id: str, **options: Any) -> None:
+    def recover(self, **options: Any) -> int:
         self._expect_room()
-        super().requeue(job_id, **options)
+        return super().recover(**options)
 
 
 def test_a_disk_that_is_full_for_long_is_said_once_and_loses_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
-    store = FullDisk()
-    left = MemoryStore.claim(store, "killed") if (job_id := store.submit([key_of()], FEW).id) else None
-    assert left is not None
-    jobs = JobRunner(store, Runners(lambda _: NoRunner()), tune=scripted_tune(0.0))
-    jobs.start()  # even with a job to put back: the service must come up to say what is wrong
-    time.sleep(0.3)
-    assert jobs.alive
-    assert [
-        (r.getMessage().count("room on the disk"), r.exc_info) for r in caplog.records if r.levelname == "ERROR"
-    ] == [(1, None)]
-    store.room = True
-    until(lambda: state_of(store, job_id) is JobState.DONE)
-    jobs.stop()
+    with FullDisk(dialect_for(tmp_path / "a.db", 1.0)) as store:
+        job_id = store.submit([key_of()], FEW).id
+        assert SqlStore.claim(store, "killed") is not None
+        jobs = JobRunner(store, lanes_of(), tune=scripted_tune(0.0))
+        jobs.start()  # even with a job to put back: the service must come up to say what is wrong
+        time.sleep(0.3)
+        assert jobs.alive
+        said = [
+            (r.getMessage().count("room on the disk"), r.exc_info) for r in caplog.records if r.levelname == "ERROR"
+        ]
+        assert said == [(1, None)]
+        store.room = True
+        until(lambda: state_of(store, job_id) is JobState.DONE)
+        jobs.stop()
 
 
-def test_devices_are_released_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_released_when_there_is_nothing_to_do(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.jobs.RELEASE_S", 0.2)
     monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
     closed = threading.Event()
@@ -280,8 +294,7 @@ def test_devices_are_released_when_there_is_nothing_to_do(monkeypatch: pytest.Mo
         def close(self) -> None:
             closed.set()
 
-    store = MemoryStore()
-    jobs = JobRunner(store, Runners(lambda _: Warm()), tune=scripted_tune(0.0))
+    jobs = JobRunner(store, lanes_of(Warm), tune=scripted_tune(0.0))
     job_id = store.submit([key_of()], FEW).id
     jobs.start()
     until(lambda: state_of(store, job_id) is JobState.DONE)
@@ -289,19 +302,103 @@ def test_devices_are_released_when_there_is_nothing_to_do(monkeypatch: pytest.Mo
     jobs.stop()
 
 
-def test_two_services_never_have_one_name() -> None:
-    owners = []
+def test_two_services_never_have_one_name(store: SqlStore) -> None:
+    assert (
+        JobRunner(store, lanes_of(), tune=scripted_tune(0.0))._owner
+        != JobRunner(store, lanes_of(), tune=scripted_tune(0.0))._owner
+    )  # as two containers, each of which is process 1
 
-    class Noting(MemoryStore):
-        def claim(self, owner: str) -> Job | None:
-            owners.append(owner)
-            return None
 
-    for _ in range(2):  # as two containers, each of which is process 1
-        jobs = JobRunner(Noting(), Runners(lambda _: NoRunner()), tune=scripted_tune(0.0))
+class SharedLanes(LocalLanes):
+    """As with a server that several services use."""
+
+    shared = True
+
+
+def test_a_living_service_keeps_what_it_works_on(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes over what a silent one left, no sooner than its lease ends."""
+    monkeypatch.setattr("api.jobs.BEAT_S", 0.1)
+    monkeypatch.setattr("api.jobs.LEASE_S", 1.0)
+    measuring = Measuring()
+    first = JobRunner(store, SharedLanes(OneDevice(), lambda _: NoRunner()), tune=measuring)
+    job_id = store.submit([key_of()], FEW).id
+    first.start()
+    assert measuring.begun.wait(10)
+    second = JobRunner(store, SharedLanes(OneDevice(), lambda _: NoRunner()), tune=scripted_tune(0.0))
+    second.start()
+    time.sleep(2.0)  # in mid-measurement, longer than a lease: nothing but its beats speaks for it
+    assert state_of(store, job_id) is JobState.RUNNING
+    monkeypatch.setattr(first, "_beat", lambda: None)  # as after kill -9, or a silent cut
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    measuring.released.set()
+    first.stop()
+    second.stop()
+    assert store.job(job_id).states == (JobState.DONE,)
+
+
+def test_a_job_says_what_it_waits_for(store: SqlStore) -> None:
+    metal = replace(CPU, device="METAL")
+    other = replace(CPU, cores=64)
+    jobs = JobRunner(store, lanes_of(), tune=scripted_tune(0.0))
+    absent = store.submit([ConvKey(shape=key_of().shape, device=metal)], FEW)
+    elsewhere = store.submit([ConvKey(shape=key_of().shape, device=other)], FEW)
+    done = store.submit([key_of()], FEW)  # one that can go on does
+    jobs.start()
+    until(lambda: state_of(store, done.id) is JobState.DONE)
+
+    def said(job: Job) -> str:
+        return str(jobs.explained(store.job(job.id)).progress.get("waiting_for", ""))
+
+    assert said(absent).startswith("waiting for a device METAL since 20")
+    assert "no device METAL on this machine" in said(absent)
+    assert "another CPU than this machine's" in said(elsewhere)
+    assert "cores 64 there, 2 here" in said(elsewhere)
+    assert said(done) == ""
+    jobs.stop()
+
+
+def test_tuning_that_a_program_asked_for_waits_until_it_ends(
+    store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("device_use", "device_lock"):
+        monkeypatch.setattr(f"autotune.{module}.runtime_directory", lambda: tmp_path)
+    program = "import sys, pathlib; from autotune.device_use import mark_in_use"
+    program += "; mark_in_use('CPU', pathlib.Path(sys.argv[1])); print('on', flush=True); sys.stdin.read()"
+    with child(program, str(tmp_path)) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == "on\n"
+        jobs = JobRunner(store, lanes_of(), tune=scripted_tune(0.0))
+        missed = store.submit([key_of(16)], FEW, Terms(idle=True))
+        asked_for = store.submit([key_of(32)], FEW)
         jobs.start()
-        jobs.stop()
-    assert len(set(owners)) == 2
+        until(lambda: state_of(store, asked_for.id) is JobState.DONE)
+        waiting = jobs.explained(store.job(missed.id))
+        assert waiting.state is JobState.QUEUED
+        assert waiting.progress["waiting_for"].startswith("waiting until CPU is idle")
+        user.kill()
+    until(lambda: state_of(store, missed.id) is JobState.DONE)
+    jobs.stop()
+
+
+def test_a_failed_job_is_retried_as_a_new_one(tmp_path: Path) -> None:
+    with served(tmp_path / "a.db") as service:
+        first = ended(service.http, submit(service.http, body(16), body(UNLUCKY), priority=7)["id"])
+        assert first["states"] == ["done", "failed"]
+        response = service.http.post(f"/jobs/{first['id']}/retry")
+        assert response.status_code == 202
+        again = response.json()
+        assert (again["retry_of"], again["priority"], len(again["keys"])) == (first["id"], 7, 1)
+        assert ended(service.http, again["id"])["state"] == "failed"
+        done = ended(service.http, submit(service.http, body(32))["id"])
+        assert service.http.post(f"/jobs/{done['id']}/retry").status_code == 409
+        assert [job["id"] for job in service.http.get("/jobs?state=done").json()["jobs"]] == [done["id"]]
+
+
+def test_a_job_ends_at_its_deadline(tmp_path: Path) -> None:
+    with served(tmp_path / "a.db", trial_s=0.2) as service:
+        job = ended(service.http, submit(service.http, body(16), trials=1000, within="1s")["id"])
+        assert (job["state"], job["error"].endswith("its deadline passed")) == ("failed", True)
+        assert ended(service.http, submit(service.http, body(32))["id"])["state"] == "done"  # the lane is free
 
 
 def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,13 +412,22 @@ def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest
                 raise answer
             return answer
 
-        service = SimpleNamespace(store=SimpleNamespace(job=said), stopping=threading.Event())
+        jobs = SimpleNamespace(explained=lambda job: job)
+        service = SimpleNamespace(store=SimpleNamespace(job=said), jobs=jobs, stopping=threading.Event())
 
         async def stream() -> list[str]:
             return [part async for part in routes._stream(cast("Service", service), job, "")]
 
         parts = asyncio.run(stream())
     assert [part.splitlines()[1] for part in parts[1:]] == ["event: job", "event: end"]
+
+
+def test_a_key_is_filed_under_the_device_that_measures_it() -> None:
+    asked = ConvKey(shape=key_of().shape, device=replace(CPU, flags=(("BEAM", "2"),)))
+    measured = as_measured_by(asked, replace(CPU, driver="15.0", os="Darwin"))
+    assert measured.digest == asked.digest
+    assert measured.device.surroundings == ("15.0", "Darwin", "")
+    assert measured.device.flags == asked.device.flags
 
 
 def test_runners_are_opened_once_per_device() -> None:

@@ -12,6 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect, text
 
+from autotune.job import Budget, JobState, target_of
 from db import DatabaseFromTheFutureError, NotADatabaseError, open_store
 from db.address import dialect_for
 from db.migrate import HEAD, SCRIPTS, downgrade, revision, upgrade
@@ -49,7 +50,7 @@ def test_partial_indexes_are_what_the_models_say(engine: Engine) -> None:
         downgrade(connection, "base")
         Base.metadata.create_all(connection)
         assert migrated == _conditions(connection)
-        assert len(migrated) == 3
+        assert len(migrated) == 5
 
 
 def test_forward_and_back_and_forward(engine: Engine, address: str) -> None:
@@ -147,3 +148,23 @@ def _content(engine: Engine, address: str) -> object:
             return {table: connection.execute(text(f'SELECT * FROM "{table}"')).all() for table in sorted(tables)}
     finally:
         other.dispose()
+
+
+def test_jobs_survive_the_way_back_and_forward(engine: Engine, address: str) -> None:
+    with open_store(address) as store:
+        store.submit([a_key(4), a_key(8)], Budget(trials=1))
+        claim = store.claim("me")
+        assert claim is not None
+        store.finish(claim)
+        assert store.claim("me") is not None
+        cancelled = store.cancel(store.submit([a_key(16)], Budget(trials=1)).id)
+    with engine.begin() as connection:
+        downgrade(connection, "0001")
+    with open_store(address) as store:
+        job = store.job(claim.job.id)
+        assert job is not None
+        assert (job.state, job.states) == (JobState.QUEUED, (JobState.DONE, JobState.QUEUED))
+        assert store.job(cancelled.id).states == (JobState.CANCELLED,)
+        again = store.claim("me", target=target_of(a_key().device))
+        assert again is not None
+        assert again.key == a_key(8)

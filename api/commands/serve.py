@@ -40,7 +40,8 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
     from api.database import open_database
-    from api.runners import Runners
+    from api.devices import ProbedDevices
+    from api.lanes import LocalLanes
     from api.server import PortError, Server, listen
     from autotune.compiler import CCompilerError, ensure_c_compiler
     from autotune.local_runner import LocalRunner
@@ -58,15 +59,17 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             console.note(f"autotune: {error}")
         if not settings.loopback:
             console.note(f"autotune: {settings.host} is reachable from the network and asks for no password")
-        runners = Runners(lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+        devices = ProbedDevices()
+        lanes = LocalLanes(devices, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
-        server = Server(create_app(store, runners, settings), lambda: console.note(f"{SERVING} {store} at {address}"))
+        app = create_app(store, lanes, settings, devices=devices)
+        server = Server(app, lambda: console.note(f"{SERVING} {store} at {address}"))
         # uvicorn raises the signal again when it is done: SIGTERM would then end us before anything is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[sock])
-        # Runners are not closed: that would wait for a measurement. Their children end with this process.
+        # Lanes are not closed: that would wait for a measurement. Their children end with this process.
         return 0 if server.started else 1
 
 

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
@@ -19,7 +21,7 @@ from api.keys import body_keys
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
-from autotune.job import Job
+from autotune.job import Job, JobState
 from db import DatabaseError
 
 POLL_S = 0.2
@@ -33,21 +35,32 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 @router.post("/tune", status_code=202, responses={422: {"model": Problem}})
 def tune(body: TuneBody, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
     """Queue a job. The same keys already queued or running: that job."""
-    budget = body.parsed()
-    job = service.store.submit(body_keys(body.shape_bodies(), service.devices), budget)
-    service.jobs.wake()
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return job_document(job)
+    budget, terms = body.parsed(), body.terms(time.time())
+    job = service.store.submit(body_keys(body.shape_bodies(), service.devices), budget, terms)
+    return _accepted(service, job, response)
+
+
+@router.post("/jobs/{job_id}/retry", status_code=202, responses={**MISSING, 409: {"model": Problem}})
+def retry(job_id: JobId, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
+    """A new job for what a failed or cancelled one did not get done, with the same budget and priority."""
+    former = _find(service, job_id)
+    keys = [key for key, state in zip(former.keys, former.states, strict=True) if state is not JobState.DONE]
+    if not former.state.ended or not keys:
+        raise ProblemError(409, f"job {job_id!r} is {former.state}: only a failed or cancelled one can be retried")
+    terms = replace(former.terms, deadline=None)
+    return _accepted(service, service.store.submit(keys, former.budget, terms, retry_of=former.id), response)
 
 
 @router.get("/jobs")
 def jobs(
+    state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=MAX_INT)] = 0,
     service: Service = Depends(get_service),
 ) -> dict[str, Any]:
-    """Jobs, latest first, without their keys."""
-    return {"jobs": [job_summary(job) for job in service.store.jobs(limit=limit, offset=offset)]}
+    """Jobs, latest first, without their keys; those that have ended are the history."""
+    found = service.store.jobs(limit=limit, offset=offset, state=state)
+    return {"jobs": [job_summary(service.jobs.explained(job)) for job in found]}
 
 
 @router.get("/jobs/{job_id}", responses=MISSING)
@@ -104,7 +117,7 @@ async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
             found = await run_in_threadpool(service.store.job, job.id)
             if found is None:
                 return
-            job = found
+            job = service.jobs.explained(found)
 
 
 def event_id(job: Job) -> str:
@@ -117,4 +130,10 @@ def _find(service: Service, job_id: str) -> Job:
     found = service.store.job(job_id)
     if found is None:
         raise ProblemError(404, f"no job {job_id!r}: GET /jobs lists those that there are")
-    return found
+    return service.jobs.explained(found)
+
+
+def _accepted(service: Service, job: Job, response: Response) -> dict[str, Any]:
+    service.jobs.wake()
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job_document(service.jobs.explained(job))

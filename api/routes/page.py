@@ -32,7 +32,7 @@ def first_page(
 ) -> HTMLResponse:
     """The winners, and the jobs that look for more."""
     found = service.store.winners(device=device.upper() or None, limit=PAGE_SIZE + 1, offset=(page - 1) * PAGE_SIZE)
-    jobs = service.store.jobs(limit=20)
+    jobs = [service.jobs.explained(job) for job in service.store.jobs(limit=20)]
     return HTMLResponse(render(found, jobs, device=device.upper(), page=page), headers=HEADERS)
 
 
