@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from graphs import WINOGRAD, counted, kernel_count, normal
@@ -11,6 +12,7 @@ from tinygrad import Tensor, Variable, dtypes, nn
 from tinygrad.helpers import Context
 
 import autotune
+from autotune.models import resnet18
 from strategies.graph.find import find_convolutions
 from strategies.shape import ConvShape
 
@@ -28,8 +30,8 @@ def einsum(x: Tensor, w: Tensor) -> Tensor:
     return Tensor.einsum("ncpqab,ocab->nopq", x._pool((3, 3), 1, 1), w)
 
 
-def max_pool(x: Tensor) -> Tensor:
-    y = x.max_pool2d((3, 3), stride=1, padding=1)
+def max_pool(x: Tensor, *, stride: int = 1, padding: int = 1) -> Tensor:
+    y = x.max_pool2d((3, 3), stride=stride, padding=padding)
     assert isinstance(y, Tensor)  # without return_indices
     return y
 
@@ -86,6 +88,69 @@ def test_found(name: str) -> None:
     assert (did.convolutions, did.applied) == (1, 1)
 
 
+def of(x: tuple[int, ...], w: tuple[int, ...], **options: Any) -> ConvShape:
+    return ConvShape.of(x, w, **options).canonical()
+
+
+PLAIN: dict[str, tuple[Build, ConvShape]] = {
+    "stride 2": (lambda: e(*X).conv2d(e(*W), padding=1, stride=2), of(X, W, padding=1, stride=2)),
+    "dilation 2": (lambda: e(*X).conv2d(e(*W), padding=2, dilation=2), of(X, W, padding=2, dilation=2)),
+    "5x5": (lambda: e(*X).conv2d(e(6, 4, 5, 5)), of(X, (6, 4, 5, 5))),
+    "7x7 stride 2": (
+        lambda: e(1, 3, 24, 24).conv2d(e(8, 3, 7, 7), padding=3, stride=2),
+        of((1, 3, 24, 24), (8, 3, 7, 7), padding=3, stride=2),
+    ),
+    "depthwise stride 2": (
+        lambda: e(*X).conv2d(e(4, 1, 3, 3), groups=4, stride=2, padding=1),
+        of(X, (4, 1, 3, 3), groups=4, stride=2, padding=1),
+    ),
+    "stride 2 of what was computed": (
+        lambda: e(*X).conv2d(e(4, 4, 1, 1)).relu().conv2d(e(*W), padding=1, stride=2),
+        of(X, W, padding=1, stride=2),
+    ),
+    "dilation 2 of what was computed": (
+        lambda: e(*X).conv2d(e(4, 4, 1, 1)).relu().conv2d(e(*W), padding=2, dilation=2),
+        of(X, W, padding=2, dilation=2),
+    ),
+    "padded behind": (  # the zeros that are put round the output are computed in the same loops
+        lambda: max_pool(e(*X).conv2d(e(6, 4, 5, 5), padding=2).relu().pad((1, 1, 1, 1)), stride=2, padding=0),
+        of(X, (6, 4, 5, 5), padding=3),
+    ),
+    "1x1": (lambda: e(*X).conv2d(e(6, 4, 1, 1)), of(X, (6, 4, 1, 1))),
+    "1x1 stride 2": (lambda: e(*X).conv2d(e(6, 4, 1, 1), stride=2), of(X, (6, 4, 1, 1), stride=2)),
+    "1x1 padded": (lambda: e(*X).conv2d(e(6, 4, 1, 1), padding=1), of(X, (6, 4, 1, 1), padding=1)),
+    "1x1 of groups": (lambda: e(*X).conv2d(e(6, 2, 1, 1), groups=2), of(X, (6, 2, 1, 1), groups=2)),
+    "1x1 with activation and epilogue": (
+        lambda: (e(*X) * e(1, 4, 1, 1)).relu().conv2d(e(6, 4, 1, 1), e(6)) + e(2, 6, 8, 9),
+        of(X, (6, 4, 1, 1)),
+    ),
+    "1x1 as a sum": (lambda: (e(2, 1, 4, 8, 9) * e(1, 6, 4, 1, 1)).sum(2), of(X, (6, 4, 1, 1))),
+    "1x1 float16": (
+        lambda: e(*X, dtype="float16").conv2d(e(6, 4, 1, 1, dtype="float16")), of(X, (6, 4, 1, 1), dtype="float16"),
+    ),
+}  # fmt: skip
+"""Found, keyed and tuned; no Winograd."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_convolutions_without_winograd_are_found(name: str) -> None:
+    build, shape = PLAIN[name]
+    found = find_convolutions(build)
+    assert found.pop(shape) == 1
+    assert all(other.kernel == (1, 1) for other in found)  # those that a case has besides
+
+
+def test_every_convolution_of_resnet18_is_found() -> None:
+    model, x = resnet18()
+    found = find_convolutions(lambda: model(x))
+    assert sum(found.values()) == 20
+    kernels = Counter({shape.kernel: 0 for shape in found})
+    for shape, count in found.items():
+        kernels[shape.kernel] += count
+    assert kernels == {(7, 7): 1, (3, 3): 16, (1, 1): 3}
+    assert sum(shape.stride == (2, 2) for shape in found) == 4  # 1x1 with stride 2 reads as one without
+
+
 LEFT: dict[str, Build] = {
     "stride 2": lambda: e(*X).conv2d(e(*W), padding=1, stride=2),
     "dilation 2": lambda: e(*X).conv2d(e(*W), padding=1, dilation=2),
@@ -100,6 +165,11 @@ LEFT: dict[str, Build] = {
     "bytes": lambda: e(*X, dtype="uint8").conv2d(e(*W, dtype="uint8"), padding=1),
     "float64": lambda: e(*X, dtype="float64").conv2d(e(*W, dtype="float64"), padding=1),
     "matmul": lambda: e(3, 3) @ e(3, 3),
+    "matmul of a transposed": lambda: e(9, 8).T @ e(9, 3),
+    "matmul over images": lambda: e(2, 8, 9, 4) @ e(4, 6),
+    "1x1, channels last": lambda: e(2, 8, 9, 4).permute(0, 3, 1, 2).conv2d(e(6, 4, 1, 1)),
+    "1x1 in one dimension": lambda: e(2, 4, 9).conv2d(e(6, 4, 1)),
+    "matmul of heads": lambda: e(2, 8, 3, 4).transpose(1, 2) @ e(2, 3, 4, 8),
     "matmul of nine": lambda: e(2, 8, 9) @ e(9, 3),
     "batched matmul": lambda: e(3, 3, 3) @ e(3, 3, 3),
     "outer product": lambda: e(3, 1) * e(1, 3),
@@ -113,6 +183,12 @@ LEFT: dict[str, Build] = {
     "windows summed twice": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1) * e(3, 3)).sum() * 2,
     "a window times itself": lambda: (e(1, 1, 8, 8)._pool((3, 3), 1, 1).square()).sum((-1, -2)),
 }  # fmt: skip
+
+
+PRODUCTS = (
+    "linear", "outer product", "1x1, channels last", "1x1 in one dimension", "attention", "average pooling",
+    "max pooling", "cumulative sum", "softmax", "layer norm",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -132,7 +208,7 @@ def test_left_alone(name: str) -> None:
         forced.clear()
 
 
-@pytest.mark.parametrize("name", [name for name in LEFT if "matmul" in name or name in ("linear", "outer product")])
+@pytest.mark.parametrize("name", [name for name in LEFT if "matmul" in name or name in PRODUCTS])
 def test_a_product_of_matrices_is_no_convolution(name: str) -> None:
     """However its flat index may look, for any sizes."""
     assert not find_convolutions(LEFT[name])

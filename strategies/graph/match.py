@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from tinygrad.dtype import DType, dtypes
+from tinygrad.dtype import DType, Invalid, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
-from strategies.graph.rebuild import BOUNDARY, expression
+from strategies.graph.pointwise import positions
+from strategies.graph.rebuild import BOUNDARY, expression, simplified
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
 
 
@@ -105,10 +106,20 @@ def match(reduce: UOp) -> Conv | None:
     device = reduce.device
     if not isinstance(device, str):  # a sharded value: its lowering belongs to several devices at once
         return None
-    for activation, weight in (product.src, product.src[::-1]):
-        if axes := _axes(activation, weight, summed):
+    for operand, weight in (product.src, product.src[::-1]):
+        # as it stands, as it almost always can, or without what gates make superfluous: the one that shows more axes
+        looks = dict.fromkeys((operand, simplified(operand)))
+        found = {look: _axes(look, weight, summed) or _pointwise(look, weight, summed) for look in looks}
+        activation = max(found, key=lambda look: len(found[look]))
+        if axes := found[activation]:
             return _conv(reduce, activation, weight, axes, device)
     return None
+
+
+def _pointwise(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
+    """The axes of a 1x1 convolution, which has no taps."""
+    outs = positions(activation, weight, summed)
+    return tuple(Axis(out=out, tap=UOp.const(0), sums=(), stride=1, dilation=1) for out in outs)
 
 
 def extent(r: UOp) -> int:
@@ -186,10 +197,11 @@ def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
     compared = (all(u.op is Ops.CMPLT for u in consumers.get(s, ())) for s in sums)
     if min(strides) < 1 or any(c != stride and not only for c, only in zip(strides, compared, strict=True)):
         return None
-    allowed = {*sums, *(t for t in terms if t is not out)}
-    if any(u not in allowed for u in consumers[out]):
-        return None
     axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=stride, dilation=dilation)
+    others = set(consumers[out]) - {*sums, *(t for t in terms if t is not out)}
+    # a gate on the output's position alone: what consumes it pads it. Only what moves no loop can bear that.
+    if others and (axis.is_winograd or any(u.op is not Ops.CMPLT for u in others)):
+        return None
     # else a product of matrices whose index happens to be flat
     return axis if windows_share(axis.size, axis.taps, axis.stride, dilation) else None
 
@@ -207,12 +219,9 @@ def _padding(activation: UOp, axis: Axis, padded: int) -> tuple[int, int]:
     gates = list(_zero_gates(activation))
 
     def is_zero(position: int) -> bool:
-        for tap in range(axis.taps):
-            out, rest = divmod(position - tap * axis.dilation, axis.stride)
-            if rest == 0 and 0 <= out < axis.size:
-                at = {axis.out: out, axis.tap: tap}
-                return any(_evaluate(gate, at) is False for gate in gates)
-        return False
+        readers = [(divmod(position - tap * axis.dilation, axis.stride), tap) for tap in range(axis.taps)]
+        read = [{axis.out: out, axis.tap: tap} for (out, rest), tap in readers if rest == 0 and 0 <= out < axis.size]
+        return bool(read) and all(any(_evaluate(gate, at) is False for gate in gates) for at in read)
 
     before = next((p for p in range(padded) if not is_zero(p)), padded)
     after = next((p for p in range(padded - before) if not is_zero(padded - 1 - p)), 0)
@@ -231,8 +240,10 @@ def _evaluate(u: UOp, at: Mapping[UOp, int]) -> int | bool | None:
     """An index expression with some ranges fixed, in three-valued logic: None is unknown."""
     if u in at:
         return at[u]
-    if u.op is Ops.CONST and isinstance(u.val, int):
-        return u.val
+    if u.op is Ops.CONST:
+        return u.val if isinstance(u.val, int) else False if u.val is Invalid else None  # nothing is read there
+    if u.op is Ops.WHERE and (chosen := _evaluate(u.src[0], at)) is not None:
+        return _evaluate(u.src[1] if chosen else u.src[2], at)
     if u.op not in {Ops.ADD, Ops.MUL, Ops.CMPLT, Ops.CMPNE, Ops.AND, Ops.OR}:
         return None
     a, b = (_evaluate(s, at) for s in u.src)

@@ -7,6 +7,7 @@ from functools import reduce as fold
 from operator import and_
 
 from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.symbolic import uop_given_valid
 
 BOUNDARY = frozenset({Ops.STAGE, Ops.AFTER, Ops.CALL, Ops.MSTACK, Ops.MSELECT, Ops.PARAM, Ops.BUFFER})
 """What ends a kernel's expression. Beyond it other ranges hold, and a deep network would be walked once per layer."""
@@ -25,6 +26,22 @@ def rebuild(root: UOp, replacements: Mapping[UOp, UOp]) -> UOp:
             sources = tuple(done.get(s, s) for s in u.src)
             done[u] = u if sources == u.src else u.replace(src=sources)
     return done.get(root, root)
+
+
+def simplified(value: UOp) -> UOp:
+    """`value` with divisions in the indexes of its gated loads as simple as they are where the gates hold, as tinygrad
+    makes them when it lowers a kernel: `(2*f + k + 55) % 56` where `f + k >= 1` is `2*f + k - 1`."""
+
+    def simple(index: UOp) -> UOp:
+        gate, position = index.get_valid(), index.get_idx()
+        divides = any(u.op in (Ops.FLOORDIV, Ops.FLOORMOD) for u in position.backward_slice_with_self)
+        return uop_given_valid(gate, position).valid(gate) if divides and gate.op is not Ops.CONST else index
+
+    loads = {}
+    for u in expression(value):
+        if u.op is Ops.INDEX and (indexes := tuple(map(simple, u.src[1:]))) != u.src[1:]:
+            loads[u] = u.replace(src=(u.src[0], *indexes))
+    return rebuild(value, loads) if loads else value
 
 
 def gated(value: UOp, gates: Sequence[UOp]) -> UOp:
