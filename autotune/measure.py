@@ -91,9 +91,9 @@ def _prepare(key: ConvKey, candidate: Candidate) -> Program | Measurement:
         return Measurement(key=key, candidate=candidate, status=Status.INAPPLICABLE, reason=str(error))
     except Exception as error:  # noqa: BLE001 - tinygrad and its compilers raise anything; each is a fact to record
         return Measurement(key=key, candidate=candidate, status=Status.COMPILE_ERROR, reason=_reason(error))
-    elsewhere = [k.name for k in program.kernels if k.device != program.device]
+    elsewhere = [f"{k.name} ran on {k.device}" for k in program.kernels if k.device != program.device]
     if elsewhere:
-        reason = f"{', '.join(elsewhere)} ran on {program.kernels[0].device}, not on {program.device}"
+        reason = f"{', '.join(elsewhere)}, not on {program.device}"
         return Measurement(key=key, candidate=candidate, status=Status.FALLBACK, reason=reason)
     limit = key.policy.max_workspace_bytes
     if limit is not None and program.workspace_bytes > limit:

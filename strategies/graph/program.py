@@ -19,6 +19,7 @@ from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.kron import Ranges
+from strategies.graph.limits import limited, load
 from strategies.graph.match import Conv
 from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
 from strategies.registry import get_strategy
@@ -51,7 +52,8 @@ class Program:
     Building schedules and compiles it; nothing runs before `run`. `options` are put on the kernels whose `ast_digest`
     they are filed under, `unmatched` are those that no kernel has. With `frozen_weights` it is compiled as it runs
     where weights are promised not to change: the filter transform runs when inputs are loaded, and is no part of it.
-    Raises NotApplicableError, or whatever tinygrad raises for a kernel that it cannot compile.
+    Raises NotApplicableError, KernelLimitError, or whatever tinygrad raises for a kernel that it cannot compile or
+    that the driver refuses.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class Program:
         linear = schedule(self._y, candidate, self._frozen)
         self.unmatched = set(options) - {ast_digest(call.src[0]) for call in kernel_calls(linear)}
         scheduled = time.perf_counter()
-        self._linear = compile_linear(with_options(linear, options), profile=True)
+        with limited(self.device):
+            self._linear = compile_linear(with_options(linear, options), profile=True)
+        load(self._linear)
         self.compile_s = time.perf_counter() - scheduled
         roles = _roles(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
         self.kernels = tuple(_kernel(call, role) for call, role in zip(self._calls, roles, strict=True))

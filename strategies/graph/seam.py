@@ -33,6 +33,7 @@ from tinygrad.uop.ops import Ops, UOp
 from strategies.graph.device import flags_in_force
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
+from strategies.graph.limits import load
 from strategies.graph.match import Conv
 from strategies.graph.rewrite import rewrite
 
@@ -215,9 +216,9 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
         try:
             linear, variables = original(_marked(big_sink, sinks, attachment))
             if _thread.rewritten and attachment.finished is not None:
-                # What does not compile must show now, when there is a way back; tinygrad then finds it compiled.
+                # What does not compile or load must show now, when there is a way back; tinygrad then finds it done.
                 if _may_compile():
-                    compile_linear(linear)
+                    load(compile_linear(linear))
                 attachment.finished(None)
         except Exception as error:
             if attachment.finished is None or not _thread.rewritten:
