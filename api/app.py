@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from api.authority import Authority, TokenGuard
 from api.devices import Devices, ProbedDevices
 from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
@@ -17,12 +18,12 @@ from api.release import release
 from api.routes import bundle, health, jobs, kernels, lookup, page, winners
 from api.service import Service
 from api.settings import Settings
-from autotune.store import Store
 from autotune.tune import tune as default_tune
+from db import SqlStore
 
 
 def create_app(
-    store: Store,
+    store: SqlStore,
     lanes: Lanes,
     settings: Settings,
     *,
@@ -31,7 +32,9 @@ def create_app(
 ) -> FastAPI:
     """The application. Its job runner lives as long as it does; store and lanes belong to the caller."""
     job_runner = JobRunner(store, lanes, tune=tune)
-    service = Service(store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings)
+    service = Service(
+        store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings, authority=Authority(store)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +55,7 @@ def create_app(
     app.state.service = service
     install_handlers(app)
     app.add_middleware(BodyGuard, settings=settings)
+    app.add_middleware(TokenGuard, settings=settings, authority=service.authority)
     app.add_middleware(HostGuard, settings=settings)
     for module in (jobs, lookup, winners, kernels, bundle, health, page):
         app.include_router(module.router)

@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Sequence
 
 from api.arguments import Parser
-from api.commands import bundle, doctor, explain, lookup, run, serve, tune, winners
+from api.commands import bundle, doctor, explain, lookup, run, serve, token, tune, winners
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
+from api.units import AgeError
 from autotune.bundle import BundleError
 from autotune.client import ServiceError, ServiceUnreachableError
 from autotune.compiler import CCompilerError
@@ -24,7 +25,7 @@ from db import DatabaseError
 from strategies.key import KeyFormatError
 from strategies.shape import ShapeError
 
-USAGE_ERRORS = (ShapeError, BudgetError, KeyFormatError, SettingsError)
+USAGE_ERRORS = (ShapeError, BudgetError, KeyFormatError, SettingsError, AgeError)
 """What was asked for makes no sense, whatever the machine: exit status 2."""
 
 KNOWN_ERRORS = (
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment(
             os.environ, db=getattr(args, "db", None), source=getattr(args, "source", None),
             host=getattr(args, "host", None), port=getattr(args, "port", None),
+            hosts=getattr(args, "allow_host", None), public_reads=getattr(args, "public_reads", False),
         )  # fmt: skip
         status: int = args.run(args, settings, console)
         sys.stdout.flush()
@@ -88,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, explain, run, serve, bundle, doctor):
+    for module in (tune, lookup, winners, explain, run, serve, bundle, doctor, token):
         module.register(commands)
     return parser
 

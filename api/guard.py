@@ -17,10 +17,11 @@ BODY_TIMEOUT_S = 60.0
 
 
 class HostGuard:
-    """On loopback, answer only to loopback names.
+    """Answers only to the names that the service has.
 
     A web page may resolve its own name to 127.0.0.1 (DNS rebinding) or post to http://127.0.0.1 from elsewhere:
-    the first carries its own Host, the second its own Origin.
+    the first carries its own Host, the second its own Origin. Where any name may be the service's, as it listens
+    beyond loopback and was told none, a page may still change something only at the Host that it came from.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
@@ -28,17 +29,19 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and self.settings.loopback:
-            headers = Headers(scope=scope)
-            host, origin = headers.get("host", ""), headers.get("origin")
-            ours = (*LOOPBACK_HOSTS, self.settings.host)
-            if _hostname("//" + host) not in ours:
-                detail = f"this service answers on loopback only: expected Host 127.0.0.1 or localhost, found {host!r}"
-                return await problem(421, detail)(scope, receive, send)
-            foreign = origin is not None and _hostname(origin) not in ours
-            if foreign and scope["method"] not in SAFE_METHODS:
-                detail = f"a page from {origin!r} may not change anything here: use the service's own address"
-                return await problem(403, detail)(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        host, origin = _hostname("//" + headers.get("host", "")), headers.get("origin")
+        named = self.settings.loopback or bool(self.settings.hosts)
+        ours = (*LOOPBACK_HOSTS, self.settings.host, *self.settings.hosts) if named else (host,)
+        if host not in ours:
+            names = ", ".join(("127.0.0.1", "localhost", *self.settings.hosts))
+            detail = f"expected Host {names}, found {host!r}: use one of those, or start with --allow-host"
+            return await problem(421, detail)(scope, receive, send)
+        if origin is not None and _hostname(origin) not in ours and scope["method"] not in SAFE_METHODS:
+            detail = f"a page from {origin!r} may not change anything here: use the service's own address"
+            return await problem(403, detail)(scope, receive, send)
         return await self.app(scope, receive, send)
 
 

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from api.answers import Answers, Known
+from api.authority import Authority
 from api.devices import Devices
 from api.explanations import Explanations
 from api.jobs import JobRunner
 from api.settings import Settings
-from autotune.store import Store
+from db import SqlStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The parts of a running service. `stopping` is set when it ends: streams close then."""
 
-    store: Store
+    store: SqlStore
     devices: Devices
     jobs: JobRunner
     settings: Settings
+    authority: Authority
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+HOST_NAME = re.compile(r"[0-9a-z][-0-9a-z.]*|[0-9a-f:]+")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 DEFAULT_BUDGET_S = 60.0
@@ -27,7 +29,8 @@ class Settings:
     """Where things are and how much a request may ask for.
 
     `db` is a path or a database URL; `url` is the service that the command line talks to (empty: in process);
-    `source` is what `autotune run` applies. Sizes are in bytes.
+    `source` is what `autotune run` applies. `hosts` are names under which others reach the service, as through a
+    reverse proxy; with `public_reads` nobody needs a token to read. Sizes are in bytes.
     """
 
     db: str
@@ -36,6 +39,8 @@ class Settings:
     source: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
+    hosts: tuple[str, ...] = ()
+    public_reads: bool = False
     max_body_bytes: int = 1 << 20
     max_import_bytes: int = 64 << 20
 
@@ -44,6 +49,10 @@ class Settings:
             raise SettingsError(f"a port is between 0 and 65535 (0: any free one): got {self.port}")
         if not self.host:
             raise SettingsError("expected a host to bind to, for example 127.0.0.1: got an empty one")
+        if any(not HOST_NAME.fullmatch(name) for name in self.hosts):
+            raise SettingsError(
+                f"expected names of hosts, like autotune.example.org, no scheme and no port: got {','.join(self.hosts)}"
+            )
         if self.url and not self.url.startswith(("http://", "https://")):
             raise SettingsError(f"AUTOTUNE_URL must look like http://127.0.0.1:8000: got {self.url!r}")
 
@@ -54,6 +63,11 @@ class Settings:
             return self.host in LOOPBACK_HOSTS or ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def guarded(self) -> bool:
+        """Whether others than this machine's programs may ask, so that tokens are needed."""
+        return bool(self.hosts) or not self.loopback
 
     @property
     def run_source(self) -> str:
@@ -69,6 +83,8 @@ class Settings:
         source: str | None = None,
         host: str | None = None,
         port: int | None = None,
+        hosts: Sequence[str] | None = None,
+        public_reads: bool = False,
     ) -> Settings:
         """Flags first, then `AUTOTUNE_*`, then defaults."""
         return cls(
@@ -78,6 +94,8 @@ class Settings:
             source=source or environ.get("AUTOTUNE_SOURCE", ""),
             host="127.0.0.1" if host is None else host,
             port=8000 if port is None else port,
+            hosts=tuple(name.strip().lower() for name in hosts or environ.get("AUTOTUNE_HOSTS", "").split(",") if name),
+            public_reads=public_reads or environ.get("AUTOTUNE_PUBLIC_READS", "") not in ("", "0"),
         )
 
 

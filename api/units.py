@@ -9,6 +9,24 @@ from typing import Any
 from autotune.winner import Interval
 from strategies.candidate import Candidate
 
+MAX_AGE_S = 1000 * 365 * 86400.0
+
+
+class AgeError(ValueError):
+    """A length of time that is none."""
+
+
+def parse_age(text: str) -> float:
+    """Seconds of `45m`, `12h`, `90d`, `1y`. Raises AgeError."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
+    try:
+        age_s = float(text[:-1]) * units[text[-1:]]
+        if 0 < age_s < MAX_AGE_S:
+            return age_s
+    except (KeyError, ValueError):
+        pass
+    raise AgeError(f"expected a length of time like 12h or 90d, found {text[:40]!r}: write one")
+
 
 def duration(seconds: float) -> str:
     """`12.3 µs`, `4.56 ms`, `1.23 s`: three digits."""

@@ -10,8 +10,9 @@ from db.errors import (
     NotADatabaseError,
 )
 from db.store import SqlStore, open_store
+from db.tokens import Scope, Token
 
 __all__ = [
     "DatabaseBusyError", "DatabaseError", "DatabaseFromTheFutureError", "DatabaseUnreachableError",
-    "NotADatabaseError", "SqlStore", "open_store",
+    "NotADatabaseError", "Scope", "SqlStore", "Token", "open_store",
 ]  # fmt: skip

@@ -182,9 +182,25 @@ class JobKeyRow(Base):
 
 
 class ChangeRow(Base):
-    """One row: how often winners have changed. Triggers count, whoever writes."""
+    """One row: how often winners and tokens have changed. Triggers count, whoever writes."""
 
     __tablename__ = "changes"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     count: Mapped[int] = mapped_column(BigInteger)
+
+
+class TokenRow(Base):
+    """One token, which ids name for good: former ones stay."""
+
+    __tablename__ = "tokens"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the secret."""
+    scope: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)

@@ -17,13 +17,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
-from db import changes, jobs, measurements, migrate, winners
+from db import changes, jobs, measurements, migrate, tokens, winners
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
+from db.tokens import Scope, Token
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
@@ -174,6 +175,28 @@ class SqlStore:
     def cancel(self, job_id: str) -> Job:
         with self._writing() as connection:
             return jobs.cancel(connection, job_id, self._now(connection))
+
+    # Tokens
+
+    def create_token(self, name: str, scope: Scope, *, expires_at: float | None = None) -> tuple[Token, str]:
+        """A new token and its secret, which is kept nowhere. Raises ValueError for a name that is none."""
+        with self._writing() as connection:
+            return tokens.create(connection, name, scope, expires_at, self._now(connection))
+
+    def tokens(self) -> list[Token]:
+        """All that were ever made, oldest first."""
+        with self._reading() as connection:
+            return tokens.tokens(connection)
+
+    def token(self, secret_digest: str) -> Token | None:
+        """The one whose secret has that digest (`db.tokens.digest`), whether it holds or not."""
+        with self._reading() as connection:
+            return tokens.token(connection, secret_digest)
+
+    def revoke_token(self, token_id: int) -> Token:
+        """Withdraw it for good. Raises LookupError for an unknown id."""
+        with self._writing() as connection:
+            return tokens.revoke(connection, token_id, self._now(connection))
 
     # The database itself
 

@@ -1,10 +1,12 @@
 """A real service in a process of its own, with a scripted search instead of a device; and what tests ask it with.
 
-Run by path: `served.py DATABASE PORT SECONDS`, where a shape of 13 input channels fails and each trial takes SECONDS.
+Run by path: `served.py DATABASE PORT SECONDS SETTINGS`, where a shape of 13 input channels fails, each trial takes
+SECONDS, and SETTINGS are further ones as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -107,9 +109,9 @@ def scripted_tune(trial_s: float) -> Callable[..., Winner]:
 class Served:
     """The running service: `http` asks it, `kill` is kill -9, `stop` SIGTERM."""
 
-    def __init__(self, database: Path, *, port: int = 0, trial_s: float = 0.0) -> None:
+    def __init__(self, database: Path | str, *, port: int = 0, trial_s: float = 0.0, **settings: Any) -> None:
         environ = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, str(database), str(port), str(trial_s)]
+        command = [sys.executable, __file__, str(database), str(port), str(trial_s), json.dumps(settings)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
         assert self.process.stderr is not None
         self.log: list[str] = []
@@ -144,7 +146,7 @@ class Served:
 
 
 @contextmanager
-def served(database: Path, **options: Any) -> Iterator[Served]:
+def served(database: Path | str, **options: Any) -> Iterator[Served]:
     service = Served(database, **options)
     try:
         yield service
@@ -185,9 +187,11 @@ def main() -> None:
     from api.settings import Settings
     from db import open_store
 
-    database, port, trial_s = sys.argv[1:]
+    database, port, trial_s, more = sys.argv[1:]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = Settings(db=database, port=int(port), max_body_bytes=100_000, max_import_bytes=1_000_000)
+    values = {"max_body_bytes": 100_000, "max_import_bytes": 1_000_000, **json.loads(more)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    settings = Settings(db=database, port=int(port), **values)
     sock = listen(settings.host, settings.port)
     with open_store(database) as store:
         tune = scripted_tune(float(trial_s))

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,14 @@ def register(commands: Any) -> None:
     parser = commands.add_parser("serve", help="tune and look up over HTTP, with a page", epilog=EXAMPLES)
     parser.add_argument("--host", metavar="ADDRESS", help="default 127.0.0.1: only this machine")
     parser.add_argument("--port", type=int, metavar="N", help="default 8000; 0 for any free one")
+    parser.add_argument(
+        "--allow-host", metavar="NAME", action="append",
+        help="a name under which others reach it, as through a reverse proxy; may be repeated (AUTOTUNE_HOSTS)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public-reads", action="store_true",
+        help="beyond this machine, too, reading needs no token (AUTOTUNE_PUBLIC_READS=1)",
+    )  # fmt: skip
     add_database(parser)
     parser.set_defaults(run=run)
 
@@ -57,8 +66,8 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
             console.note(f"autotune: {error}")
-        if not settings.loopback:
-            console.note(f"autotune: {settings.host} is reachable from the network and asks for no password")
+        if settings.guarded and not any(token.holds(time.time()) for token in store.tokens()):
+            console.note("autotune: nobody has a token yet: make one with `autotune token create NAME --scope tune`")
         devices = ProbedDevices()
         lanes = LocalLanes(devices, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from api.bodies import MAX_INT, TuneBody
@@ -82,8 +83,9 @@ def cancel(job_id: JobId, service: Service = Depends(get_service)) -> dict[str, 
     response_class=StreamingResponse,
 )
 async def events(
-    job_id: JobId, service: Service = Depends(get_service), last_event_id: Annotated[str, Header()] = ""
-) -> Response:
+    job_id: JobId, request: Request, service: Service = Depends(get_service),
+    last_event_id: Annotated[str, Header()] = "",
+) -> Response:  # fmt: skip
     """Server-sent events: the job as in `GET /jobs` whenever it changes, `end` with its last state.
 
     Every event carries everything, so a client that comes back with `Last-Event-ID` misses nothing; the id is a
@@ -93,11 +95,11 @@ async def events(
     if found.state.ended and event_id(found) == last_event_id:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _stream(service, found, last_event_id)
+    stream = _stream(service, request, found, last_event_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
+async def _stream(service: Service, request: Request, job: Job, seen: str) -> AsyncIterator[str]:
     yield "retry: 1000\n\n"
     quiet_s = 0.0
     while not service.stopping.is_set():
@@ -114,6 +116,9 @@ async def _stream(service: Service, job: Job, seen: str) -> AsyncIterator[str]:
             quiet_s = 0.0
             yield ": still here\n\n"
         with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
+            if not await service.authority.still_holds(request):
+                yield 'event: refused\ndata: {"detail": "the token was revoked or has expired"}\n\n'
+                return
             found = await run_in_threadpool(service.store.job, job.id)
             if found is None:
                 return

@@ -1,0 +1,126 @@
+"""Who may ask for what. On loopback, everyone on the machine; beyond it, whoever has a token for it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.problem import problem
+from api.settings import Settings
+from db import DatabaseError, SqlStore, Token
+from db import Scope as Allowed
+from db.tokens import digest
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+OPEN = ("/healthz", "/readyz")
+"""For whoever restarts the service or sends others to it."""
+COSTLY = (re.compile(r"/winners/[^/]+/kernels"),)
+"""Read, but compiled and timed for it."""
+MAX_REMEMBERED = 1000
+PRESENTED = "autotune.token"
+"""Where a request's scope holds its Token."""
+CHALLENGE = 'Bearer realm="autotune", Basic realm="autotune: any user, the token as password"'
+
+
+def needed(method: str, path: str, *, public_reads: bool) -> Allowed | None:
+    """What a request needs beyond loopback; None: nothing. Whatever is not named here and writes needs the most."""
+    if path in OPEN and method in SAFE_METHODS:
+        return None
+    if any(pattern.fullmatch(path) for pattern in COSTLY):
+        return Allowed.TUNE
+    if method in SAFE_METHODS or path == "/lookup":
+        return None if public_reads else Allowed.READ
+    if path == "/tune" or path.startswith("/jobs/"):
+        return Allowed.TUNE
+    return Allowed.ADMIN
+
+
+class Authority:
+    """Tokens as the database has them: one that is revoked is refused from then on, whoever revoked it."""
+
+    def __init__(self, store: SqlStore, *, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._clock = store, clock
+        self._lock = threading.Lock()
+        self._changes = -1
+        self._tokens: dict[str, Token | None] = {}
+
+    def find(self, secret: str) -> Token | None:
+        """The token, if there is one and it holds. Raises DatabaseError."""
+        return self._find(digest(secret))
+
+    def _find(self, secret_digest: str) -> Token | None:
+        changes = self._store.changes()
+        with self._lock:
+            if self._changes != changes or len(self._tokens) >= MAX_REMEMBERED:
+                self._tokens, self._changes = {}, changes
+            known = secret_digest in self._tokens
+            found = self._tokens.get(secret_digest)
+        if not known:
+            found = self._store.token(secret_digest)
+            with self._lock:
+                if self._changes == changes:
+                    self._tokens[secret_digest] = found
+        return found if found is not None and found.holds(self._clock()) else None
+
+    async def still_holds(self, connection: HTTPConnection) -> bool:
+        """Whether what a long answer was begun with would still be let in; without a token it was not needed."""
+        if connection.scope.get(PRESENTED) is None:
+            return True
+        return await run_in_threadpool(self.find, presented(connection.headers)) is not None
+
+
+class TokenGuard:
+    """401 without a token that holds, 403 with one that is not good for this, before a body is read."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, authority: Authority) -> None:
+        self.app, self.settings, self.authority = app, settings, authority
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or not self.settings.guarded:
+            return await self.app(scope, receive, send)
+        need = needed(scope["method"], scope["path"], public_reads=self.settings.public_reads)
+        secret = presented(Headers(scope=scope))
+        try:
+            token = await run_in_threadpool(self.authority.find, secret) if secret else None
+        except DatabaseError as error:
+            answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}; nothing acknowledged was lost, try again")
+            answer.headers["Retry-After"] = "5"
+            return await answer(scope, receive, send)
+        if (secret and token is None) or (token is None and need is not None):
+            found = "one that is unknown, revoked or expired" if secret else "none"
+            answer = problem(
+                HTTPStatus.UNAUTHORIZED,
+                f"expected a token{f' that may {need}' if need else ''}, found {found}: make one with "
+                "`autotune token create` where the database is, and set AUTOTUNE_TOKEN",
+            )
+            answer.headers["WWW-Authenticate"] = CHALLENGE
+            return await answer(scope, receive, send)
+        if need is not None and token is not None and not token.scope.covers(need):
+            detail = f"expected a token that may {need}, found one that may {token.scope}: use another"
+            return await problem(HTTPStatus.FORBIDDEN, detail)(scope, receive, send)
+        scope[PRESENTED] = token
+        return await self.app(scope, receive, send)
+
+
+def presented(headers: Headers) -> str:
+    """The token in a request: as a bearer's, or as the password that a browser asks for; empty if there is none."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return "unreadable"
+    return ""
