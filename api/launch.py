@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autotune.hook import Stats
+    from autotune.report import Stats
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,8 +3,8 @@
     import autotune
     autotune.install("http://127.0.0.1:8000")
 
-See `install`, `uninstall`, `tuned`, `forced`, `refresh` and `stats`. Nothing else is imported, and nothing is changed,
-before one of them is called.
+See `install`, `uninstall`, `tuned`, `forced`, `refresh`, `stats` and `explain_last`. Nothing else is imported, and
+nothing is changed, before one of them is called.
 """
 
 from __future__ import annotations
@@ -12,24 +12,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotune.hook import Stats
-    from autotune.runtime import forced, install, refresh, stats, tuned, uninstall
+    from autotune.report import Report, Stats
+    from autotune.runtime import explain_last, forced, install, refresh, stats, tuned, uninstall
     from strategies.key import Policy
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "Stats", "forced", "install", "refresh", "stats", "tuned", "uninstall"]
+__all__ = [
+    "Policy",
+    "Report",
+    "Stats",
+    "explain_last",
+    "forced",
+    "install",
+    "refresh",
+    "stats",
+    "tuned",
+    "uninstall",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: the hook needs tinygrad's internals, `import autotune` needs nothing."""
-    if name in ("forced", "install", "refresh", "stats", "tuned", "uninstall"):
+    if name in ("explain_last", "forced", "install", "refresh", "stats", "tuned", "uninstall"):
         from autotune import runtime
 
         return getattr(runtime, name)
-    if name == "Stats":
-        from autotune.hook import Stats
+    if name in ("Report", "Stats"):
+        from autotune import report
 
-        return Stats
+        return getattr(report, name)
     if name == "Policy":
         from strategies.key import Policy
 

@@ -7,10 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
-from autotune.hook import Decisions, Forced, Hook, Stats, Winners, warn_once
+from autotune.decisions import Decisions, Forced, Winners
+from autotune.hook import Hook, warn_once
+from autotune.report import Report, Stats
+from autotune.snapshot import Snapshot
 from autotune.sources import open_source
 from strategies.graph import frozen, seam
 from strategies.key import Policy
@@ -29,6 +33,7 @@ _stats_lock = threading.Lock()
 _stack: list[tuple[Decisions, Policy]] = []
 """What was installed, the innermost last; the last one acts."""
 _stats = Stats()
+_last: tuple[Report, ...] = ()
 
 
 def install(
@@ -37,6 +42,7 @@ def install(
     guesses: bool = False,
     policy: Policy | None = None,
     frozen_weights: bool = False,
+    snapshot: str | os.PathLike[str] | None = None,
 ) -> None:
     """Apply winners to every convolution that tinygrad schedules from now on, in all threads of this process.
 
@@ -48,10 +54,13 @@ def install(
     of a weight alone is computed once and kept, until the weight's buffer is gone. Weights that are written over in
     place are not noticed: call `refresh()`. Not for training.
 
+    `snapshot` is a file in which the winners that were looked up are kept, and from which they come when the source
+    cannot be asked: without a network, say.
+
     Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
     NoSourceError, or SourceError for an address of a kind that is not read.
     """
-    looked = _winners(source, guesses=guesses, caller="install")
+    looked = _winners(source, guesses=guesses, snapshot=snapshot, caller="install")
     with _lock:
         _clear()
         _push(looked, _policy(policy, frozen_weights))
@@ -71,9 +80,11 @@ def tuned(
     guesses: bool = False,
     policy: Policy | None = None,
     frozen_weights: bool = False,
+    snapshot: str | os.PathLike[str] | None = None,
 ) -> Iterator[None]:
     """As `install`, within the block; what was installed before acts again after it."""
-    with _within(_winners(source, guesses=guesses, caller="tuned"), _policy(policy, frozen_weights)):
+    looked = _winners(source, guesses=guesses, snapshot=snapshot, caller="tuned")
+    with _within(looked, _policy(policy, frozen_weights)):
         yield
 
 
@@ -103,17 +114,31 @@ def stats() -> Stats:
         return _stats
 
 
+def explain_last() -> tuple[Report, ...]:
+    """What was done with each convolution of the last schedule that had any, on whose word, or why nothing was.
+
+    Of any thread; a captured TinyJit schedules nothing. `print(*autotune.explain_last(), sep="\\n")` is the listing.
+    """
+    with _stats_lock:
+        return _last
+
+
 def _policy(policy: Policy | None, frozen_weights: bool) -> Policy:
     policy = policy or Policy()
     return replace(policy, frozen_weights=True) if frozen_weights else policy
 
 
-def _winners(source: str | os.PathLike[str] | None, *, guesses: bool, caller: str) -> Winners:
+def _winners(
+    source: str | os.PathLike[str] | None, *, guesses: bool, snapshot: str | os.PathLike[str] | None, caller: str
+) -> Winners:
     """Of `source`, by default what AUTOTUNE_SOURCE names. Raises NoSourceError, or SourceError."""
     spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to {caller}(), or set {SOURCE_VARIABLE}")
-    return Winners(open_source(spec), guesses=guesses, warn=warn_once)
+    return Winners(
+        open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
+        snapshot=Snapshot(Path(snapshot).expanduser()) if snapshot is not None else None,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -155,10 +180,16 @@ def _activate() -> None:
         seam.detach()
         return
     decisions, policy = _stack[-1]
-    seam.attach(Hook(decisions, policy, _count).attachment)
+    seam.attach(Hook(decisions, policy, _count, _reported).attachment)
 
 
 def _count(more: Stats) -> None:
     global _stats  # noqa: PLW0603 - the hook is process-wide, so is its tally
     with _stats_lock:
         _stats = Stats(**{f.name: getattr(_stats, f.name) + getattr(more, f.name) for f in fields(Stats)})
+
+
+def _reported(reports: tuple[Report, ...]) -> None:
+    global _last  # noqa: PLW0603 - the hook is process-wide, so is what it did last
+    with _stats_lock:
+        _last = reports

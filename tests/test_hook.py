@@ -31,8 +31,9 @@ from tinygrad.uop.ops import KernelInfo
 from values import a_winner
 
 import autotune
-from autotune import bundle, hook, runtime
-from autotune.hook import Stats, Winners
+from autotune import bundle, decisions, hook, runtime
+from autotune.decisions import Winners
+from autotune.report import Stats
 from autotune.runtime import NoSourceError
 from autotune.sources import SourceError, open_source
 from autotune.winner import Winner
@@ -68,7 +69,7 @@ def count() -> int:
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has warned of nothing, looks for changes at every schedule, and gets its tinygrad back."""
     monkeypatch.setattr(hook, "_warned", set())
-    monkeypatch.setattr(hook, "POLL_S", 0.0)
+    monkeypatch.setattr(decisions, "POLL_S", 0.0)
     monkeypatch.delenv("AUTOTUNE_SOURCE", raising=False)
     with Context(NOOPT=1):  # compiling is most of the time here
         yield
@@ -253,7 +254,7 @@ def test_winners_of_a_service_that_change(patient: None) -> None:
 @pytest.mark.parametrize("kind", ["sqlite", "json"])
 def test_a_file_that_comes_later(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was scheduled meanwhile is scheduled again."""
-    monkeypatch.setattr(hook, "FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(decisions, "FIRST_BACKOFF_S", 0.0)
     missing = tmp_path / {"sqlite": "autotune.db", "json": "winners.json"}[kind]
     autotune.install(missing)
     with pytest.warns(RuntimeWarning, match="winners cannot be read, tinygrad goes on alone"):
@@ -264,7 +265,7 @@ def test_a_file_that_comes_later(kind: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_service_that_comes_back(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
-    monkeypatch.setattr(hook, "FIRST_BACKOFF_S", 0.0)
+    monkeypatch.setattr(decisions, "FIRST_BACKOFF_S", 0.0)
     up, now = [False], [0.0]
 
     def answer(request: BaseHTTPRequestHandler, body: Any) -> object:

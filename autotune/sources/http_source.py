@@ -26,7 +26,7 @@ class HttpSource:
     """A service, asked with one `POST /lookup` for all keys.
 
     An answer takes at most `timeout_s` in all: name resolution, connecting, and however slowly bytes may trickle in.
-    A service that failed is not asked again before `version` changes, so that it costs that time once per window.
+    Who asks decides how soon a service that failed is asked again (`Winners` in autotune/decisions.py).
     """
 
     def __init__(
@@ -45,24 +45,14 @@ class HttpSource:
         self._timeout_s, self._window_s, self._max_answer_bytes = timeout_s, window_s, max_answer_bytes
         self._clock = clock
         self._opener: OpenerDirector | None = None
-        self._failed: tuple[object, str] | None = None
 
     def lookup(self, keys: Sequence[ConvKey]) -> dict[str, Winner]:
         import json
 
         wanted = {key.digest: key for key in keys}
-        failed = self._failed
-        if failed is not None and failed[0] == self.version():
-            raise SourceError(f"{failed[1]}; not asked again for up to {self._window_s:g} s")
-        self._failed = None
         if not wanted:
             return {}
-        try:
-            answer = self._post(json.dumps({"keys": [key.to_json() for key in wanted.values()]}).encode())
-            return self._read(answer, wanted)
-        except SourceError as error:
-            self._failed = (self.version(), str(error))
-            raise
+        return self._read(self._post(json.dumps({"keys": [key.to_json() for key in wanted.values()]}).encode()), wanted)
 
     def version(self) -> object:
         """The number of the time window: within one, winners are taken not to change."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tinygrad import Device
 from tinygrad.dtype import AddrSpace
@@ -53,7 +54,8 @@ def limited(device: str) -> Iterator[None]:
     tinygrad lowers, renders and compiles in one go, in this process if its PARALLEL is 0; rendering is where all that
     matters is known and nothing was spent on the kernel's compiler.
     """
-    renderer, limits = Device[device].renderer, limits_of(device)
+    renderer: Any = Device[device].renderer
+    limits = limits_of(device)
     renderer.render = _checked(renderer.render, device, limits)  # the instance's own, in front of its class's
     try:
         yield

@@ -1,12 +1,14 @@
 """Where the rewrite enters tinygrad, and the only place that changes it.
 
-Three names are replaced, all looked up in their module at every call, so that it can be done at any time (functions
+Four names are replaced, all looked up in their module at every call, so that it can be done at any time (functions
 inside tinygrad's PatternMatchers cannot: these hold copied globals):
 
 - `tinygrad.schedule.rangeify.run_rangeify`, after which convolutions are REDUCEs over ranges: the rewrite itself;
 - `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph;
 - `memory_plan_rewrite` of `tinygrad.schedule` and `tinygrad.engine.jit`, where a schedule, or all that a jit captured,
-  has its buffers: what is computed of frozen weights is taken out of it (see `frozen`).
+  has its buffers: what is computed of frozen weights is taken out of it (see `frozen`);
+- `tinygrad.engine.realize.compile_linear`, just before a schedule runs: one that we rewrote and that does not compile,
+  does not load or finds no memory is made anew without us.
 
 tinygrad caches schedules by graph, in front of the first name. What acts is therefore made part of the graph: the SINK
 of each function carries, in its `arg`, who is attached, as of when, and the code generation flags in force. So a switch
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,9 +27,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import tinygrad.engine.jit
+import tinygrad.engine.realize
 import tinygrad.schedule
 import tinygrad.tensor
-from tinygrad.engine.realize import compile_linear
+from tinygrad.device import Buffer
+from tinygrad.engine.realize import get_call_arg_uops
+from tinygrad.helpers import Context
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, UOp
 
@@ -45,6 +51,7 @@ _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
     (tinygrad.schedule, "memory_plan_rewrite"), (tinygrad.engine.jit, "memory_plan_rewrite"),
+    (tinygrad.engine.realize, "compile_linear"),
 )  # fmt: skip
 
 
@@ -59,35 +66,55 @@ _numbers = itertools.count(1)
 class Attachment:
     """What acts on every graph that is scheduled.
 
-    `before` is called ahead of each schedule, cached or not, and may call `changed`. After a graph was rewritten and
-    its kernels compiled, or failed to be, `finished` hears of it; with an error, the graph is scheduled once more, and
-    from then on, as tinygrad alone would. Without `finished`, errors are raised. With `frozen`, what is computed
-    of weights alone is computed once and kept there.
+    `before` is called ahead of each schedule, cached or not, with the graph's key, and may call `changed`; `scheduled`
+    after it. Where a rewritten graph cannot be scheduled, or later not be compiled or given memory, `failed` hears
+    why, and the graph is scheduled once more, and from then on, as tinygrad alone would. Without `failed`, errors are
+    raised. With `frozen`, what is computed of weights alone is computed once and kept there.
     """
 
     rewriter: Rewriter
-    before: Callable[[], None] = lambda: None
-    finished: Callable[[Exception | None], None] | None = None
+    before: Callable[[bytes], None] = lambda _: None
+    scheduled: Callable[[bytes], None] = lambda _: None
+    failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
     number: int = field(default_factory=lambda: next(_numbers))
+    rewritten: set[bytes] = field(default_factory=set)
+    """Keys of graphs in which something was replaced."""
     plain: set[bytes] = field(default_factory=set)
     """Keys of graphs that failed."""
 
     def changed(self) -> None:
         """Whatever the rewriter would answer now, it may be something else than before."""
         self.number = next(_numbers)
-        self.plain = set()
+        self.rewritten, self.plain = set(), set()
         if self.frozen is not None:
             self.frozen.forget()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rescue:
+    """How a schedule that we rewrote is made anew without us."""
+
+    attachment: Attachment
+    graph: bytes
+    schedule: Callable[[], Any]
+
+    def plain(self, error: Exception) -> Any:
+        """The schedule as tinygrad alone makes it, because of this error of ours. Raises it if nobody is to hear."""
+        if self.attachment.failed is None:
+            raise error
+        self.attachment.failed(self.graph, error)
+        self.attachment.plain.add(self.graph)
+        return self.schedule()
 
 
 class _Thread(threading.local):
     """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
 
     attachment: Attachment | None = None
+    graph: bytes = b""
     call: UOp | None = None
     """The function and its arguments; None where functions are nested and an argument's slot says nothing."""
-    rewritten = False
 
 
 _switch = threading.RLock()
@@ -95,6 +122,8 @@ _thread = _Thread()
 _active: Attachment | None = None
 _originals: list[tuple[Any, str, Any]] = []
 """What was replaced: module, name, value."""
+_rescues: weakref.WeakKeyDictionary[UOp, _Rescue] = weakref.WeakKeyDictionary()
+"""By a schedule that we rewrote and that was not run yet."""
 
 
 def attach(attachment: Attachment) -> None:
@@ -166,6 +195,7 @@ def _wrappers() -> tuple[tuple[Any, str, Callable[[Any], Any]], ...]:
         (tinygrad.tensor, "create_linear_with_vars", _create_linear_with_vars),
         (tinygrad.schedule, "memory_plan_rewrite", _memory_plan_rewrite),
         (tinygrad.engine.jit, "memory_plan_rewrite", _memory_plan_rewrite),
+        (tinygrad.engine.realize, "compile_linear", _compile_linear),
     )
 
 
@@ -175,9 +205,11 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
         attachment = _thread.attachment
         if attachment is None:
             return ranged
-        before, _thread.rewritten = _thread.rewritten, True  # should it raise, it is ours
+        before = _thread.graph in attachment.rewritten
+        attachment.rewritten.add(_thread.graph)  # should it raise, it is ours
         result = rewrite(ranged, _noting_weights(attachment, _thread.call))
-        _thread.rewritten = before or result is not ranged
+        if result is ranged and not before:
+            attachment.rewritten.discard(_thread.graph)
         return result
 
     return run_rangeify
@@ -191,8 +223,9 @@ def _noting_weights(attachment: Attachment, call: UOp | None) -> Rewriter:
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> Sequence[UOp | None]:
         answers = attachment.rewriter(convs, ranges)
-        frozen.found(call.src[0].key, weight_slots(convs, [new is not None for new in answers]))
-        frozen.called(call.src[0].key, call.src[1:])
+        graph = call.src[0].key
+        frozen.found(graph, weight_slots(convs, [new is not None for new in answers]))
+        frozen.called(graph, call.src[1:])
         return answers
 
     return rewriter
@@ -203,35 +236,79 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
         attachment = _active
         if attachment is None:
             return original(big_sink)
-        attachment.before()
-        body = big_sink.src[0].key  # the buffers behind it are other ones every time
-        if body in attachment.plain:
+        graph = big_sink.src[0].key  # the buffers behind it are other ones every time
+        attachment.before(graph)
+        if graph in attachment.plain:
+            attachment.scheduled(graph)
             return original(big_sink)
-        sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
-        outer = (_thread.attachment, _thread.call, _thread.rewritten)
-        _thread.attachment, _thread.rewritten = attachment, False
-        _thread.call = big_sink if sinks == [big_sink.src[0]] else None
-        if attachment.frozen is not None and _thread.call is not None:
-            attachment.frozen.called(body, big_sink.src[1:])
+        rescue = _Rescue(attachment=attachment, graph=graph, schedule=lambda: original(big_sink))
         try:
-            linear, variables = original(_marked(big_sink, sinks, attachment))
-            if _thread.rewritten and attachment.finished is not None:
-                # What does not compile or load must show now, when there is a way back; tinygrad then finds it done.
-                if _may_compile():
-                    load(compile_linear(linear))
-                attachment.finished(None)
+            linear, variables = _scheduled(original, big_sink, graph, attachment)
         except Exception as error:
-            if attachment.finished is None or not _thread.rewritten:
+            if graph not in attachment.rewritten:
                 raise
-            attachment.finished(error)
-            attachment.plain.add(body)
-        else:
-            return linear, variables
-        finally:
-            _thread.attachment, _thread.call, _thread.rewritten = outer
-        return original(big_sink)
+            return rescue.plain(error)
+        attachment.scheduled(graph)
+        if graph in attachment.rewritten and linear.src:
+            _rescues[linear] = rescue
+        return linear, variables
 
     return create_linear_with_vars
+
+
+def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, attachment: Attachment) -> Any:
+    """The schedule under this attachment, which is then this thread's."""
+    sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
+    outer = (_thread.attachment, _thread.graph, _thread.call)
+    call = big_sink if sinks == [big_sink.src[0]] else None
+    _thread.attachment, _thread.graph, _thread.call = attachment, graph, call
+    try:
+        if attachment.frozen is not None and call is not None:
+            attachment.frozen.called(graph, call.src[1:])
+        return original(_marked(big_sink, sinks, attachment))
+    finally:
+        _thread.attachment, _thread.graph, _thread.call = outer
+
+
+def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
+    def compile_linear(linear: UOp, *args: Any, **options: Any) -> UOp:
+        rescue = _rescues.pop(linear, None)
+        if rescue is None or rescue.attachment.failed is None:
+            return original(linear, *args, **options)
+        try:
+            compiled = original(linear, *args, **options)
+            load(compiled)
+            _allocate(compiled)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the program did not ask for it
+            with Context(CAPTURING=0):
+                linear, _ = rescue.plain(error)
+            return original(linear, *args, **options)
+        return compiled
+
+    return compile_linear
+
+
+def _allocate(linear: UOp) -> None:
+    """Give every kernel its memory, as running it would. Where there is none, gives all back and raises MemoryError."""
+    mine: list[Buffer] = []
+    try:
+        for buffer in _buffers(linear):
+            if not buffer.is_initialized():
+                buffer.allocate()
+                mine.append(buffer)
+    except Exception:
+        for buffer in reversed(mine):
+            buffer.deallocate()
+        raise
+
+
+def _buffers(linear: UOp) -> Iterator[Buffer]:
+    """Those that the kernels of a compiled schedule are given."""
+    for call in linear.src:
+        if call.src[0].op is Ops.PROGRAM:
+            for found in (u.buffer for u in get_call_arg_uops(call)):
+                for buffer in (found,) if isinstance(found, Buffer) else found.bufs:
+                    yield from (buffer.base, buffer)  # one that is a part of another is given its memory after that
 
 
 def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:
