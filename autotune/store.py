@@ -44,6 +44,9 @@ class Store(Protocol):
     def winner_by_id(self, winner_id: int) -> Winner | None:
         """Any decision by its id, current or history."""
 
+    def history(self, key: ConvKey) -> list[tuple[int, Winner]]:
+        """Every decision made for a key with its id, the current one included, latest first."""
+
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
         """The current winners of many keys by digest, revoked ones left out. Unknown digests are absent."""
 

@@ -99,6 +99,10 @@ class SqlStore:
                 kept += winners.merge(connection, part)
         return kept
 
+    def history(self, key: ConvKey) -> list[tuple[int, Winner]]:
+        with self._reading() as connection:
+            return winners.history(connection, key)
+
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
         found = self.lookup_json(digests)
         return {digest: Winner.from_json(decode(text)) for digest, text in found.items()}

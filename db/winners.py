@@ -51,6 +51,13 @@ def winner_by_id(connection: Connection, winner_id: int) -> Winner | None:
     return None if body is None else _winner(body)
 
 
+def history(connection: Connection, key: ConvKey) -> list[tuple[int, Winner]]:
+    """All of a key, latest decision first."""
+    query = select(WinnerRow.id, WinnerRow.body).join(KeyRow, KeyRow.id == WinnerRow.key_id)
+    query = query.where(KeyRow.digest == key.digest).order_by(WinnerRow.decided_at.desc(), WinnerRow.id.desc())
+    return [(winner_id, _winner(body)) for winner_id, body in connection.execute(query)]
+
+
 def merge(connection: Connection, incoming: Sequence[Winner]) -> int:
     """Keep those that say more than what is there, see `autotune.bundle.merge`; how many. One winner per key."""
     bodies = {winner.key.digest: _body(winner) for winner in incoming}

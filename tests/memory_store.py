@@ -55,6 +55,11 @@ class MemoryStore:
             at = self._current.get(key.digest)
             return self._winners[at - 1] if at else None
 
+    def history(self, key: ConvKey) -> list[tuple[int, Winner]]:
+        with self._lock:
+            rows = [(i, winner) for i, winner in enumerate(self._winners, 1) if winner.key.digest == key.digest]
+            return sorted(rows, key=lambda row: (-row[1].decided_at, -row[0]))
+
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
         with self._lock:
             found = {digest: self._winners[self._current[digest] - 1] for digest in digests if digest in self._current}

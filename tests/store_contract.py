@@ -138,6 +138,8 @@ class StoreContract:
         assert store.winner(a_key()) == second
         assert store.winners() == [(second_id, second)]
         assert store.winner_by_id(first_id) == first
+        assert store.history(a_key()) == [(second_id, second), (first_id, first)]
+        assert store.history(a_key(16)) == []
         assert store.lookup([a_key().digest, a_key(8).digest, "\x00", "x"]) == {a_key().digest: second}
 
     def test_the_same_decision_again_changes_nothing(self, store: SqlStore) -> None:

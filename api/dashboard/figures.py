@@ -1,0 +1,145 @@
+"""What charts show, as plain JSON: `api/static/js/charts.js` draws it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from api.dashboard.words import colour, parameters
+from autotune.measurement import Measurement
+from autotune.space import DEFAULTS
+from autotune.statistics import median, median_ratio
+from autotune.winner import Winner
+from strategies.shape import JsonObject
+
+
+def timed(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Those that were verified and have times."""
+    return [m for m in measurements if m.ok and m.times_s]
+
+
+def by_strategy(measurements: Sequence[Measurement], winner: Winner | None) -> JsonObject:
+    """Every timed candidate as a point: strategy against time, the fastest strategy on top."""
+    points: list[JsonObject] = [
+        {"strategy": m.candidate.strategy, "time": median(m.times_s), "params": parameters(m.candidate),
+         "won": winner is not None and m.candidate == winner.candidate}
+        for m in timed(measurements)
+    ]  # fmt: skip
+    best: dict[str, float] = {}
+    for point in points:
+        best[point["strategy"]] = min(point["time"], best.get(point["strategy"], math.inf))
+    names = sorted(best, key=lambda name: -best[name])
+    default = None if winner is None else {"name": winner.default.strategy, "time": winner.default_time_s.median}
+    return {"strategies": _coloured(names), "points": points, "default": default}
+
+
+def search_progress(measurements: Sequence[Measurement]) -> JsonObject:
+    """Each measurement's ratio to `direct` in the order of the search, and the best so far."""
+    best, steps = math.inf, list[list[float]]()
+    points: list[JsonObject] = []
+    for number, m in enumerate(timed(measurements), 1):
+        if len(m.times_s) != len(m.yardstick_times_s):
+            continue
+        ratio = median_ratio(m.times_s, m.yardstick_times_s)
+        best = min(best, ratio)
+        steps.append([number, best])
+        points.append({"number": number, "ratio": ratio, "strategy": m.candidate.strategy,
+                       "params": parameters(m.candidate)})  # fmt: skip
+    return {"points": points, "best": steps, "strategies": _coloured(sorted({p["strategy"] for p in points}))}
+
+
+def by_parameter(measurements: Sequence[Measurement], strategy: str) -> JsonObject | None:
+    """One line per candidate of a strategy across its parameters to its time; None where nothing was varied."""
+    chosen = [m for m in timed(measurements) if m.candidate.strategy == strategy]
+    values: dict[str, list[str]] = {}
+    for m in chosen:
+        for name, value in m.candidate.params:
+            values.setdefault(name, []).append(str(value))
+    names = [name for name, said in values.items() if len(set(said)) > 1]
+    if not names:
+        return None
+    axes = [{"name": name, "values": sorted(set(values[name]), key=_order)} for name in names]
+    rows = [
+        [*(str(dict(m.candidate.params).get(name, "")) for name in names), median(m.times_s)]
+        for m in sorted(chosen, key=lambda m: -median(m.times_s))
+        if all(name in dict(m.candidate.params) for name in names)
+    ]
+    return {"axes": axes, "rows": rows, "colour": colour(strategy)} if rows else None
+
+
+def importance(shares: Mapping[str, float], strategy: str) -> JsonObject:
+    """Parameters by what they explain, the most important on top."""
+    named = [[name, share] for name, share in reversed(list(shares.items()))]
+    return {"shares": named, "colour": colour(strategy)}
+
+
+def kernel_times(measurement: Measurement) -> JsonObject:
+    """The kernels of one candidate in execution order; None where the device does not tell them apart."""
+    return {
+        "kernels": [{"name": k.name, "time": k.median_s} for k in measurement.kernels],
+        "colour": colour(measurement.candidate.strategy),
+    }
+
+
+def winners_map(winners: Sequence[Winner]) -> JsonObject:
+    """Which strategy wins where: channels against spatial size."""
+    cells = []
+    for winner in winners:
+        shape = winner.key.shape
+        cells.append({
+            "channels": f"{shape.cin} → {shape.cout}", "size": "×".join(map(str, shape.spatial)),
+            "strategy": winner.candidate.strategy, "ratio": winner.ratio.median, "digest": winner.key.digest,
+            "name": str(shape),
+        })  # fmt: skip
+    channels = sorted({(w.key.shape.cin, w.key.shape.cout) for w in winners})
+    sizes = sorted({w.key.shape.spatial for w in winners}, key=lambda s: (math.prod(s), s))
+    return {
+        "channels": [f"{cin} → {cout}" for cin, cout in channels], "sizes": ["×".join(map(str, s)) for s in sizes],
+        "cells": cells, "strategies": _coloured(sorted({w.candidate.strategy for w in winners})),
+    }  # fmt: skip
+
+
+def strategy_times(contestants: Mapping[str, float]) -> dict[str, float]:
+    """The best time of each strategy among the contestants of a final: `blocked(tile=4)` is one of `blocked`."""
+    best: dict[str, float] = {}
+    for name, seconds in contestants.items():
+        if math.isfinite(seconds) and seconds > 0:
+            strategy = name.partition("(")[0].strip()
+            best[strategy] = min(seconds, best.get(strategy, math.inf))
+    return best
+
+
+def heat(rows: Sequence[tuple[Winner, Mapping[str, float]]]) -> JsonObject:
+    """Strategy x shape: the strategy's best time over the better default's."""
+    found = sorted({name for _, times in rows for name in times})
+    names = [n for n in DEFAULTS if n in found] + [n for n in found if n not in DEFAULTS]
+    cells = [
+        [names.index(name), at, seconds / winner.default_time_s.median]
+        for at, (winner, times) in enumerate(rows)
+        for name, seconds in times.items()
+    ]
+    return {
+        "strategies": names, "shapes": [str(winner.key.shape) for winner, _ in rows], "cells": cells,
+        "digests": [winner.key.digest for winner, _ in rows],
+    }  # fmt: skip
+
+
+def pairs(rows: Sequence[tuple[Winner, Winner]], names: tuple[str, str]) -> JsonObject:
+    """Two winners of the same convolution side by side."""
+    return {
+        "names": list(names),
+        "rows": [
+            {"shape": str(a.key.shape), "times": [a.time_s.median, b.time_s.median],
+             "colours": [colour(a.candidate.strategy), colour(b.candidate.strategy)],
+             "strategies": [a.candidate.strategy, b.candidate.strategy]}
+            for a, b in rows
+        ],
+    }  # fmt: skip
+
+
+def _coloured(names: Sequence[str]) -> list[JsonObject]:
+    return [{"name": name, "colour": colour(name)} for name in names]
+
+
+def _order(text: str) -> tuple[int, float, str]:
+    return (0, float(text), "") if text.lstrip("-").isdigit() else (1, 0.0, text)

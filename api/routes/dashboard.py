@@ -1,0 +1,166 @@
+"""The dashboard's pages, and what their scripts ask for. Not part of the HTTP interface for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.staticfiles import StaticFiles
+
+from api.dashboard.check import check
+from api.dashboard.jobs import job_list, jobs_page
+from api.dashboard.kernels import explanation_part
+from api.dashboard.query import WinnersQuery
+from api.dashboard.shape import importance_part, shape_page
+from api.dashboard.winners import winners_page
+from api.exchange import all_winners
+from api.problem import Problem, ProblemError
+from api.routes.winners import WinnerId, find_winner
+from api.service import Service, get_service
+from api.studies import parameter_importance
+from autotune.device_lock import DeviceBusyError
+from autotune.job import Job
+from autotune.runner import DeviceUnavailableError
+from autotune.space import Space
+from autotune.task import TaskError
+from autotune.winner import Winner
+from db import DatabaseError
+from strategies.key import ConvKey
+
+STATIC = Path(__file__).parent.parent / "static"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+SHOWN_JOBS = 20
+LOOK_S = 0.4
+"""How often running jobs are looked at; what a person can follow."""
+HEARTBEAT_S = 10.0
+
+router = APIRouter(include_in_schema=False)
+Digest = Annotated[str, PathParameter(max_length=64)]
+
+
+def static_files() -> StaticFiles:
+    """Style sheets, scripts and the chart library, from the package: the dashboard needs no network."""
+    return StaticFiles(directory=STATIC)
+
+
+@router.get("/")
+def winners(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """Every shape's winner."""
+    query, jobs = WinnersQuery.of(request.query_params), service.store.jobs(limit=SHOWN_JOBS)
+    return _page(winners_page(all_winners(service.store), jobs, query, address=_address(request), now=time.time()))
+
+
+@router.get("/tuning")
+def tuning(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """Jobs, and the form for another one."""
+    given = {name: value[:100] for name, value in request.query_params.items()}
+    return _page(jobs_page(_jobs(service), given, now=time.time()))
+
+
+@router.get("/dashboard/check")
+def check_fields(request: Request, service: Service = Depends(get_service)) -> JSONResponse:
+    """What the form's fields would tune, or what is wrong with them."""
+    return JSONResponse(check(dict(request.query_params), service.devices, service.store), headers=HEADERS)
+
+
+@router.get("/dashboard/events")
+async def events(service: Service = Depends(get_service)) -> StreamingResponse:
+    """Server-sent events: the list of jobs as HTML whenever it changes."""
+    headers = {**HEADERS, "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(service), media_type="text/event-stream", headers=headers)
+
+
+@router.get("/shape/{digest}", responses={404: {"model": Problem}})
+def shape(digest: Digest, request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """One convolution on one device."""
+    store, everything = service.store, all_winners(service.store)
+    current = next((item for item in everything if item[1].key.digest == digest), None)
+    key = current[1].key if current else _key_of_a_job(service, digest)
+    if key is None:
+        raise ProblemError(404, f"no convolution {digest!r} here: / lists those that there are")
+    computation = key.shape.canonical()
+    elsewhere = [w for _, w in everything if w.key.digest != digest and w.key.shape.canonical() == computation]
+    return _page(
+        shape_page(
+            key, store.history(key), store.measurements(key), elsewhere, current=current[0] if current else None,
+            address=_address(request), now=time.time(),
+        )
+    )  # fmt: skip
+
+
+@router.get("/dashboard/importance/{digest}")
+def importance(digest: Digest, request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """Which parameters of a strategy matter, as a part of the page of one shape."""
+    winner = _winner(service, digest)
+    strategy = request.url.query[:100]
+    shares = parameter_importance(Space.of(winner.key), service.store.measurements(winner.key), strategy)
+    return _page(importance_part(shares, strategy))
+
+
+@router.get("/dashboard/kernels/{winner_id}")
+def explained(winner_id: WinnerId, service: Service = Depends(get_service)) -> HTMLResponse:
+    """A winner's kernels against the floor, with their source, as a part of the page of one shape."""
+    winner = find_winner(service, winner_id)
+    try:
+        return _page(explanation_part(service.explanations.of(service.store, winner)))
+    except (TaskError, DeviceUnavailableError, DeviceBusyError) as error:
+        raise ProblemError(503, f"it cannot be looked into on this machine now: {error}") from None
+
+
+def _jobs(service: Service) -> list[Job]:
+    return [service.jobs.explained(job) for job in service.store.jobs(limit=SHOWN_JOBS)]
+
+
+def _winner(service: Service, digest: str) -> Winner:
+    found = next((w for _, w in all_winners(service.store) if w.key.digest == digest), None)
+    if found is None:
+        raise ProblemError(404, f"no winner of {digest!r} here: / lists those that there are")
+    return found
+
+
+def _key_of_a_job(service: Service, digest: str) -> ConvKey | None:
+    keys = (key for job in service.store.jobs(limit=SHOWN_JOBS) for key in job.keys)
+    return next((key for key in keys if key.digest == digest), None)
+
+
+def _address(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+async def _stream(service: Service) -> AsyncIterator[str]:
+    seen, quiet_s = "", 0.0
+    while not service.stopping.is_set():
+        with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
+            jobs = await run_in_threadpool(_jobs, service)
+            html = job_list(jobs, now=time.time())
+            if html != seen:
+                seen, quiet_s = html, 0.0
+                yield _event("jobs", html)
+        await asyncio.sleep(LOOK_S)
+        quiet_s += LOOK_S
+        if quiet_s >= HEARTBEAT_S:
+            quiet_s = 0.0
+            yield ": still here\n\n"
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _page(html: str) -> HTMLResponse:
+    return HTMLResponse(html, headers=HEADERS)

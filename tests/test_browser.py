@@ -1,0 +1,246 @@
+"""The dashboard in a real browser, against the real service with real measurements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, PHONE, Serving, chromium, page_of, serving
+from measured import fill, many, measured
+
+from db import open_store
+from db.winners import decide
+
+pytest.importorskip("playwright", reason="the dashboard's tests need playwright")
+if CHROMIUM is None:
+    pytest.skip("no chromium here: install Debian's to test the dashboard", allow_module_level=True)
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+THOUSAND = 1000
+VIEWS = ("/", "/tuning", "/shape/")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """With what was measured on two machines."""
+    database = tmp_path_factory.mktemp("measured") / "a.db"
+    with open_store(database) as store:
+        fill(store)
+    with serving(database) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser, service: Serving) -> Iterator[Page]:
+    """Fails if the browser had anything to complain about."""
+    said: list[str] = []
+    with page_of(browser, service.url, said) as found:
+        yield found
+    assert said == []
+
+
+def accessible(page: Page) -> None:
+    """No finding of axe."""
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def a_shape(page: Page, words: str) -> str:
+    """The address of the page of the first winner that these words find."""
+    page.goto(f"/?q={words}")
+    href = page.locator("a.shape").first.get_attribute("href")
+    assert href is not None
+    return href
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_view_is_accessible_in_both_themes(browser: Browser, service: Serving, theme: str) -> None:
+    said: list[str] = []
+    with page_of(browser, service.url, said, color_scheme=theme) as page:
+        shape = a_shape(page, "CPU 28x28")
+        for view in VIEWS:
+            page.goto(shape if view == "/shape/" else view)
+            expect(page.locator("[data-chart]:not(:has(svg))")).to_have_count(0)
+            assert page.evaluate("document.documentElement.dataset.theme") == theme
+            accessible(page)
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        for view in VIEWS:
+            page.goto(shape if view == "/shape/" else view)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+    assert said == []
+
+
+def test_winners_are_filtered_sorted_and_shared(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("#count")).to_have_text("14 winners")
+    page.get_by_label("Search").press_sequentially("cuda hybrid_grid")
+    expect(page.locator("#count")).to_have_text("2 of 14 winners")
+    assert "q=cuda+hybrid_grid" in page.url
+    expect(page.get_by_label("Search")).to_be_focused()
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Device").select_option("CPU")
+    expect(page.locator("#count")).to_have_text("4 of 14 winners")
+    page.get_by_role("link", name="Ratio, 95% interval").click()
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("Ratio")
+    ratios = [float(text) for text in page.locator(".ratio b").all_inner_texts()]
+    assert ratios == sorted(ratios)
+    shared = page.url
+    page.goto("about:blank")
+    page.goto(shared)
+    expect(page.locator("#count")).to_have_text("4 of 14 winners")
+    expect(page.get_by_label("Device")).to_have_value("CPU")
+    page.get_by_label("Search").fill("nothing is called like this")
+    expect(page.locator("#results")).to_contain_text("No winner is like that")
+
+
+def test_everything_is_reached_with_the_keyboard(page: Page) -> None:
+    page.goto("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.get_by_label("Search").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('shape')"):
+            break
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("/shape/"))
+    page.go_back()
+    expect(page.locator("#count")).to_have_text("14 winners")
+
+
+def test_one_shape_is_explained(page: Page) -> None:
+    page.goto(a_shape(page, "CPU 28x28"))
+    expect(page.locator("h1")).to_have_text("128 → 128 · 28×28 · 3×3")
+    expect(page.locator("[data-chart=strategies] svg")).to_be_visible()
+    expect(page.locator("[data-chart=progress] svg")).to_be_visible()
+    expect(page.locator("[data-chart=parameters] svg")).to_be_visible()
+    expect(page.locator("[data-chart=importance] svg")).to_contain_text("cout_block")
+    expect(page.locator("[data-chart=kernels] svg")).to_be_visible()
+    expect(page.get_by_text("The same convolution elsewhere")).to_be_visible()
+    page.get_by_text("measurements as a table").click()
+    assert page.locator("details[open] tbody tr").count() == 16
+    page.get_by_role("button", name="Pin").click()
+    expect(page.locator(".facts .state")).to_have_text("pinned")
+    page.get_by_role("button", name="Take back").click()
+    expect(page.locator(".facts .state")).to_have_text("verified")
+    page.get_by_role("button", name="Dark").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.get_by_text("CUDA · sm_90").click()
+    expect(page.locator(".lead")).to_contain_text("CUDA")
+
+
+def test_kernels_are_shown_against_the_floor(page: Page) -> None:
+    page.goto(a_shape(page, "CPU 7x7"))
+    page.get_by_role("button", name="Show the floor and the source").click()
+    expect(page.locator(".shown")).to_contain_text("of it is reached", timeout=120_000)
+    page.locator(".shown summary").first.click()
+    expect(page.locator(".shown .code .kt").first).to_be_visible()
+    accessible(page)
+
+
+def test_a_job_from_the_form_to_its_end(page: Page) -> None:
+    page.goto("/tuning")
+    page.get_by_label("Input").fill("1x8x12x12")
+    page.get_by_label("Weight").fill("8x4x3x3")
+    expect(page.locator("#tune-weight-said")).to_contain_text("input has 8 channels, weight expects 4")
+    expect(page.get_by_label("Weight")).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("button", name="Tune", exact=True)).to_be_disabled()
+    page.get_by_label("Weight").fill("8x8x3x3")
+    page.get_by_label("Device").fill("CPU")
+    page.get_by_label("Search for").fill("4s")
+    expect(page.locator("#verdict")).to_contain_text("output 1x8x12x12", timeout=30_000)
+    page.get_by_role("button", name="Tune", exact=True).click()
+    job = page.locator(".job", has_text="1x8x12x12")
+    expect(job.locator(".state")).to_have_text("running")
+    expect(job).to_contain_text("left")
+    expect(job.locator(".state")).to_have_text("done", timeout=90_000)
+    job.get_by_role("link", name="See the winner").click()
+    expect(page.locator("h1")).to_have_text("8 → 8 · 12×12 · 3×3")
+    accessible(page)
+
+
+def test_a_job_is_cancelled(page: Page) -> None:
+    page.goto("/tuning?input=1x8x14x14&weight=8x8x3x3&device=CPU&budget=10m")
+    page.get_by_role("button", name="Tune", exact=True).click()
+    job = page.locator(".job", has_text="1x8x14x14")
+    expect(job.locator(".state")).to_have_text("running", timeout=30_000)
+    expect(job).to_contain_text(re.compile(r"about (10|9) min left"))
+    job.get_by_role("button", name="Cancel").click()
+    expect(job.locator(".state")).to_have_text("cancelled", timeout=30_000)
+    job.get_by_role("link", name="Change it").click()
+    expect(page.get_by_label("Search for")).to_have_value("600s")
+
+
+def test_a_service_that_goes_away_and_comes_back(browser: Browser, tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        winners = fill(store)
+    said: list[str] = []
+    with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.goto("/tuning")
+        expect(page.locator("#connection")).to_be_hidden()
+        service.kill()
+        expect(page.locator("#connection")).to_contain_text("The service does not answer")
+        page.get_by_role("link", name="Winners", exact=True).click()  # stays where it is, and says why
+        expect(page.locator("h1")).to_have_text("Jobs")
+        service.start()
+        expect(page.locator("#connection")).to_be_hidden()
+        page.get_by_role("link", name="Winners", exact=True).click()
+        expect(page.locator("#count")).to_have_text(f"{len(winners)} winners")
+    lost = [text for text in said if "ERR_CONNECTION" in text or "ERR_INCOMPLETE" in text]
+    assert said == lost  # the browser says itself that it found nobody
+
+
+def test_nothing_yet(browser: Browser, tmp_path: Path) -> None:
+    said: list[str] = []
+    with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.goto("/")
+        expect(page.get_by_text(f'autotune.install("{service.url}")')).to_be_visible()
+        accessible(page)
+        page.get_by_role("link", name="Start it from here").click()
+        expect(page.locator("h1")).to_have_text("Jobs")
+        accessible(page)
+    assert said == []
+
+
+def test_a_thousand_winners_are_usable_in_under_a_second(browser: Browser, tmp_path: Path) -> None:
+    winners = many(measured(), THOUSAND)
+    on_cpu = sum(winner.key.device.device == "CPU" for winner in winners)
+    with open_store(tmp_path / "a.db") as store, store._writing() as connection:  # one transaction: a second, not many
+        for winner in winners:
+            decide(connection, winner)
+    said: list[str] = []
+    with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        loaded, filtered = [], []
+        for _ in range(5):  # other programs run here too: the quickest of a few tells what the page needs
+            page.goto("/")
+            expect(page.locator("#count")).to_have_text("1,000 winners")
+            loaded.append(page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"))
+            filtered.append(page.evaluate(FILTER))
+            expect(page.locator("#count")).to_have_text(f"{on_cpu} of 1,000 winners")
+        assert min(loaded) < 1000, loaded
+        assert min(filtered) < 1000, filtered
+        page.goto("/?size=1000")
+        assert page.locator("tbody tr").count() == THOUSAND
+    assert said == []
+
+
+FILTER = """async () => {
+  const before = performance.now();
+  const device = document.querySelector("#filter-device");
+  device.value = "CPU";
+  device.dispatchEvent(new Event("input", { bubbles: true }));
+  while (!document.querySelector("#count").textContent.includes("of")) await new Promise(requestAnimationFrame);
+  return performance.now() - before;
+}"""
+"""Milliseconds from choosing a device to seeing its winners."""
