@@ -125,10 +125,23 @@ def _devices(_: Settings) -> Iterator[Check]:
             level = Level.FAULT if index == 0 else Level.WARNING
             yield Check(name=kind, level=level, found=str(error), advice="choose another with DEV=... or --device")
             continue
-        parts = [spec.arch, f"{spec.cores} cores" if spec.cores else "", spec.renderer, spec.driver, spec.compiler]
+        simulated = f"simulated by {spec.simulated}" if spec.simulated else ""
+        parts = [
+            simulated,
+            spec.arch,
+            f"{spec.cores} cores" if spec.cores else "",
+            spec.renderer,
+            spec.driver,
+            spec.compiler,
+        ]
         flags = [f"{flag}={value}" for flag, value in spec.flags]
         default = " (default)" if index == 0 else ""
-        yield Check(name=kind, level=Level.OK, found=", ".join(filter(None, [*parts, *flags])) + default)
+        found, advice = ", ".join(filter(None, [*parts, *flags])) + default, ""
+        if spec.simulated:
+            advice = "its winners hold here alone and are never exported"
+        elif "paravirtual" in spec.arch.lower():
+            advice = "the GPU of a virtual machine: without graphs and shared, its times are not the machine's"
+        yield Check(name=kind, level=Level.WARNING if advice else Level.OK, found=found, advice=advice)
 
 
 def _database(settings: Settings) -> Iterator[Check]:

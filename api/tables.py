@@ -83,7 +83,7 @@ def _ratio(winner: Winner, roomy: bool) -> Text:
 
 def _device(winner: Winner) -> str:
     """`CPU`, or `CPU BEAM=1`: with other code generation flags it is another key."""
-    return " ".join([winner.key.device.device, *(f"{name}={value}" for name, value in winner.key.device.flags)])
+    return " ".join([winner.key.device.title, *(f"{name}={value}" for name, value in winner.key.device.flags)])
 
 
 def winners_csv(winners: Iterable[tuple[int, Winner]]) -> str:
@@ -99,7 +99,7 @@ def winners_csv(winners: Iterable[tuple[int, Winner]]) -> str:
                 winner_id, "x".join(map(str, shape.input_shape)), "x".join(map(str, shape.weight_shape)),
                 " ".join(f"{before},{after}" for before, after in shape.padding),
                 " ".join(map(str, shape.stride)), " ".join(map(str, shape.dilation)), shape.groups, shape.dtype,
-                device.device, device.arch, " ".join(f"{name}={value}" for name, value in device.flags),
+                device.title, device.arch, " ".join(f"{name}={value}" for name, value in device.flags),
                 winner.candidate, winner.time_s.median, winner.time_s.low, winner.time_s.high,
                 winner.default.strategy, winner.default_time_s.median, winner.ratio.median, winner.ratio.low,
                 winner.ratio.high, winner.error, winner.workspace_bytes, winner.state, decided,

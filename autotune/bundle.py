@@ -33,9 +33,11 @@ class BundleError(ValueError):
 def dump(winners: Iterable[Winner]) -> bytes:
     """The bundle as UTF-8, one winner per line so that two of them can be compared. `load` is the inverse.
 
+    Winners of a simulated device stay here: their times are none.
+
     Raises BundleError for numbers that JSON cannot hold and for two winners of one key.
     """
-    items = list(winners)
+    items = [winner for winner in winners if not winner.key.device.simulated]
     _distinct(items)
     try:
         rows = [_canonical(winner.to_json()) for winner in items]
@@ -72,6 +74,11 @@ def load(data: bytes) -> list[Winner]:
             "export it again"
         )
     winners = [parse_winner(item) for item in items]
+    for winner in winners:
+        if winner.key.device.simulated:
+            raise BundleError(
+                f"expected winners measured on a device, found one timed on {winner.key.device.simulated}: leave it out"
+            )
     _distinct(winners)
     return winners
 

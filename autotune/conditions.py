@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from functools import cache
 
 import psutil
 
+from autotune.macos import macos_conditions
 from strategies.shape import JsonObject
 
 
 def conditions() -> JsonObject:
-    """Host name, load average over one minute, processor clock in MHz; what the system does not tell is left out."""
+    """Host name, load average over one minute, processor clock in MHz, on macOS heat, power and memory pressure as
+    well; what the system does not tell is left out."""
     result: JsonObject = {"host": _host(), "load": _load(), "cpu_mhz": _cpu_mhz()}
+    if sys.platform == "darwin":
+        result |= macos_conditions()
     return {name: value for name, value in result.items() if value is not None}
+
+
+def changed(before: JsonObject, after: JsonObject) -> JsonObject:
+    """What was otherwise when the measurement began, as `thermal_before`; loads and clocks always are."""
+    names = set(before) - {"host", "load", "cpu_mhz"}
+    return {f"{name}_before": before[name] for name in sorted(names) if before[name] != after.get(name)}
 
 
 @cache

@@ -132,20 +132,22 @@ class Winners:
         self._backoff_s = FIRST_BACKOFF_S
         if self._snapshot is not None:
             self._snapshot.keep(keys, winners, self._warn)
-        return {key: self._answer(winners.get(key.digest), self._where) for key in keys}
+        return {key: self._answer(key, winners.get(key.digest), self._where) for key in keys}
 
     def _instead(self, keys: Sequence[ConvKey]) -> dict[ConvKey, Answer]:
         """Answers while the source gives none."""
         kept = self._snapshot.lookup(keys, self._warn) if self._snapshot is not None else {}
         unread = Answer(candidate=None, origin=f"{self._where} cannot be read")
         return {
-            key: self._answer(kept[key.digest], f"the snapshot of {self._where}") if key.digest in kept else unread
+            key: self._answer(key, kept[key.digest], f"the snapshot of {self._where}") if key.digest in kept else unread
             for key in keys
         }
 
-    def _answer(self, winner: Winner | None, where: str) -> Answer:
+    def _answer(self, key: ConvKey, winner: Winner | None, where: str) -> Answer:
         if winner is None:
             return Answer(candidate=None, origin=f"no winner is known in {where}")
+        if winner.key.device.simulated != key.device.simulated:  # whatever brought them together: its times are none
+            return Answer(candidate=None, origin=f"its winner in {where} is of {winner.key.device.title}")
         if winner.state not in self._states:
             return Answer(candidate=None, origin=f"its winner in {where} is a {winner.state}: it takes guesses=True")
         return Answer(candidate=winner.candidate, origin=f"{winner.state} winner of {where}")

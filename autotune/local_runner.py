@@ -14,7 +14,7 @@ from typing import Self
 
 from autotune.child_environment import child_environment
 from autotune.child_process import ChildBrokenError, ChildProcess
-from autotune.conditions import conditions
+from autotune.conditions import changed, conditions
 from autotune.device_lock import DeviceLock
 from autotune.isolation import Outcome, measure_isolated
 from autotune.measurement import Measurement, Status
@@ -166,7 +166,7 @@ class LocalRunner:
         """With an attempt of their own, the time, and the conditions: load before and after, seconds it cost."""
         after = conditions()
         cost_s = (self._clock() - begun) / max(len(measured), 1)
-        common = {**after, "load_before": before.get("load"), "cost_s": round(cost_s, 4)}
+        common = {**after, "load_before": before.get("load"), "cost_s": round(cost_s, 4), **changed(before, after)}
         return [
             replace(m, attempt=uuid.uuid4().hex, measured_at=self._now(), conditions={**m.conditions, **common})
             for m in measured

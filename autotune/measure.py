@@ -20,6 +20,10 @@ from strategies.graph.device import describe_device
 from strategies.graph.program import Program
 from strategies.key import ConvKey
 
+WARM_S = {"METAL": 0.25}
+"""How long the yardstick runs before the first round. Apple GPUs idle at a low clock and raise it under load; for how
+long they take, see docs/metal.md."""
+
 Emit = Callable[[dict[str, Any]], None]
 
 DIRECT = Candidate.of("direct")
@@ -111,7 +115,8 @@ def _time(
         emit({"event": "begin", "phase": "time"} | ({} if name == YARDSTICK else {"index": int(name)}))
 
     times = interleaved(
-        contestants, yardstick=YARDSTICK, rounds=request.rounds, round_s=request.round_s, started=started
+        contestants, yardstick=YARDSTICK, rounds=request.rounds, round_s=request.round_s, started=started,
+        warm_s=WARM_S.get(request.key.device.device, 0.0),
     )  # fmt: skip
     return {
         index: _describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -25,13 +26,18 @@ class Times:
 
 def interleaved(
     contestants: Mapping[str, Callable[[], float]], *, yardstick: str, rounds: int, round_s: float,
-    prune: bool = True, started: Callable[[str], None] = lambda _: None,
+    prune: bool = True, started: Callable[[str], None] = lambda _: None, warm_s: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Times]:  # fmt: skip
     """Run every contestant once per round, in turns that rotate; each returns its seconds on the device.
 
     A round's time is the median over as many runs as fill `round_s`, at least one. Caches are warm: a contestant's
     runs follow each other, as in a program that calls the convolution in a loop. `started` hears who runs next.
+    Before the first round the yardstick runs for `warm_s`: a GPU that idled while candidates compiled lowers its clock.
     """
+    if warm_s > 0:
+        started(yardstick)
+        _spin(contestants[yardstick], clock() + warm_s, clock)
     runs = {}
     for name, run in contestants.items():
         started(name)
@@ -58,6 +64,11 @@ def medians_in_turn(run: Callable[[], Sequence[float]], *, seconds: float) -> li
     once = sum(run())
     turns = min(MAX_TURNS, max(MIN_TURNS, math.ceil(seconds / once))) if once > 0 else MAX_TURNS
     return [median(times) for times in zip(*(run() for _ in range(turns)), strict=True)]
+
+
+def _spin(run: Callable[[], float], until: float, clock: Callable[[], float]) -> None:
+    while clock() < until:
+        run()
 
 
 def _runs_per_round(run: Callable[[], float], round_s: float) -> int:

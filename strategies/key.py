@@ -38,16 +38,25 @@ class DeviceSpec:
     driver: str = ""
     os: str = ""
     compiler: str = ""
+    simulated: str = ""
+    """What only pretends to be this device, empty for a real one. Its times mean nothing: in the digest, so that no
+    winner of it meets a real device's key, and such winners are neither exported nor imported."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flags", tuple(sorted(self.flags)))
 
     def identity(self) -> JsonObject:
         """The fields in the digest."""
-        return {
+        real: JsonObject = {
             "device": self.device, "arch": self.arch, "renderer": self.renderer, "cores": self.cores,
             "tinygrad": self.tinygrad, "flags": [list(pair) for pair in self.flags],
         }  # fmt: skip
+        return real | ({"simulated": self.simulated} if self.simulated else {})
+
+    @property
+    def title(self) -> str:
+        """Its name for a table."""
+        return f"{self.device} (simulated)" if self.simulated else self.device
 
     @property
     def surroundings(self) -> tuple[str, str, str]:
@@ -69,7 +78,7 @@ class DeviceSpec:
             "flags must be a list of [name, value] pairs",
         )
         values["flags"] = tuple((str(name), str(value)) for name, value in pairs)
-        texts = ("device", "arch", "renderer", "tinygrad", "driver", "os", "compiler")
+        texts = ("device", "arch", "renderer", "tinygrad", "driver", "os", "compiler", "simulated")
         _expect(all(isinstance(values.get(t, ""), str) for t in texts), f"{', '.join(texts)} must be text")
         _expect(isinstance(values.get("cores", 0), int), "cores must be a whole number")
         _expect("device" in values, "device is missing")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from on_metal import fresh_metal, needs_metal
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.dtype import AddrSpace
 from tinygrad.engine.realize import compile_linear
@@ -14,6 +13,7 @@ from tinygrad.uop.ops import AxisType, KernelInfo, UOp
 
 from strategies.graph import limits
 from strategies.graph.limits import KernelLimitError, Limits, limited, limits_of, load
+from tests.on_metal import fresh_metal, needs_metal
 
 pytestmark = [needs_metal, pytest.mark.usefixtures(fresh_metal.__name__)]
 

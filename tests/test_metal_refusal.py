@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_store import MemoryStore
-from on_metal import fresh_metal, needs_metal
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 
@@ -29,6 +27,8 @@ from strategies.graph.device import describe_device
 from strategies.key import ConvKey
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
+from tests.memory_store import MemoryStore
+from tests.on_metal import fresh_metal, needs_metal
 
 pytestmark = [needs_metal, pytest.mark.usefixtures(fresh_metal.__name__)]
 

@@ -93,3 +93,15 @@ def test_it_ends_when_nobody_is_left() -> None:
 def test_nobody_is_stopped_in_a_final() -> None:
     times = Stand(y=1.0, a=50.0).times(rounds=5, prune=False)
     assert times["a"] == Times(times_s=(50.0,) * 5)
+
+
+def test_the_yardstick_warms_the_device_before_the_first_round() -> None:
+    stand = Stand(y=1.0, a=1.1)
+    clock = iter(range(100))
+    times = interleaved(
+        stand.contestants(), yardstick="y", rounds=1, round_s=0.0, started=stand.started.append, warm_s=4.0,
+        clock=lambda: float(next(clock)),
+    )  # fmt: skip
+    assert stand.ran == ["y"] * 3 + ["y", "y", "a", "a"] + ["y", "a"]
+    assert stand.started[0] == "y"
+    assert len(times["y"].times_s) == 1

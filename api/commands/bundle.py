@@ -45,7 +45,9 @@ def run_export(args: argparse.Namespace, settings: Settings, console: Console) -
         console.text(bundle.dump(winners).decode())
     else:
         bundle.write(args.file, winners)
-        console.note(f"{len(winners)} winners written to {args.file}")
+        simulated = sum(bool(winner.key.device.simulated) for winner in winners)
+        left_out = f", {simulated} of a simulated device left out" if simulated else ""
+        console.note(f"{len(winners) - simulated} winners written to {args.file}{left_out}")
     return 0
 
 

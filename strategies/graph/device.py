@@ -7,10 +7,12 @@ import ctypes.util
 import functools
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES, Compiled
@@ -74,8 +76,9 @@ def _described(
         tinygrad=version("tinygrad"),
         flags=flags,
         driver=_driver(kind) if surroundings else "",
-        os=f"{platform.system()} {platform.release()}" if surroundings else "",
+        os=_system() if surroundings else "",
         compiler=_compiler(kind) if surroundings else "",
+        simulated=_simulated(name, target),
     )
 
 
@@ -89,7 +92,23 @@ def _arch(kind: str, arch: str, name: str) -> str:
     """The renderer's architecture with the product's name: one architecture comes at many speeds."""
     if kind == "CPU":
         return f"{arch} {_processor()}".strip()
+    if kind == "METAL":
+        return f"{arch} {_metal_name(name)}".strip()
     return f"{arch} {_cuda_name(_index(name))}".strip() if kind in ("CUDA", "NV") else arch
+
+
+def _simulated(name: str, target: Target) -> str:
+    """What pretends to be the device: one of tinygrad's mock interfaces, or a device that says so of itself."""
+    if target.interface.startswith("MOCK"):
+        return f"tinygrad's {target.interface}"
+    return str(getattr(_opened(name), "simulated", ""))
+
+
+def _metal_name(name: str) -> str:
+    """`Apple M3 Max`; in a virtual machine `Apple Paravirtual device`."""
+    from tinygrad.runtime.ops_metal import from_ns_str
+
+    return str(from_ns_str(cast("Any", _opened(name)).sysdevice.name()))
 
 
 @functools.cache
@@ -111,10 +130,14 @@ def _cores(kind: str, name: str) -> int:
     if kind in ("CUDA", "NV"):
         return _cuda_multiprocessors(_index(name))
     if kind == "METAL":
-        for line in _output("ioreg", "-l", "-w0", "-r", "-c", "AGXAccelerator").splitlines():
-            if '"gpu-core-count"' in line:
-                return int(line.rsplit("=", 1)[1])
+        return gpu_cores(_output("ioreg", "-l", "-w0", "-r", "-c", "AGXAccelerator"))
     return 0
+
+
+def gpu_cores(ioreg: str) -> int:
+    """The number of cores of an Apple GPU in what ioreg says of its accelerator; 0 where it does not."""
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', ioreg)
+    return int(found[1]) if found is not None else 0
 
 
 def _index(name: str) -> int:
@@ -142,6 +165,12 @@ def _cuda_device(index: int) -> tuple[ctypes.CDLL | None, ctypes.c_int]:
     driver = ctypes.CDLL(library) if library is not None else None
     found = driver is not None and driver.cuDeviceGet(ctypes.byref(device), index) == 0
     return (driver if found else None), device
+
+
+def _system() -> str:
+    """The operating system and its build: on macOS, drivers and Metal's compiler come with it."""
+    mac, kernel = platform.mac_ver()[0], f"{platform.system()} {platform.release()}"
+    return f"macOS {mac} {_output('sw_vers', '-buildVersion')} {kernel}" if mac else kernel
 
 
 def _driver(kind: str) -> str:
