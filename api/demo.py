@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tinygrad import Context, Device, Tensor, TinyJit
+from tinygrad import Context, Device, Tensor
 
 import autotune
 from api.commands.remote import shape_body
@@ -33,9 +32,9 @@ from api.tables import winners_table
 from api.text import shorten
 from api.units import duration, fraction, ratio_text
 from autotune.client import Client, ServiceError, ServiceUnreachableError
+from autotune.comparison import captured, compare
 from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.models import resnet18
-from autotune.statistics import median, paired_ratio
 from strategies.graph.find import find_convolutions
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
@@ -46,8 +45,6 @@ COMPARISON_S = 45.0
 BAR = 14
 FIXED = 2 + BAR + 1 + 7 + 1 + 4 + 1 + 7 + 3
 """Columns of a progress line without its two texts: spinner, bar, elapsed, `left`, remaining, what separates them."""
-CAPTURE_CALLS = 3
-"""TinyJit captures in the second call and runs what it captured from then on."""
 WIDTH = 160
 """Of the tables where there is no window to fit."""
 
@@ -127,57 +124,30 @@ def _compare(build: Callable[[], Tensor], url: str, console: Console) -> None:
     doing = f"running the whole network three ways, {ROUNDS} rounds: up to a minute"
     if not console.is_terminal:
         console.print(f"{doing}\n")
+    before = autotune.stats()
     with console.status(doing):
-        times, outputs, hits, met = _rounds(build, url)
+        runs = {
+            "tinygrad": captured(build, contextlib.nullcontext()),
+            "tinygrad, WINO=1": captured(build, Context(WINO=1)),
+            "with the hook": captured(build, autotune.tuned(url)),
+        }
+        found = compare(runs, ROUNDS)
+    after = autotune.stats()
     console.print("  time and its ratio to plain tinygrad's (95% interval), lower is better:\n")
-    for name, taken in times.items():
-        ratio = paired_ratio(taken, times["tinygrad"]).ratio
-        console.print(f"  ResNet-18, {name:<17} {duration(median(taken)):>8}   {ratio_text(ratio)}")
-    scale = float(np.abs(outputs["tinygrad"]).max())
-    difference = float(np.abs(outputs["with the hook"] - outputs["tinygrad"]).max()) / scale
+    for name in runs:
+        taken = duration(found.median_s(name))
+        console.print(f"  ResNet-18, {name:<17} {taken:>8}   {ratio_text(found.ratio(name))}")
     console.print(
-        f"\n  largest difference of the outputs: {difference:.1e} of the largest one; "
-        f"{hits} of {met} convolutions found a winner."
+        f"\n  largest difference of the outputs: {found.difference('with the hook'):.1e} of the largest one; "
+        f"{after.hits - before.hits} of {after.convolutions - before.convolutions} convolutions found a winner."
     )
     console.print(f'\nIn a program of yours:  [bold]import autotune; autotune.install("{url}")[/bold]')
-
-
-def _rounds(build: Callable[[], Tensor], url: str) -> tuple[dict[str, list[float]], dict[str, np.ndarray], int, int]:
-    """Seconds and the last output of each way; how many convolutions found a winner, and how many there were."""
-    before = autotune.stats()
-    plain = _captured(build)
-    with Context(WINO=1):
-        wino = _captured(build)
-    with autotune.tuned(url):
-        tuned = _captured(build)
-    after = autotune.stats()
-    runs = {"tinygrad": plain, "tinygrad, WINO=1": wino, "with the hook": tuned}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    outputs: dict[str, np.ndarray] = {}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            seconds, outputs[name] = _timed(run)
-            times[name].append(seconds)
-    return times, outputs, after.hits - before.hits, after.convolutions - before.convolutions
 
 
 def minutes(seconds: float) -> str:
     """`1 minute`, `4 minutes`."""
     count = max(1, round(seconds / 60))
     return f"{count} minute{'' if count == 1 else 's'}"
-
-
-def _captured(build: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    run = TinyJit(lambda: build().realize())
-    for _ in range(CAPTURE_CALLS):
-        run().numpy()
-    return run
-
-
-def _timed(run: Callable[[], Tensor]) -> tuple[float, np.ndarray]:
-    started = time.perf_counter()
-    output = run().numpy()
-    return time.perf_counter() - started, output
 
 
 @contextlib.contextmanager

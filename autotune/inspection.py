@@ -136,7 +136,10 @@ def answer(question: JsonObject) -> JsonObject:
     expect_device(key)
     peak = Peak.from_json(question["peak"]) if question["peak"] is not None else calibrate(key.device.device)
     candidates = [Candidate.from_json(candidate) for candidate in question["candidates"]]
-    programs = [Program(key.shape, candidate, key.device.device) for candidate in candidates]
+    programs = [
+        Program(key.shape, candidate, key.device.device, frozen_weights=key.policy.frozen_weights)
+        for candidate in candidates
+    ]
     values = inputs(key.shape, "normal", 0)
     for program in programs:
         program.load(*values)
