@@ -15,7 +15,7 @@ from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
 from api.problem import Problem, install_handlers
 from api.release import release
-from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners
+from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
 from api.settings import Settings
 from autotune.tune import tune as default_tune
@@ -57,7 +57,7 @@ def create_app(
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(TokenGuard, settings=settings, authority=service.authority)
     app.add_middleware(HostGuard, settings=settings)
-    for module in (jobs, lookup, winners, kernels, bundle, health, dashboard):
+    for module in (jobs, lookup, winners, kernels, bundle, workers, health, dashboard):
         app.include_router(module.router)
     app.include_router(lookup.answered)
     app.mount("/static", dashboard.static_files())

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from api.arguments import Parser
-from api.commands import bundle, doctor, explain, lookup, run, serve, token, tune, winners
+from api.commands import bundle, doctor, explain, lookup, run, serve, token, tune, winners, worker
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, explain, run, serve, bundle, doctor, token):
+    for module in (tune, lookup, winners, explain, run, serve, worker, bundle, doctor, token):
         module.register(commands)
     return parser
 

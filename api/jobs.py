@@ -16,6 +16,7 @@ from typing import Protocol
 from api.lanes import Lane, Lanes, Offer, as_measured_by
 from api.text import one_line
 from autotune.device_lock import DeviceBusyError
+from autotune.fleet import Worker
 from autotune.job import Budget, Claim, Job, JobState, target_of
 from autotune.progress import Progress
 from autotune.runner import NoWorkerError, Runner
@@ -99,6 +100,10 @@ class JobRunner:
                 if work.claim is not None and work.claim.job.id == job_id:
                     work.left.set()
         return job
+
+    def workers(self) -> list[Worker]:
+        """Of a fleet, who was heard of last first."""
+        return self._lanes.workers()
 
     def explained(self, job: Job) -> Job:
         """The job with `waiting_for` in its progress, if nobody works on it and it has not ended."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from api.devices import Devices, UnknownDeviceError
 from api.runners import OpenRunner, Runners
 from autotune.device_use import in_use
+from autotune.fleet import Worker
 from autotune.job import Waiting, target_of
 from autotune.runner import Runner
 from strategies.key import ConvKey, DeviceSpec
@@ -56,6 +57,9 @@ class Lanes(Protocol):
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         """Lanes for keys that wait. Asked every second, and again while lanes of an earlier offer work."""
 
+    def workers(self) -> list[Worker]:
+        """Processes elsewhere that measure, who was heard of last first."""
+
     def close(self) -> None:
         """Give back devices until they are needed again. Idempotent."""
 
@@ -86,6 +90,9 @@ class LocalLanes:
                     advice=f"{difference(wanted.device, found)}; cancel the job, or import its winners from there",
                 )
         return Offer(lanes=tuple(lanes), missing=missing)
+
+    def workers(self) -> list[Worker]:
+        return []
 
     def close(self) -> None:
         self._runners.close()

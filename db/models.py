@@ -204,3 +204,55 @@ class TokenRow(Base):
     created_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float | None] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class WorkerRow(Base):
+    """A process that measures on one device; it stays here after its end, as a record of where measurements came
+    from."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text, unique=True)
+    device: Mapped[str] = mapped_column(Text)
+    """DeviceSpec as JSON."""
+    about: Mapped[str] = mapped_column(Text)
+    in_use: Mapped[bool]
+    started_at: Mapped[float] = mapped_column(Float)
+    seen_at: Mapped[float] = mapped_column(Float, index=True)
+    ended_at: Mapped[float | None] = mapped_column(Float)
+
+
+class TaskRow(Base):
+    """One request to measure, for a worker. The queue (procrastinate) only carries its name and attempt."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index("uq_tasks_active", "digest", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(32), unique=True)
+    queue: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(32))
+    """Over queue and request: asked for twice, by a service that was killed and its successor, it is measured once."""
+    request: Mapped[str] = mapped_column(Text)
+    """Request as JSON."""
+    state: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    worker: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Float)
+    changed_at: Mapped[float] = mapped_column(Float)
+
+
+class AttemptRow(Base):
+    """What one worker made of one attempt at a task. One that is not `counted` came too late: it is evidence."""
+
+    __tablename__ = "attempts"
+
+    task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    worker: Mapped[str] = mapped_column(Text)
+    counted: Mapped[bool]
+    result: Mapped[str] = mapped_column(Text)
+    """Measurements as a JSON list."""
+    error: Mapped[str] = mapped_column(Text)
+    ended_at: Mapped[float] = mapped_column(Float)

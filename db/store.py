@@ -14,13 +14,15 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from autotune.fleet import Task, Worker
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.measurement import Measurement
+from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, jobs, measurements, migrate, tokens, winners
+from db import changes, jobs, measurements, migrate, queue, tasks, tokens, winners, workers
 from db.address import Dialect, dialect_for
 from db.codec import decode
-from db.errors import DatabaseBusyError, DatabaseError
+from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
@@ -201,6 +203,99 @@ class SqlStore:
         """Withdraw it for good. Raises LookupError for an unknown id."""
         with self._writing() as connection:
             return tokens.revoke(connection, token_id, self._now(connection))
+
+    # Workers and what they are asked for (PostgreSQL)
+
+    def prepare_queue(self) -> None:
+        """Set up the queue that workers listen to; one process at a time. Raises DatabaseError where there is none."""
+        self._expect_server()
+        with self._writing() as connection:
+            self._dialect.lock_migrations(connection)
+            queue.prepare(connection)
+
+    def expect_queue(self) -> None:
+        """Raises DatabaseError, which says what to do, if there is no queue."""
+        self._expect_server()
+        with self._reading() as connection:
+            queue.expect(connection)
+
+    def register(self, worker: Worker) -> None:
+        """Say who a worker is."""
+        with self._writing() as connection:
+            workers.register(connection, worker, self._now(connection))
+
+    def heard(self, worker: str, *, in_use: bool, task: tuple[str, int] | None = None) -> bool:
+        """A worker lives; whether the attempt at a task that it works on still counts."""
+        with self._writing() as connection:
+            now = self._now(connection)
+            workers.heard(connection, worker, in_use, now)
+            return task is None or tasks.beat(connection, task, worker, now)
+
+    def retire(self, worker: str) -> None:
+        """A worker has ended in good order."""
+        with self._writing() as connection:
+            workers.retire(connection, worker, self._now(connection))
+
+    def workers(self) -> list[Worker]:
+        """Who was heard of last comes first."""
+        with self._reading() as connection:
+            return workers.workers(connection, self._now(connection))
+
+    def post(self, queue: str, request: Request) -> str:
+        """Ask the workers of a queue for a measurement: the task's id. The same request, still open, is that task."""
+        with self._writing() as connection:
+            return tasks.post(connection, queue, request, self._now(connection))
+
+    def task(self, task_id: str) -> Task | None:
+        """As it stands, with the measurements of the attempt that counted."""
+        with self._reading() as connection:
+            return tasks.task(connection, task_id)
+
+    def begin(self, task_id: str, attempt: int, worker: str) -> Request | None:
+        """Take a task; None if that attempt is not the current one, or begun by another."""
+        with self._writing() as connection:
+            return tasks.begin(connection, task_id, attempt, worker, self._now(connection))
+
+    def deliver(
+        self, task_id: str, attempt: int, worker: str, measured: Sequence[Measurement], error: str = ""
+    ) -> bool:
+        """Keep what an attempt gave. True: it counts, and its measurements are recorded; False: it is evidence."""
+        with self._writing() as connection:
+            now = self._now(connection)
+            return tasks.deliver(connection, (task_id, attempt), worker, measured, error, now)
+
+    def reassign(self, task_id: str, attempt: int) -> bool:
+        """Give a running attempt's work to another worker; False if it is not the current one any more."""
+        with self._writing() as connection:
+            return tasks.reassign(connection, task_id, attempt, self._now(connection))
+
+    def remind(self, task_id: str) -> None:
+        """Queue a task once more if it still waits."""
+        with self._writing() as connection:
+            tasks.remind(connection, task_id)
+
+    def withdraw(self, task_id: str) -> None:
+        """Nobody waits for a task any more."""
+        with self._writing() as connection:
+            tasks.withdraw(connection, task_id, self._now(connection))
+
+    @property
+    def queue_conninfo(self) -> str:
+        """The server's address for procrastinate, password included: never printed."""
+        self._expect_server()
+        return queue.conninfo(self._engine.url)
+
+    @property
+    def serves_fleet(self) -> bool:
+        """Whether workers elsewhere can share it: a server, not a file."""
+        return self._engine.dialect.name == "postgresql"
+
+    def _expect_server(self) -> None:
+        if not self.serves_fleet:
+            raise DatabaseUnreachableError(
+                f"expected a PostgreSQL server, which workers share, found the file {self}: "
+                f"name one with --db postgresql+psycopg://user@host/name"
+            )
 
     # The database itself
 

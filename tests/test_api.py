@@ -379,7 +379,7 @@ def test_openapi_describes_every_route(http: httpx.Client) -> None:
     assert set(paths) == {
         "/tune", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/jobs/{job_id}/retry", "/lookup",
         "/winners", "/winners/{winner_id}", "/winners/{winner_id}/kernels", "/export", "/import", "/devices",
-        "/healthz", "/readyz",
+        "/workers", "/healthz", "/readyz",
     }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from api.console import CliError, Console
 from api.settings import Settings
 
 if TYPE_CHECKING:
+    from api.devices import Devices
+    from api.lanes import Lanes
     from db import SqlStore
 
 LOCK_TIMEOUT_S = 3.0
@@ -49,11 +51,8 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
     from api.database import open_database
-    from api.devices import ProbedDevices
-    from api.lanes import LocalLanes
     from api.server import PortError, Server, listen
     from autotune.compiler import CCompilerError, ensure_c_compiler
-    from autotune.local_runner import LocalRunner
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("autotune").setLevel(logging.INFO)
@@ -68,8 +67,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             console.note(f"autotune: {error}")
         if settings.guarded and not any(token.holds(time.time()) for token in store.tokens()):
             console.note("autotune: nobody has a token yet: make one with `autotune token create NAME --scope tune`")
-        devices = ProbedDevices()
-        lanes = LocalLanes(devices, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+        devices, lanes = devices_and_lanes(store)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
         app = create_app(store, lanes, settings, devices=devices)
@@ -80,6 +78,22 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             server.run(sockets=[sock])
         # Lanes are not closed: that would wait for a measurement. Their children end with this process.
         return 0 if server.started else 1
+
+
+def devices_and_lanes(store: SqlStore) -> tuple[Devices, Lanes]:
+    """Of this machine for a database in a file; of workers, wherever they are, for one on a server."""
+    from api.devices import ProbedDevices
+
+    local = ProbedDevices()
+    if store.serves_fleet:
+        from api.fleet import FleetDevices, FleetLanes
+
+        store.prepare_queue()
+        return FleetDevices(store, local), FleetLanes(store)
+    from api.lanes import LocalLanes
+    from autotune.local_runner import LocalRunner
+
+    return local, LocalLanes(local, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
 
 
 @contextlib.contextmanager

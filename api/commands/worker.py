@@ -1,0 +1,56 @@
+"""`autotune worker`: measure for services elsewhere, on a device of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from api.arguments import add_database
+from api.console import CliError, Console
+from api.settings import Settings
+
+EXAMPLES = """examples:
+  autotune worker --device METAL --db postgresql+psycopg://worker@host/autotune
+  autotune worker                        the best device, the database of AUTOTUNE_DB
+
+It dials out to PostgreSQL and listens nowhere. Exit status 0: told to end (SIGTERM, Ctrl-C; what was under way was
+finished, a second signal gives it up). 75: the database was lost or is not there; start it again (docs/workers has
+files for launchd and systemd). 1: the device cannot be used. 2: wrong usage."""
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("worker", help="measure for services elsewhere", epilog=EXAMPLES)
+    parser.add_argument("--device", metavar="NAME", default="auto", help="METAL, CUDA, CPU, ...; default: the best")
+    add_database(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Works until it is told to end."""
+    import logging
+
+    from api.devices import ProbedDevices
+    from api.worker import DATABASE_LOST, FleetWorker
+    from autotune.compiler import CCompilerError, ensure_c_compiler
+    from db import DatabaseBusyError, DatabaseUnreachableError, open_store
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("autotune").setLevel(logging.INFO)
+    try:
+        ensure_c_compiler()
+    except CCompilerError as error:  # a GPU needs none
+        console.note(f"autotune: {error}")
+    device = None if args.device == "auto" else args.device
+    if "://" not in settings.db:
+        raise CliError(
+            f"expected a PostgreSQL server, which workers share, found {settings.db}: name one with --db",
+            status=2,
+        )
+    try:
+        with open_store(settings.db) as store:
+            worker = FleetWorker(store, ProbedDevices(), device)
+            console.note(f"autotune: worker {worker.name} for {worker.queue} at {store}")
+            return worker.run()
+    except (DatabaseUnreachableError, DatabaseBusyError) as error:
+        raise CliError(str(error), status=DATABASE_LOST) from None

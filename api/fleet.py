@@ -1,0 +1,88 @@
+"""A service's view of its fleet: which devices there are, and where keys can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from api.devices import Devices, UnknownDeviceError, check_name
+from api.lanes import Lane, Missing, Offer
+from api.queue_runner import QueueRunner, last_seen, start_one
+from autotune.fleet import Worker
+from autotune.job import Waiting
+from db import SqlStore
+from strategies.key import DeviceSpec
+
+
+class FleetLanes:
+    """One lane per living worker."""
+
+    shared = True
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self._in_use: dict[str, bool] = {}
+
+    def offer(self, waiting: Sequence[Waiting]) -> Offer:
+        workers = self._store.workers() if waiting else []
+        self._in_use = {worker.name: worker.in_use for worker in workers}
+        lanes, missing = [], {}
+        for wanted in waiting:
+            known = [worker for worker in workers if worker.target == wanted.target]
+            alive = [worker for worker in known if worker.alive]
+            lanes += [self._lane(worker) for worker in alive]
+            if not alive:
+                missing[wanted.target] = Missing(
+                    what=f"a worker for {wanted.device.device}",
+                    since=max(wanted.since, last_seen(known)),
+                    advice=start_one(wanted.device),
+                )
+        return Offer(lanes=tuple(lanes), missing=missing)
+
+    def workers(self) -> list[Worker]:
+        return self._store.workers()
+
+    def close(self) -> None:
+        """Workers let go of their devices themselves."""
+
+    def _lane(self, worker: Worker) -> Lane:
+        runner = QueueRunner(self._store, worker.device)
+        return Lane(
+            name=worker.name,
+            device=worker.device,
+            runner=lambda: runner,
+            busy=lambda: self._in_use.get(worker.name, worker.in_use),
+        )
+
+
+class FleetDevices:
+    """The devices of the workers, living or not, then those of this machine, which describes what no worker has."""
+
+    def __init__(self, store: SqlStore, local: Devices) -> None:
+        self._store, self._local = store, local
+
+    def names(self) -> tuple[str, ...]:
+        """Of living workers first; raises UnknownDeviceError if there are none at all."""
+        known = sorted(self._store.workers(), key=lambda worker: not worker.alive)
+        try:
+            here = self._local.names()
+        except UnknownDeviceError:
+            if not known:
+                raise
+            here = ()
+        return tuple(dict.fromkeys((*(worker.device.device for worker in known), *here)))
+
+    def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
+        """See Devices. Of several workers' different devices of one name, the one that was heard of last."""
+        wanted = self.names()[0] if name is None else check_name(name)
+        known = [worker for worker in self._store.workers() if worker.device.device == wanted.split(":")[0]]
+        if not known:
+            try:
+                return self._local.describe(wanted, flags)
+            except UnknownDeviceError:
+                raise UnknownDeviceError(
+                    f"no device {wanted} here and no worker for it so far: expected one of {', '.join(self.names())}; "
+                    f"or {start_one(DeviceSpec(device=wanted))}"
+                ) from None
+        device = max(known, key=lambda worker: (worker.alive, worker.seen_at)).device
+        return device if not flags else replace(device, flags=self._local.describe(None, flags).flags)

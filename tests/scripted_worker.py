@@ -1,0 +1,40 @@
+"""A real worker process whose candidates misbehave on demand: `scripted_worker.py DATABASE DEVICE_SPEC LOCKS`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from api.worker import FleetWorker
+from db import open_store
+from strategies.key import DeviceSpec
+
+
+class Described:
+    """A machine with the one device that the test says."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self._spec = spec
+
+    def names(self) -> tuple[str, ...]:
+        return (self._spec.device,)
+
+    def describe(self, name: str | None = None, flags: object = None) -> DeviceSpec:
+        return self._spec
+
+
+def main() -> int:
+    database, spec, locks = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    child = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
+    with open_store(database) as store:
+        devices = Described(DeviceSpec.from_json(json.loads(spec)))
+        worker = FleetWorker(store, devices, None, child=child, lock_directory=Path(locks))
+        print(worker.name, flush=True)  # noqa: T201
+        return worker.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
