@@ -5,17 +5,21 @@ What Python can catch becomes a Measurement here; crashes, hangs and memory are 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.runner import Request
-from autotune.timing import Times, interleaved, medians_in_turn
+from autotune.timing import Times, drift, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
+from strategies.graph.compiling import LoweringTimeoutError, Pool
 from strategies.graph.device import describe_device
 from strategies.graph.program import Program
 from strategies.key import ConvKey
@@ -23,6 +27,7 @@ from strategies.key import ConvKey
 WARM_S = {"METAL": 0.25}
 """How long the yardstick runs before the first round. Apple GPUs idle at a low clock and raise it under load; for how
 long they take, see docs/metal.md."""
+WARM_ELSEWHERE_S = 0.03
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -30,20 +35,35 @@ DIRECT = Candidate.of("direct")
 YARDSTICK = "yardstick"
 KERNELS_S = 0.02
 """How long the kernels of a candidate are timed one by one, at least three times over."""
+BEAM_FLAG = "BEAM"
+"""With it set, tinygrad compiles while it searches, on the device."""
+QUICK_ROUND_S = 0.005
+"""A first look, two rounds of this length, spares those that cannot win the verification."""
+OVERESTIMATED = 10.0
+"""By how much `Program.arithmetic` may be above what is computed: see strategies.graph.work. Seen: 10.1, for
+`deferred_mhat`, whose transforms tinygrad moves out of the loops."""
+WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class Bench:
-    """What is kept warm between requests: the yardstick of the current key with its reference results."""
+    """What is kept warm between requests: the yardstick of the current key with its reference results, the processes
+    that compile, what programs were measured, and the most operations per second that any of them reached."""
 
     def __init__(self) -> None:
         self._for: tuple[str, int] | None = None
         self._direct: Program | None = None
         self._cases: tuple[Case, ...] = ()
+        self.pool = Pool(WORKERS)
+        self.programs: dict[str, Measurement] = {}
+        self.peak, self.direct_s = 0.0, 0.0
 
     def of(self, key: ConvKey, seed: int) -> tuple[Program, tuple[Case, ...]]:
         if self._direct is None or self._for != (key.digest, seed):
-            expect_device(key)
-            self._direct = Program(key.shape, DIRECT, key.device.device)
+            if self._for is None or self._for[0] != key.digest:
+                expect_device(key)
+                self._direct, self.programs, self.peak = Program(key.shape, DIRECT, key.device.device), {}, 0.0
+            assert self._direct is not None
+            self._cases = ()  # of a large convolution they are gigabytes: never two sets at once
             self._cases = prepare_cases(key.shape, self._direct, seed)
             self._direct.load(self._cases[0].x, self._cases[0].w)
             self._for = (key.digest, seed)
@@ -58,41 +78,92 @@ _bench = Bench()
 
 
 def measure(request: Request, *, emit: Emit) -> list[Measurement]:
-    """One Measurement per candidate of the request, in order. `emit` hears what begins and what is final."""
+    """One Measurement per candidate of the request, in order. `emit` hears what begins and what is final.
+
+    First all are scheduled, then compiled, several at a time, and only then is anything timed: nothing else runs
+    beside a timing. Whoever a first short look shows to be hopeless is not verified; all others are, before they are
+    timed in earnest.
+    """
     emit({"event": "begin", "phase": "prepare"})
     direct, cases = _bench.of(request.key, request.seed)
-    results: dict[int, Measurement] = {}
-    ready: dict[int, tuple[Program, Verdict]] = {}
-
-    def final(index: int, measurement: Measurement) -> None:
-        results[index] = measurement
-        emit({"event": "measured", "index": index, "measurement": measurement.to_json()})
-
+    trial = _Trial(request, emit)
     for index, candidate in enumerate(request.candidates):
-        emit({"event": "begin", "index": index, "phase": "prepare"})
-        prepared = _prepare(request.key, candidate)
+        trial.begin("prepare", index)
+        trial.sort(index, _scheduled(request, index, candidate))
+    _compile(trial)
+    if trial.programs:
+        verdicts = _verify(trial, direct, cases)
+        for index, measurement in _time(trial, direct, verdicts).items():
+            _bench.programs[trial.programs[index].graph] = measurement
+            trial.final(index, measurement)
+    return [trial.results[index] for index in range(len(request.candidates))]
+
+
+class _Trial:
+    """What became of the candidates of one request: final measurements, and the programs still in the running."""
+
+    def __init__(self, request: Request, emit: Emit) -> None:
+        self.request, self._emit = request, emit
+        self.results: dict[int, Measurement] = {}
+        self.programs: dict[int, Program] = {}
+
+    def begin(self, phase: str, index: int | None = None) -> None:
+        self._emit({"event": "begin", "phase": phase} | ({} if index is None else {"index": index}))
+
+    def final(self, index: int, measurement: Measurement) -> None:
+        self.results[index] = measurement
+        self._emit({"event": "measured", "index": index, "measurement": measurement.to_json()})
+
+    def sort(self, index: int, prepared: Program | Measurement) -> None:
         if isinstance(prepared, Measurement):
-            final(index, prepared)
-            continue
-        emit({"event": "begin", "index": index, "phase": "verify"})
-        verdict = verify(prepared, cases, request.key.shape, request.key.policy)
-        if verdict.fault:
-            failed = _describe(request.key, candidate, prepared, verdict, Status.WRONG, reason=verdict.fault)
-            final(index, failed)
+            self.programs.pop(index, None)
+            self.final(index, prepared)
         else:
-            ready[index] = (prepared, verdict)
-    if ready:
-        for index, measurement in _time(request, direct, ready, emit).items():
-            final(index, measurement)
-    return [results[index] for index in range(len(request.candidates))]
+            self.programs[index] = prepared
 
 
-def _prepare(key: ConvKey, candidate: Candidate) -> Program | Measurement:
-    """The compiled candidate, or the Measurement that says why there is none."""
+def _scheduled(request: Request, index: int, candidate: Candidate) -> Program | Measurement:
+    """The candidate's graph, or the Measurement that says why it goes no further."""
+    key = request.key
     try:
-        program = Program(key.shape, candidate, key.device.device, frozen_weights=key.policy.frozen_weights)
+        program = Program(
+            key.shape, candidate, key.device.device, frozen_weights=key.policy.frozen_weights, compiled=False
+        )  # fmt: skip
     except NotApplicableError as error:
         return Measurement(key=key, candidate=candidate, status=Status.INAPPLICABLE, reason=str(error))
+    except Exception as error:  # noqa: BLE001 - tinygrad raises anything; each is a fact to record
+        return Measurement(key=key, candidate=candidate, status=Status.COMPILE_ERROR, reason=_reason(error))
+    if request.keep == 0 and (known := _bench.programs.get(program.graph)) is not None:
+        return replace(known, candidate=candidate, reason=f"the same program as {known.candidate}")
+    if index >= request.keep and _bench.peak:
+        least_s = program.arithmetic / OVERESTIMATED / _bench.peak
+        if least_s > request.hopeless * _bench.direct_s:
+            reason = f"too slow to win: {least_s:.2g} s at the most operations per second seen here; not compiled"
+            return Measurement(key=key, candidate=candidate, status=Status.PRUNED, reason=reason)
+    return program
+
+
+def _compile(trial: _Trial) -> None:
+    """Kernels side by side as far as they can be; then each candidate alone, so that a failure has its culprit."""
+    request = trial.request
+    trial.begin("prepare")
+    if BEAM_FLAG not in dict(request.key.device.flags):
+        _bench.pool.compile(
+            [program.linear for program in trial.programs.values()], request.key.device.device,
+            limit_s=request.limits.lowering_s, timeout_s=request.limits.prepare_s / 2,
+        )  # fmt: skip
+    for index, program in list(trial.programs.items()):
+        trial.begin("prepare", index)
+        trial.sort(index, _compiled(request, program))
+
+
+def _compiled(request: Request, program: Program) -> Program | Measurement:
+    """The candidate ready to run, or the Measurement that says why there is none."""
+    key, candidate = request.key, program.candidate
+    try:
+        program.compile(request.limits.lowering_s)
+    except LoweringTimeoutError as error:
+        return Measurement(key=key, candidate=candidate, status=Status.TIMEOUT, reason=str(error))
     except Exception as error:  # noqa: BLE001 - tinygrad and its compilers raise anything; each is a fact to record
         return Measurement(key=key, candidate=candidate, status=Status.COMPILE_ERROR, reason=_reason(error))
     elsewhere = [f"{k.name} ran on {k.device}" for k in program.kernels if k.device != program.device]
@@ -106,39 +177,71 @@ def _prepare(key: ConvKey, candidate: Candidate) -> Program | Measurement:
     return program
 
 
-def _time(
-    request: Request, direct: Program, ready: dict[int, tuple[Program, Verdict]], emit: Emit
-) -> dict[int, Measurement]:
-    contestants = {YARDSTICK: direct.run} | {str(index): program.run for index, (program, _) in ready.items()}
+def _verify(trial: _Trial, direct: Program, cases: tuple[Case, ...]) -> dict[int, Verdict]:
+    """Leaves in the running what may win and is correct."""
+    request = trial.request
+    quick = _interleaved(trial, direct, rounds=2, round_s=min(QUICK_ROUND_S, request.round_s))
+    verdicts: dict[int, Verdict] = {}
+    for index, program in list(trial.programs.items()):
+        trial.begin("verify", index)
+        mine = quick[str(index)]
+        if mine.pruned:
+            trial.sort(index, _slow(request.key, program, None, mine, quick[YARDSTICK]))
+            continue
+        verdicts[index] = verify(program, cases, request.key.shape, request.key.policy)
+        if fault := verdicts[index].fault:
+            trial.sort(index, _describe(request.key, program, verdicts[index], Status.WRONG, reason=fault))
+    return verdicts
 
-    def started(name: str) -> None:
-        emit({"event": "begin", "phase": "time"} | ({} if name == YARDSTICK else {"index": int(name)}))
 
+def _time(trial: _Trial, direct: Program, verdicts: dict[int, Verdict]) -> dict[int, Measurement]:
+    request = trial.request
+    if not trial.programs:
+        return {}
+    times = _interleaved(trial, direct, rounds=request.rounds, round_s=request.round_s, race=request.race)
+    result = {}
+    for index, program in trial.programs.items():
+        mine, yardstick = times[str(index)], times[YARDSTICK]
+        _bench.peak = max(_bench.peak, program.arithmetic / min(mine.times_s))
+        if mine.pruned:
+            result[index] = _slow(request.key, program, verdicts[index], mine, yardstick)
+        else:
+            result[index] = _describe(request.key, program, verdicts[index], Status.OK, times=mine, yardstick=yardstick)
+    return result
+
+
+def _interleaved(
+    trial: _Trial, direct: Program, *, rounds: int, round_s: float, race: bool = False
+) -> dict[str, Times]:  # fmt: skip
+    contestants = {YARDSTICK: direct.run} | {str(index): program.run for index, program in trial.programs.items()}
     times = interleaved(
-        contestants, yardstick=YARDSTICK, rounds=request.rounds, round_s=request.round_s, started=started,
-        warm_s=WARM_S.get(request.key.device.device, 0.0),
+        contestants, yardstick=YARDSTICK, rounds=rounds, round_s=round_s, hopeless=trial.request.hopeless, race=race,
+        keep=[str(index) for index in range(trial.request.keep)],
+        warm_s=WARM_S.get(trial.request.key.device.device, WARM_ELSEWHERE_S),
+        started=lambda name: trial.begin("time", None if name == YARDSTICK else int(name)),
     )  # fmt: skip
-    return {
-        index: _describe(
-            request.key, request.candidates[index], program, verdict,
-            Status.PRUNED if times[str(index)].pruned else Status.OK,
-            reason="too slow to win" if times[str(index)].pruned else "",
-            times=times[str(index)], yardstick=times[YARDSTICK],
-        )
-        for index, (program, verdict) in ready.items()
-    }  # fmt: skip
+    _bench.direct_s = median(times[YARDSTICK].times_s)
+    return times
+
+
+def _slow(key: ConvKey, program: Program, verdict: Verdict | None, times: Times, yardstick: Times) -> Measurement:
+    return _describe(
+        key, program, verdict, Status.PRUNED, reason="too slow to win", times=times, yardstick=yardstick
+    )  # fmt: skip
 
 
 def _describe(
-    key: ConvKey, candidate: Candidate, program: Program, verdict: Verdict, status: Status, *, reason: str = "",
+    key: ConvKey, program: Program, verdict: Verdict | None, status: Status, *, reason: str = "",
     times: Times | None = None, yardstick: Times | None = None,
 ) -> Measurement:  # fmt: skip
     own = times.times_s if times is not None else ()
     return Measurement(
-        key=key, candidate=candidate, status=status, reason=reason, times_s=own,
+        key=key, candidate=program.candidate, status=status, reason=reason, times_s=own,
         yardstick_times_s=yardstick.times_s[: len(own)] if yardstick is not None else (),
-        compile_s=program.compile_s, error=verdict.error if verdict.error < float("inf") else None,
-        error_bound=verdict.bound, workspace_bytes=program.workspace_bytes, fingerprint=program.fingerprint,
+        compile_s=program.compile_s, error=verdict.error if verdict and verdict.error < float("inf") else None,
+        error_bound=verdict.bound if verdict else None,
+        conditions={"drift": round(drift(yardstick.times_s), 4)} if yardstick is not None else {},
+        workspace_bytes=program.workspace_bytes, fingerprint=program.fingerprint,
         kernels=_kernels(program), measured_at=time.time(),
     )  # fmt: skip
 

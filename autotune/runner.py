@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from autotune.measurement import Measurement
+from autotune.timing import HOPELESS
 from strategies.candidate import Candidate
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
@@ -14,9 +15,12 @@ from strategies.shape import JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one candidate may cost. `prepare_s` covers scheduling, compiling and verifying, `run_s` one timing call."""
+    """What one candidate may cost. `prepare_s` covers scheduling, compiling and verifying, `run_s` one timing call;
+    where one is exceeded the process is ended. `lowering_s` is how much processor time tinygrad may spend on one
+    kernel before the candidate is given up without harm to the process."""
 
     prepare_s: float = 60.0
+    lowering_s: float = 10.0
     run_s: float = 30.0
     memory_bytes: int = 8 << 30
 
@@ -26,7 +30,9 @@ class Request:
     """Prepare each candidate, verify it, then time all that pass in interleaved rounds with `direct` as yardstick.
 
     `rounds` is the number of interleaved rounds; a round runs every contestant once or, when one run is shorter
-    than `round_s`, often enough to fill it, and its time is the median of those runs.
+    than `round_s`, often enough to fill it, and its time is the median of those runs. A candidate `hopeless` times as
+    slow as `direct` is stopped early, or not even compiled if its work alone says so. The first `keep` candidates are
+    never stopped; with `race`, others are when they lose to the fastest of the request round after round.
     """
 
     key: ConvKey
@@ -35,11 +41,15 @@ class Request:
     round_s: float = 0.02
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
+    hopeless: float = HOPELESS
+    keep: int = 0
+    race: bool = False
 
     def to_json(self) -> JsonObject:
         return {
             "key": self.key.to_json(), "candidates": [c.to_json() for c in self.candidates], "rounds": self.rounds,
             "round_s": self.round_s, "seed": self.seed, "limits": asdict(self.limits),
+            "hopeless": self.hopeless, "keep": self.keep, "race": self.race,
         }  # fmt: skip
 
     @classmethod

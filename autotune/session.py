@@ -12,8 +12,13 @@ from autotune.progress import Phase, Progress
 from autotune.runner import DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
 from autotune.search import Search
 from autotune.store import Store
+from autotune.timing import HOPELESS
 from strategies.candidate import Candidate
 from strategies.key import ConvKey
+
+STILL_IN = 1.5
+"""A candidate this many times as slow as the best so far is stopped early: below it, noise could be to blame, and
+whoever learns from measurements wants to know by how much."""
 
 FINAL_SHARE = 0.4
 """At most this share of a budget in seconds is kept back for the final."""
@@ -27,13 +32,15 @@ class TuneCancelledError(Exception):
 class Settings:
     """How a search measures. A round of the search and of the final is described at Request.
 
-    `finalists` verified candidates meet the defaults in the final. `patience`: the search ends early when that many
+    `finalists` verified candidates meet the defaults in the final, and up to `close_finalists` if they are within CLOSE
+    of the best. `patience`: the search ends early when that many
     sampled candidates in a row have not made the best 1% faster; None: never.
     """
 
     rounds: int = 7
     final_rounds: int = 21
     finalists: int = 3
+    close_finalists: int = 6
     patience: int | None = 40
     limits: Limits = field(default_factory=Limits)
 
@@ -76,18 +83,26 @@ class Session:
         return len(self._tried)
 
     @property
+    def tried(self) -> list[Measurement]:
+        """The latest measurement of each of these."""
+        return list(self._tried.values())
+
+    @property
     def used_s(self) -> float:
         """Seconds used by this job, without times when it was not running or waited for the device."""
         return self._before_s + self._clock() - self._begun - self._waited_s
 
-    def measure(self, candidates: Sequence[Candidate], *, rounds: int, seed: int) -> list[Measurement]:
-        """Measure candidates together. Raises TuneCancelledError instead if the caller wants to stop, and
-        DeviceUnavailableError with everything that was final recorded."""
+    def measure(
+        self, candidates: Sequence[Candidate], *, rounds: int, seed: int, keep: int = 0, race: bool = False
+    ) -> list[Measurement]:
+        """Measure candidates together; `keep` and `race` as in a Request. Raises TuneCancelledError instead if the
+        caller wants to stop, and DeviceUnavailableError with everything that was final recorded."""
         if self._should_stop():
             raise TuneCancelledError(f"stopped after {self.trials} candidates")
         request = Request(
-            key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits
-        )
+            key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits,
+            hopeless=self._hopeless(), keep=keep, race=race,
+        )  # fmt: skip
         begun = self._clock()
         try:
             measured = list(self._runner.measure(request, should_stop=self._should_stop))
@@ -110,6 +125,10 @@ class Session:
         """Whether the budget allows one more candidate and then a final among `finalists`."""
         if self.budget.trials is not None and self.trials >= self.budget.trials:
             return False
+        return self.has_time_for_another(finalists)
+
+    def has_time_for_another(self, finalists: Sequence[Candidate]) -> bool:
+        """The same for a repetition, which counts as no trial."""
         if self.budget.seconds is None:
             return True
         typical_s = statistics.median(self._cost_s.values()) if self._cost_s else 0.0
@@ -126,6 +145,10 @@ class Session:
             time_s=statistics.median(best.times_s) if best else None,
         )  # fmt: skip
         self._on_progress(progress)
+
+    def _hopeless(self) -> float:
+        best = self.search.best
+        return min(HOPELESS, STILL_IN * self.search.ratio(best)) if best is not None else HOPELESS
 
     def _final_s(self, candidate: Candidate) -> float:
         """What a candidate will take in the final: compiled already, timed in more rounds. On 2 CPU cores a final

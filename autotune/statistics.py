@@ -18,6 +18,8 @@ from autotune.measurement import Measurement
 from autotune.winner import Interval
 
 CONFIDENCE = 0.95
+MIN_GAIN = 0.02
+"""A default is given up only for more than this: what the noise of a quiet machine could make of equals."""
 RESAMPLES = 2000
 
 
@@ -36,6 +38,11 @@ class Comparison:
     def faster(self) -> bool:
         """Faster beyond noise."""
         return self.enough and self.ratio.high < 1.0
+
+    @property
+    def worthwhile(self) -> bool:
+        """Faster beyond noise, and by more than a default is given up for."""
+        return self.faster and self.ratio.median < 1.0 - MIN_GAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,8 @@ def paired_ratio(times_s: ArrayLike, over_s: ArrayLike, *, confidence: float = C
 
 
 def decide(contestants: Sequence[Contestant], *, confidence: float = CONFIDENCE, seed: int = 0) -> Decision:
-    """A winner must beat the better default beyond noise (the upper end of its ratio below 1), or the default wins.
+    """A winner must beat the better default beyond noise (the upper end of its ratio below 1) and by more than
+    MIN_GAIN, or the default wins.
 
     Of several that do, the one with the lowest median ratio. Since each of them is a chance to be fooled, the
     error allowed by `confidence` is shared among them (Bonferroni). Raises ValueError if there is no default.
@@ -121,7 +129,7 @@ def decide(contestants: Sequence[Contestant], *, confidence: float = CONFIDENCE,
         rounds = min(values.size, relative[default].size)  # they differ only if one was measured again apart
         level = shared if name in challengers else confidence
         comparisons[name] = _compared(values[:rounds] / relative[default][:rounds], level, seed)
-    beating = [name for name in challengers if comparisons[name].faster]
+    beating = [name for name in challengers if comparisons[name].worthwhile]
     winner = min(beating, key=lambda name: comparisons[name].ratio.median, default=default)
     return Decision(winner=winner, default=default, comparisons=comparisons)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +15,7 @@ from autotune.runner import Runner
 from autotune.search import Search, program
 from autotune.session import Session, Settings, TuneCancelledError
 from autotune.space import DEFAULTS, Space
-from autotune.statistics import Contestant, decide, median, median_interval
+from autotune.statistics import Contestant, decide, median, median_interval, median_ratio
 from autotune.store import Store
 from autotune.winner import Winner, WinnerState
 from strategies.candidate import Candidate
@@ -22,9 +24,19 @@ from strategies.key import ConvKey
 CHANCE = 1.25
 """Only candidates that the search saw below this multiple of the better default go to the final."""
 
+CLOSE = 1.1
+"""What the search saw within this of its best may be the best: its few rounds do not tell them apart."""
+
+SUSPICIOUS = 0.5
+"""A winner in less than this share of the time of everything else in the final is measured once more, alone."""
+
+SAME = 1.25
+"""By how much the confirming measurement may differ."""
 
 MISHAPS = (Status.CRASHED, Status.TIMEOUT)
 """Failures that may come from outside."""
+
+MAX_SECOND_CHANCES = 3
 
 
 class TuneError(RuntimeError):
@@ -66,16 +78,18 @@ def tune(
     )  # fmt: skip
     for default in space.defaults:
         if search.known(default) is None:
-            [measured] = session.measure([default], rounds=settings.rounds, seed=seed)
+            [measured] = session.measure([default], rounds=settings.rounds, seed=seed, keep=1)
             if measured.status in MISHAPS:  # somebody killed the process, the machine hung: it decides a whole search
-                session.measure([default], rounds=settings.rounds, seed=seed)
+                session.measure([default], rounds=settings.rounds, seed=seed, keep=1)
             session.report("search")
         _expect_direct(search.known(space.defaults[0]))
     while (candidate := _next(session, space)) is not None:
         session.measure([candidate], rounds=settings.rounds, seed=seed)
         session.report("search")
+    for candidate in _second_chances(session, space):
+        session.measure([candidate], rounds=settings.rounds, seed=seed)
     session.report("final")
-    final = _final(session, space, seed)
+    final = _confirmed(session, space, _final(session, space, seed), seed)
     winner = _decided(session, space, final, seed=seed, now=now())
     store.decide(winner)
     session.report("done")
@@ -112,7 +126,25 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
         if program(m) not in programs and search.ratio(m) < limit
         and (policy.max_workspace_bytes is None or m.workspace_bytes <= policy.max_workspace_bytes)
     ]  # fmt: skip
-    return [m.candidate for m in defaults] + challengers[: session.settings.finalists]
+    best = search.ratio(search.ranked()[0]) if challengers else 1.0
+    settings = session.settings
+    near = [c for c in challengers[: settings.close_finalists] if _ratio(search, c) < CLOSE * best]
+    return [m.candidate for m in defaults] + max(challengers[: settings.finalists], near, key=len)
+
+
+def _ratio(search: Search, candidate: Candidate) -> float:
+    known = search.known(candidate)
+    return search.ratio(known) if known is not None else math.inf
+
+
+def _second_chances(session: Session, space: Space) -> list[Candidate]:
+    """Candidates that crashed or took too long while the machine had more to do than it has processors."""
+    busy = [
+        m for m in session.tried
+        if m.status in MISHAPS and float(m.conditions.get("load") or 0.0) > (os.cpu_count() or 1)
+    ]  # fmt: skip
+    chances = [m.candidate for m in busy[:MAX_SECOND_CHANCES]]
+    return chances if session.has_time_for_another([*_finalists(session, space), *chances]) else []
 
 
 def _final(session: Session, space: Space, seed: int) -> list[Measurement]:
@@ -121,7 +153,28 @@ def _final(session: Session, space: Space, seed: int) -> list[Measurement]:
     only = session.search.known(finalists[0])
     if len(finalists) == 1 and only is not None:
         return [only]
-    return session.measure(finalists, rounds=session.settings.final_rounds, seed=seed + 1)
+    kept = sum(c in space.defaults for c in finalists)
+    return session.measure(
+        finalists, rounds=session.settings.final_rounds, seed=seed + 1, keep=kept, race=True
+    )  # fmt: skip
+
+
+def _confirmed(session: Session, space: Space, final: list[Measurement], seed: int) -> list[Measurement]:
+    """Without what was suspiciously fast and is not so alone, on other inputs, in another run."""
+    timed = sorted((m for m in final if m.ok), key=_final_ratio)
+    if len(timed) < 2 or timed[0].candidate in space.defaults:
+        return final
+    fastest, second = timed[0], timed[1]
+    if _final_ratio(fastest) > SUSPICIOUS * _final_ratio(second):
+        return final
+    [alone] = session.measure([fastest.candidate], rounds=session.settings.final_rounds, seed=seed + 2, keep=1)
+    if alone.ok and _final_ratio(alone) < SAME * _final_ratio(fastest):
+        return final
+    return [m for m in final if m is not fastest]
+
+
+def _final_ratio(measurement: Measurement) -> float:
+    return median_ratio(measurement.times_s, measurement.yardstick_times_s)
 
 
 def _decided(session: Session, space: Space, final: list[Measurement], *, seed: int, now: float) -> Winner:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from tinygrad.helpers import Context
 from autotune import measure as measuring
 from autotune.measure import WrongDeviceError, measure
 from autotune.measurement import Measurement, Status
-from autotune.runner import Request
+from autotune.runner import Limits, Request
 from strategies import registry
 from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
@@ -59,9 +61,13 @@ def key(shape: ConvShape = SHAPE, **policy: Any) -> ConvKey:
     return ConvKey(shape=shape, device=describe_device("CPU"), policy=Policy(**policy))
 
 
-def run(*candidates: Candidate, key: ConvKey, rounds: int = 3) -> tuple[list[Measurement], list[dict[str, Any]]]:
+def run(
+    *candidates: Candidate, key: ConvKey, rounds: int = 3, **options: Any
+) -> tuple[list[Measurement], list[dict[str, Any]]]:
+    """Nothing is stopped early unless `options` say so: how fast a kernel is, is not what these tests are about."""
     events: list[dict[str, Any]] = []
-    request = Request(key=key, candidates=candidates, rounds=rounds, round_s=0.001)
+    options = {"hopeless": math.inf, **options}
+    request = Request(key=key, candidates=candidates, rounds=rounds, round_s=0.001, **options)
     return measure(request, emit=events.append), events
 
 
@@ -88,10 +94,8 @@ def test_good_candidates() -> None:
     assert direct.status is Status.OK
     assert direct.workspace_bytes == 0 < tuned.workspace_bytes
     assert direct.fingerprint != tuned.fingerprint
-    assert [e["phase"] for e in events if e["event"] == "begin"][:5] == [
-        "prepare", "prepare", "verify", "prepare", "verify",
-    ]  # fmt: skip
-    assert {e["phase"] for e in events if e["event"] == "begin"} == {"prepare", "verify", "time"}
+    phases = [e["phase"] for e in events if e["event"] == "begin"]
+    assert [phase for phase, _ in itertools.groupby(phases)] == ["prepare", "time", "verify", "time"]
     assert [e["index"] for e in events if e["event"] == "measured"] == [0, 1]
 
 
@@ -152,7 +156,7 @@ def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         raise subprocess.CalledProcessError(1, "clang", stderr=b"error: no such register\nmore\n")
 
     monkeypatch.setattr(measuring._bench, "of", lambda key, seed: (None, ()))
-    monkeypatch.setattr(measuring, "Program", refuse)
+    monkeypatch.setattr(Program, "compile", refuse)
     measurement = one(FOUR)
     assert (measurement.status, measurement.reason) == (Status.COMPILE_ERROR, "error: no such register")
 
@@ -169,13 +173,13 @@ def test_more_workspace_than_allowed() -> None:
 def test_a_kernel_that_ran_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Program
 
-    def elsewhere(shape: ConvShape, candidate: Candidate, device: str, **how: Any) -> Program:
-        program = real(shape, candidate, device, **how)
-        if candidate != DIRECT:
-            program.kernels = tuple(replace(kernel, device="PYTHON") for kernel in program.kernels)
-        return program
+    class Elsewhere(real):  # type: ignore[misc, valid-type]
+        def compile(self, limit_s: float = math.inf) -> None:
+            super().compile(limit_s)
+            if self.candidate != DIRECT:
+                self.kernels = tuple(replace(kernel, device="PYTHON") for kernel in self.kernels)
 
-    monkeypatch.setattr(measuring, "Program", elsewhere)
+    monkeypatch.setattr(measuring, "Program", Elsewhere)
     measurement = one(FOUR)
     assert measurement.status is Status.FALLBACK
     assert "ran on PYTHON, not on CPU" in measurement.reason
@@ -190,9 +194,48 @@ def test_a_candidate_that_cannot_win(monkeypatch: pytest.MonkeyPatch) -> None:
             return 10.0 if self.candidate == FOUR else seconds
 
     monkeypatch.setattr(measuring, "Program", Slow)
-    [pruned], _ = run(FOUR, key=key(), rounds=9)
-    assert (pruned.status, pruned.reason) == (Status.PRUNED, "too slow to win")
-    assert len(pruned.times_s) == len(pruned.yardstick_times_s) == 2
+    [pruned], _ = run(FOUR, key=key(), rounds=9, hopeless=2.0)
+    assert (pruned.status, pruned.reason, pruned.error) == (Status.PRUNED, "too slow to win", None)
+    assert pruned.times_s == (10.0,)
+    assert len(pruned.yardstick_times_s) == 1
+    [kept], _ = run(FOUR, key=key(), rounds=3, keep=1, hopeless=2.0)
+    assert (kept.status, len(kept.times_s)) == (Status.OK, 3)
+
+
+def test_the_limit_is_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not slower than direct, and stopped all the same: something twice as fast is known."""
+    [pruned], _ = run(DIRECT, key=key(), rounds=9, hopeless=0.5)
+    assert pruned.status is Status.PRUNED
+    assert len(pruned.times_s) == 2
+
+
+def test_a_lowering_without_end_is_given_up_and_the_process_goes_on(added: Callable[..., Candidate]) -> None:
+    with Context(NOOPT=0):
+        endless, _ = run(FOUR, key=key(), limits=Limits(lowering_s=0.02))
+        fine, _ = run(FOUR, key=key())
+    assert (endless[0].status, fine[0].status) == (Status.TIMEOUT, Status.OK)
+    assert "more than 0.02 s of processor time" in endless[0].reason
+
+
+def test_the_same_program_is_recognised_before_it_is_compiled() -> None:
+    item = get_strategy("four_buffer")
+    [first], _ = run(item.candidate({"output": "auto"}), key=key())
+    [again], events = run(item.candidate({"output": "inline"}), key=key())
+    assert again.times_s == first.times_s
+    assert again.candidate != first.candidate
+    assert again.reason == "the same program as four_buffer(output=auto, tile=4)"
+    assert {e["phase"] for e in events if e["event"] == "begin"} == {"prepare"}
+    [final], _ = run(item.candidate({"output": "inline"}), key=key(), keep=1)
+    assert final.times_s != first.times_s, "in a final everything is measured"
+
+
+def test_what_is_far_too_much_work_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(DIRECT, key=key())
+    measuring._bench.peak /= 1e6
+    [measurement], _ = run(FOUR, key=key(), hopeless=2.0)
+    assert measurement.status is Status.PRUNED
+    assert "not compiled" in measurement.reason
+    assert measurement.times_s == ()
 
 
 def test_another_device_than_the_keys() -> None:

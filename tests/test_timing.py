@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from autotune.timing import MAX_RUNS_PER_ROUND, Times, interleaved
+from autotune.timing import MAX_RUNS_PER_ROUND, Times, drift, interleaved
 
 
 class Stand:
@@ -63,6 +63,27 @@ def test_the_runs_of_a_round_have_limits(seconds: float, runs: int) -> None:
     stand = Stand(y=seconds)
     assert len(stand.times(rounds=3, round_s=0.5)["y"].times_s) == 3
     assert stand.ran.count("y") == 2 + 3 * runs
+
+
+def test_one_that_is_far_too_slow_runs_once() -> None:
+    stand = Stand(y=1.0, a=20.1, b=19.9)
+    times = stand.times(rounds=4)
+    assert stand.ran.count("a") == 1
+    assert times["a"] == Times(times_s=(20.1,), pruned=True)
+    assert len(times["b"].times_s) == 2
+
+
+def test_a_race_stops_who_loses_to_the_fastest_round_after_round() -> None:
+    stand = Stand(y=1.0, best=0.5, close=0.505, second=0.52, default=0.8)
+    times = interleaved(stand.contestants(), yardstick="y", rounds=9, round_s=0.0, race=True, keep=["default"])
+    assert {name: (len(t.times_s), t.pruned) for name, t in times.items()} == {
+        "y": (9, False), "best": (9, False), "close": (9, False), "second": (6, True), "default": (9, False),
+    }  # fmt: skip
+
+
+def test_drift_is_the_end_over_the_beginning() -> None:
+    assert drift([1.0, 1.0, 5.0, 1.0, 1.2, 1.2]) == pytest.approx(1.2)
+    assert drift([]) == 1.0
 
 
 def test_who_cannot_win_is_stopped() -> None:

@@ -230,6 +230,56 @@ def test_what_another_driver_measured_is_measured_again() -> None:
     assert [c.strategy for c in runner.measured[10:12]] == ["direct", "tensor_winograd"]
 
 
+def test_a_coin_flip_does_not_replace_the_default() -> None:
+    """1% faster beyond any doubt is not worth it, 4% is."""
+    for gain, wins in ((0.99, False), (0.96, True)):
+        runner = SimulatedRunner(
+            time_of=lambda c, gain=gain: 2e-3 * (gain if c.strategy == "staged" else 1.0), noise=0.001
+        )  # fmt: skip
+        assert (run(runner).candidate.strategy == "staged") == wins
+
+
+def test_the_suspiciously_fast_is_measured_again_alone() -> None:
+    class Lucky(SimulatedRunner):
+        """In company, one candidate takes no time."""
+
+        def measure(self, request: Request, **_: Any) -> list[Measurement]:
+            alone = len(request.candidates) == 1
+            self.time_of = time_of if alone else lambda c: 1e-5 if c == fastest else time_of(c)
+            return super().measure(request)
+
+    fastest = run(SimulatedRunner()).candidate
+    winner = run(runner := Lucky())
+    assert [r.candidates for r in runner.requests if r.seed == 2] == [(fastest,)]
+    assert winner.candidate != fastest
+    assert winner.candidate.strategy == "staged"
+
+
+def test_what_broke_on_a_busy_machine_has_a_second_chance() -> None:
+    class Busy(SimulatedRunner):
+        def measure(self, request: Request, **_: Any) -> list[Measurement]:
+            first = request.candidates not in [r.candidates for r in self.requests]
+            self.broken = {"staged": Status.TIMEOUT} if first and len(request.candidates) == 1 else {}
+            return [
+                replace(m, conditions={**m.conditions, "load": 1e4 if first else 0.1}) for m in super().measure(request)
+            ]
+
+    runner = Busy(time_of=lambda c: 1e-3 if c.strategy == "staged" else time_of(c))
+    assert run(runner, trials=12).candidate.strategy == "staged"
+    again = [c for c in set(runner.measured) if runner.measured.count(c) > 1]
+    assert 0 < len(again) <= 3
+
+
+def test_who_is_hopeless_depends_on_the_best() -> None:
+    runner = SimulatedRunner()
+    run(runner, trials=30)
+    limits = [r.hopeless for r in runner.requests]
+    assert limits[0] == 2.0
+    assert limits[-1] < 0.5
+    assert [r.keep for r in runner.requests[:3]] == [1, 1, 0]
+    assert (runner.requests[-1].keep, runner.requests[-1].race) == (2, True)
+
+
 def test_workspace_above_the_policy_never_wins() -> None:
     class Large(SimulatedRunner):
         def measure(self, request: Request, **_: Any) -> list[Measurement]:

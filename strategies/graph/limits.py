@@ -54,9 +54,14 @@ def limited(device: str) -> Iterator[None]:
     tinygrad lowers, renders and compiles in one go, in this process if its PARALLEL is 0; rendering is where all that
     matters is known and nothing was spent on the kernel's compiler.
     """
-    renderer: Any = Device[device].renderer
-    limits = limits_of(device)
-    renderer.render = _checked(renderer.render, device, limits)  # the instance's own, in front of its class's
+    with checking(Device[device].renderer, device):
+        yield
+
+
+@contextmanager
+def checking(renderer: Any, device: str) -> Iterator[None]:
+    """The same for one renderer, without opening the device that it renders for."""
+    renderer.render = _checked(renderer.render, device, limits_of(device))  # the instance's, in front of its class's
     try:
         yield
     finally:

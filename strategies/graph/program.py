@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,19 @@ import numpy as np
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.engine.jit import graph_split_rewrite
 from tinygrad.engine.realize import ExecContext, compile_linear, link_linear, pm_exec
+from tinygrad.helpers import BEAM
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import Candidate
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
+from strategies.graph.compiling import compile_kernels, kernels_of
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import limited, load
 from strategies.graph.match import Conv
 from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
+from strategies.graph.work import arithmetic
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
 
@@ -49,15 +53,15 @@ class CompiledKernel:
 class Program:
     """A convolution of `shape` lowered by `candidate` on `device`, with inputs of its own.
 
-    Building schedules and compiles it; nothing runs before `run`. `options` are put on the kernels whose `ast_digest`
-    they are filed under, `unmatched` are those that no kernel has. With `frozen_weights` it is compiled as it runs
-    where weights are promised not to change: the filter transform runs when inputs are loaded, and is no part of it.
-    Raises NotApplicableError, KernelLimitError, or whatever tinygrad raises for a kernel that it cannot compile or
-    that the driver refuses.
+    Building schedules it and, unless `compiled` is false, compiles it; nothing runs before `run`. `options` are put on
+    the kernels whose `ast_digest` they are filed under, `unmatched` are those that no kernel has. With `frozen_weights`
+    it is compiled as it runs where weights are promised not to change: the filter transform runs when inputs are
+    loaded, and is no part of it. Raises NotApplicableError, KernelLimitError, or whatever tinygrad raises for a kernel
+    that it cannot compile or that the driver refuses.
     """
 
     def __init__(
-        self, shape: ConvShape, candidate: Candidate, device: str, *,
+        self, shape: ConvShape, candidate: Candidate, device: str, *, compiled: bool = True,
         options: Mapping[str, Sequence[Option]] = NONE, frozen_weights: bool = False,
     ) -> None:  # fmt: skip
         self.shape, self.candidate, self.device = shape, candidate, Device.canonicalize(device)
@@ -68,17 +72,42 @@ class Program:
             self._w.assign(Tensor.zeros_like(self._w)).realize()  # only what there is can be frozen
         linear = schedule(self._y, candidate, self._frozen)
         self.unmatched = set(options) - {ast_digest(call.src[0]) for call in kernel_calls(linear)}
-        scheduled = time.perf_counter()
+        self.linear = with_options(linear, options)
+        self.compile_s = 0.0
+        if compiled:
+            self.compile()
+
+    def compile(self, limit_s: float = math.inf) -> None:
+        """What `__init__` leaves to be done if it is not to compile. Raises LoweringTimeoutError where tinygrad spends
+        more than `limit_s` seconds of processor time on one kernel."""
+        begun, kernels_s = time.perf_counter(), 0.0
         with limited(self.device):
-            self._linear = compile_linear(with_options(linear, options), profile=True)
+            if limit_s < math.inf and BEAM.value < 1:  # BEAM searches on the device, and takes the time that it needs
+                kernels_s = compile_kernels(self.linear, self.device, limit_s)
+            self._linear = compile_linear(self.linear, profile=True)
         load(self._linear)
-        self.compile_s = time.perf_counter() - scheduled
+        self.compile_s = kernels_s or time.perf_counter() - begun
         roles = _roles(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
         self.kernels = tuple(_kernel(call, role) for call, role in zip(self._calls, roles, strict=True))
         self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
         split = self._linear if Device[self.device].graph is None else graph_split_rewrite(self._linear)
         self._launch = link_linear(split)
         self._one_by_one = link_linear(self._linear.replace(src=tuple(self._calls)))
+
+    @property
+    def graph(self) -> str:
+        """Digest of the schedule: programs that share it are the same, which is known before anything is compiled."""
+        names: dict[UOp, int] = {}
+        parts = [
+            repr((call.src[0].key, [names.setdefault(buffer, len(names)) for buffer in call.src[1:]]))
+            for call in self.linear.src
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    @property
+    def arithmetic(self) -> int:
+        """Floating-point operations as the graph alone tells: see strategies.graph.work."""
+        return arithmetic(kernels_of(self.linear))
 
     @property
     def fingerprint(self) -> str:
@@ -88,19 +117,20 @@ class Program:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def load(self, x: Array, w: Array) -> None:
-        """Set the inputs, float64 arrays of the shape's `input_shape` and `weight_shape`, rounded to its dtype."""
+        """Set the inputs, arrays of the shape's `input_shape` and `weight_shape`, rounded to its dtype."""
         for target, values in ((self._x, x), (self._w, w)):
-            target.assign(Tensor(values.astype(np.float32), device=self.device).cast(target.dtype)).realize()
+            narrow = Tensor(values.astype(np.float32, copy=False), device=self.device).cast(target.dtype)
+            target.assign(narrow).realize()
         if self._frozen is not None:
             self._frozen.refresh()
 
     def inputs(self) -> tuple[Array, Array]:
         """The inputs as the kernels see them, in float64."""
-        return _float64(self._x), _float64(self._w)
+        return _float32(self._x).astype(np.float64), _float32(self._w).astype(np.float64)
 
     def output(self) -> Array:
-        """What the last run computed, in float64."""
-        return _float64(self._y)
+        """What the last run computed, in float32."""
+        return _float32(self._y)
 
     def poison(self) -> None:
         """Overwrite the output with NaN, so that an element that is never written shows."""
@@ -196,5 +226,5 @@ def _workspace(linear: UOp, outside: Sequence[UOp]) -> int:
     return sum(u.max_numel() * u.dtype.itemsize for u in buffers - ends)
 
 
-def _float64(t: Tensor) -> Array:
-    return t.cast(dtypes.float32).numpy().astype(np.float64)
+def _float32(t: Tensor) -> Array:
+    return t.cast(dtypes.float32).numpy()
