@@ -19,6 +19,7 @@ from autotune.decisions import Answer, Decisions
 from autotune.report import Outcome, Report, Stats, tally
 from strategies.graph.apply import lower
 from strategies.graph.device import describe_device
+from strategies.graph.fitting import MisfitError
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.seam import Attachment
 from strategies.key import ConvKey, DeviceSpec, Policy
@@ -36,6 +37,8 @@ class _Thread(threading.local):
     """What this thread's present schedule came to so far."""
 
     reports: Reports = ()
+    kernels: Stats = Stats()
+    """Those that were to have options: how many have them, how many cannot."""
 
 
 class Hook:
@@ -54,11 +57,12 @@ class Hook:
         self._decisions, self._count, self._last = decisions, count, last
         self._thread = _Thread()
         self._reported: dict[bytes, Reports] = {}
-        """By graph, as long as tinygrad's cache may hold its schedule."""
+        self._kernels: dict[bytes, Stats] = {}
+        """Both by graph, as long as tinygrad's cache may hold its schedule."""
         # a winner that was tuned without the promise holds with it as well, and saves its filter transform
         self._policies = (policy, replace(policy, frozen_weights=False)) if policy.frozen_weights else (policy,)
         self.attachment = Attachment(
-            rewriter=self, before=self._before, scheduled=self._scheduled, failed=self._failed,
+            rewriter=self, before=self._before, scheduled=self._scheduled, failed=self._failed, fitted=self._fitted,
             frozen=FrozenWeights(self._not_kept) if policy.frozen_weights else None,
         )  # fmt: skip
 
@@ -80,29 +84,41 @@ class Hook:
             return [new for new, _ in lowered]
 
     def _before(self, _: bytes) -> None:
-        self._thread.reports = ()
+        self._thread.reports, self._thread.kernels = (), Stats()
         with self._timed():
             try:
                 if self._decisions.refresh():
-                    self._reported = {}
+                    self._reported, self._kernels = {}, {}
                     self.attachment.changed()
             except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
                 warn_once("hook", f"the hook failed, tinygrad goes on alone: {_line(error)}")
 
     def _scheduled(self, graph: bytes) -> None:
         if new := self._thread.reports:
-            self._thread.reports = ()
-            self._reported[graph] = new
+            kernels, self._thread.reports, self._thread.kernels = self._thread.kernels, (), Stats()
+            self._reported[graph], self._kernels[graph] = new, kernels
             self._count(tally(new))
+            self._count(kernels)
         if known := self._reported.get(graph):
             self._last(known)
+
+    def _fitted(self, misfit: MisfitError | None) -> None:
+        """Of one kernel, amid a schedule."""
+        kernels = self._thread.kernels
+        if misfit is None:
+            self._thread.kernels = replace(kernels, kernels_with_options=kernels.kernels_with_options + 1)
+        else:
+            warn_once("options", f"options found for a kernel do not fit it here, tinygrad chooses: {_line(misfit)}")
+            self._thread.kernels = replace(kernels, option_fallbacks=kernels.option_fallbacks + 1)
 
     def _failed(self, graph: bytes, error: Exception) -> None:
         """A rewritten graph could not be scheduled; or, counted as applied before, not be compiled or given memory."""
         warn_once("graph", f"a rewritten graph failed, tinygrad schedules it alone: {_line(error)}")
         if not self._thread.reports and (counted := self._reported.pop(graph, ())):
             self._count(tally(counted, sign=-1))
+            self._count(self._kernels.pop(graph, Stats()).taken_back())
             self._thread.reports = counted
+        self._thread.kernels = Stats()
         why = f"its graph failed: {_line(error)}"
         self._thread.reports = tuple(
             replace(e, outcome=Outcome.FALLBACK, reason=why) if e.outcome in (Outcome.APPLIED, Outcome.DIRECT) else e

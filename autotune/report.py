@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from strategies.candidate import Candidate
@@ -40,7 +40,9 @@ class Stats:
     """What the hook did in this process. Every convolution met is a hit, a miss or a fallback.
 
     `hits` have a winner, of which `applied` were rewritten (the others' winner is tinygrad's own lowering); `misses`
-    have none; `fallbacks` were left as tinygrad made them because something failed. `seconds` were spent in the hook.
+    have none; `fallbacks` were left as tinygrad made them because something failed. `kernels_with_options` have the
+    options that were found for them; `option_fallbacks` are kernels that these do not fit, with what is fused into
+    them here, and whose options tinygrad chose. `seconds` were spent in the hook.
     """
 
     convolutions: int = 0
@@ -48,7 +50,13 @@ class Stats:
     applied: int = 0
     misses: int = 0
     fallbacks: int = 0
+    kernels_with_options: int = 0
+    option_fallbacks: int = 0
     seconds: float = 0.0
+
+    def taken_back(self) -> Stats:
+        """What takes these back when it is added."""
+        return Stats(**{f.name: -getattr(self, f.name) for f in fields(self)})
 
 
 def tally(reports: tuple[Report, ...], *, sign: int = 1) -> Stats:

@@ -11,6 +11,8 @@ from typing import Any
 from strategies.shape import JsonObject
 
 Value = int | str | bool
+Option = tuple[Any, ...]
+"""`(op, axis, arg)`: the name of an operation of tinygrad's, a number or None, a number, several or None."""
 
 
 class CandidateFormatError(ValueError):
@@ -18,16 +20,38 @@ class CandidateFormatError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOptions:
+    """tinygrad's options for one kernel, in the order in which they are applied.
+
+    `axes` are the kernel's loops before the first of them, as `g64 g56 R64 R3`: what the axis numbers count, and so
+    what a kernel must have for the options to be meant for it. An option is `(op, axis, arg)`, as `("UPCAST", 1, 4)`.
+    """
+
+    axes: str
+    options: tuple[Option, ...]
+
+    def to_json(self) -> JsonObject:
+        return {"axes": self.axes, "options": [_thawed(option) for option in self.options]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> KernelOptions:
+        axes, options = (data.get("axes"), data.get("options")) if isinstance(data, Mapping) else (None, None)
+        if not isinstance(axes, str) or not isinstance(options, list) or not all(map(_is_option, options)):
+            raise CandidateFormatError(f"a kernel's options are axes and a list of [op, axis, arg]: got {data!r}")
+        return cls(axes=axes, options=tuple(map(_frozen, options)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A strategy's name, its parameters as sorted (name, value) pairs, and options per kernel.
 
-    `kernel_options` holds, for each stage by name, the tinygrad options applied to its kernel as `[op, axis, arg]`
-    (empty: tinygrad's own heuristics decide).
+    `kernel_options` holds options for kernels by their role in the lowering: XHAT, GHAT, product, tiles, output, or
+    convolution, where all of it is one kernel. Of kernels that are not named, tinygrad's own heuristics decide.
     """
 
     strategy: str
     params: tuple[tuple[str, Value], ...] = ()
-    kernel_options: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = ()
+    kernel_options: tuple[tuple[str, KernelOptions], ...] = ()
 
     @classmethod
     def of(cls, strategy: str, **params: Value) -> Candidate:
@@ -43,7 +67,7 @@ class Candidate:
         return {
             "strategy": self.strategy,
             "params": dict(self.params),
-            "kernel_options": {stage: _thawed(options) for stage, options in self.kernel_options},
+            "kernel_options": {role: options.to_json() for role, options in self.kernel_options},
         }
 
     @classmethod
@@ -54,23 +78,36 @@ class Candidate:
         params, options = data.get("params", {}), data.get("kernel_options", {})
         if not isinstance(params, Mapping) or not all(isinstance(v, int | str | bool) for v in params.values()):
             raise CandidateFormatError(f"params must map names to numbers, text or booleans: got {params!r}")
-        if not isinstance(options, Mapping) or not all(
-            isinstance(v, list) and all(isinstance(option, list) for option in v) for v in options.values()
-        ):
-            raise CandidateFormatError(f"kernel_options must map stages to lists of [op, axis, arg]: got {options!r}")
+        if not isinstance(options, Mapping) or not all(isinstance(role, str) for role in options):
+            raise CandidateFormatError(f"kernel_options must map kernels to options: got {options!r}")
         return cls(
             strategy=strategy,
             params=tuple(sorted(params.items())),
-            kernel_options=tuple(
-                (stage, tuple(_frozen(option) for option in stage_options))
-                for stage, stage_options in sorted(options.items())
-            ),
+            kernel_options=tuple((role, KernelOptions.from_json(options[role])) for role in sorted(options)),
         )
 
     def __str__(self) -> str:
-        if not self.params:
-            return self.strategy
-        return f"{self.strategy}({', '.join(f'{name}={value}' for name, value in self.params)})"
+        params = f"({', '.join(f'{name}={value}' for name, value in self.params)})" if self.params else ""
+        chosen = (
+            f" with options for {', '.join(role for role, _ in self.kernel_options)}" if self.kernel_options else ""
+        )
+        return f"{self.strategy}{params}{chosen}"
+
+
+def _is_option(value: Any) -> bool:
+    """`[op, axis, arg]` as JSON; whether it makes sense for a kernel is for tinygrad to say."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    op, axis, arg = value
+    return isinstance(op, str) and _is_number(axis) and (_is_number(arg) or _is_numbers(arg))
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def _frozen(value: Any) -> Any:

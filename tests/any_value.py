@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.winner import Interval, Winner, WinnerState
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, KernelOptions
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.shape import DTYPES, ConvShape
 
@@ -47,7 +47,12 @@ def shapes(draw: st.DrawFn) -> ConvShape:
 
 
 keys = st.builds(ConvKey, shape=shapes(), device=devices, policy=policies)
-options = st.lists(st.tuples(texts, st.integers(0, 9), st.integers() | texts), max_size=2).map(tuple)
+numbers = st.none() | st.integers()
+options = st.builds(
+    KernelOptions,
+    axes=texts,
+    options=st.lists(st.tuples(texts, numbers, numbers | st.lists(st.integers()).map(tuple)), max_size=2).map(tuple),
+)
 candidates = st.builds(
     Candidate,
     strategy=texts,

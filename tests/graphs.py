@@ -57,7 +57,7 @@ def kernel_count(y: Tensor) -> int:
 
 def kernels(y: Tensor) -> list[CompiledKernel]:
     """The kernels that computing `y` takes, compiled, in order."""
-    return [_kernel(call) for call in compile_linear(y.schedule_linear()).src if call.src[0].op is Ops.PROGRAM]
+    return [_kernel(call, "") for call in compile_linear(y.schedule_linear()).src if call.src[0].op is Ops.PROGRAM]
 
 
 def relative(found: Array, expected: Array) -> float:

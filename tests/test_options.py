@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tinygrad import Context
 from tinygrad.codegen.opt import Opt, OptOps
 
 from strategies.candidate import Candidate
+from strategies.graph.kernels import tunable_kernels
 from strategies.graph.options import beam_choices
 from strategies.graph.program import Program, convolution, operands, schedule
+from strategies.registry import get_strategy
 from strategies.shape import ConvShape
 
 SMALL = ConvShape.of((1, 4, 10, 10), (4, 4, 3, 3), padding=1)
@@ -35,6 +38,36 @@ def test_what_beam_chose_is_replayed_byte_by_byte(wino: int, small_search: None)
     assert not replayed.unmatched
     assert [k.source for k in replayed.kernels] == [choice.source for choice in found]
     assert [k.source for k in replayed.kernels] != [k.source for k in plain.kernels]
+
+
+SHAPES = {
+    "3x3": SMALL,
+    "stride 2": ConvShape.of((1, 4, 10, 10), (4, 4, 3, 3), padding=1, stride=2),
+    "depthwise": ConvShape.of((1, 4, 10, 10), (4, 1, 3, 3), padding=1, groups=4),
+    "1x1": ConvShape.of((2, 4, 6, 6), (4, 4, 1, 1)),
+}
+TILE_2 = {"tile": 2}
+REPLAYED = [(name, Candidate.of("direct")) for name in SHAPES] + [
+    ("3x3", get_strategy(strategy).candidate(values))
+    for strategy, values in (
+        ("four_buffer", TILE_2), ("deferred_mhat", TILE_2), ("blocked", {**TILE_2, "cout_block": 2, "tile_block": 4}),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "candidate"), REPLAYED, ids=lambda value: str(value).split("(")[0])
+def test_options_of_a_candidate_are_replayed_byte_by_byte(name: str, candidate: Candidate) -> None:
+    """What a search chose for each kernel alone, in the candidate, as JSON, in a program: no search, not even under
+    BEAM, and the very source."""
+    shape, chosen, sources = SHAPES[name], [], {}
+    for kernel in tunable_kernels(shape, candidate, "CPU"):
+        options = [o for o in kernel.more(()) if o != kernel.default][-1]
+        chosen.append((kernel.role, kernel.chosen(options)))
+        sources[kernel.role] = kernel.source(options)
+    tuned = Candidate.from_json(json.loads(json.dumps(replace(candidate, kernel_options=tuple(chosen)).to_json())))
+    with Context(BEAM=2, PARALLEL=0):  # a search would not end here, and would not choose these
+        program = Program(shape, tuned, "CPU")
+    assert {k.role: k.source for k in program.kernels} == sources
 
 
 def test_options_that_no_kernel_has_are_named() -> None:

@@ -16,7 +16,7 @@ from autotune.measurement import Measurement, Status
 from autotune.runner import Request
 from autotune.search import Search
 from autotune.space import Space
-from strategies.candidate import Candidate, Value
+from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.parameter import ParameterError, param
 
 
@@ -63,12 +63,15 @@ def test_choices_make_the_candidate_again(rng: random.Random) -> None:
         assert len(shared) < len(candidate.params) or len(other.params) != len(candidate.params)
 
 
+NO_OPTIONS = KernelOptions(axes="g4", options=())
+
+
 @pytest.mark.parametrize(
     "candidate",
     [
         Candidate.of("unknown", tile=2), Candidate.of("direct"), Candidate.of("fused", tile=3, unroll=1),
         Candidate.of("fused", tile=2), Candidate.of("fused", tile=2, unroll=1, more=1),
-        replace(Candidate.of("fused", tile=2, unroll=1), kernel_options=(("product", ()),)),
+        replace(Candidate.of("fused", tile=2, unroll=1), kernel_options=(("product", NO_OPTIONS),)),
     ],
 )  # fmt: skip
 def test_what_is_not_in_the_space_has_no_choices_and_does_no_harm(candidate: Candidate) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tinygrad.uop.ops import UOp
 
 from strategies.candidate import Candidate
+from strategies.graph.fitting import wanting
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
 from strategies.registry import get_strategy
@@ -15,18 +18,20 @@ class NotApplicableError(Exception):
 
 
 def lower(conv: Conv, candidate: Candidate, ranges: Ranges) -> UOp | None:
-    """The UOp that replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering.
+    """The UOp that replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering as it is.
+
+    Its kernels get the candidate's options once they are known: see `fitting`.
 
     Raises NotApplicableError where it does not apply, UnknownStrategyError or ParameterError for a candidate of another
     release.
     """
-    if candidate.kernel_options:
-        raise NotApplicableError("it has options for kernels, which this release does not apply: install a newer one")
     strategy = get_strategy(candidate.strategy)
     params = strategy.bound(candidate)
+    options = dict(candidate.kernel_options)
     if strategy.lower is None:
-        return None
-    new = strategy.lower(conv, params, ranges)
+        wanted = options.get("convolution")
+        return wanting(conv.reduce, "convolution", wanted) if wanted is not None else None
+    new = strategy.lower(replace(conv, options=options), params, ranges)
     if new is None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return new

@@ -59,7 +59,7 @@ def flags_in_force() -> tuple[tuple[str, str], ...]:
 
 
 def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool) -> DeviceSpec:
-    renderer = _opened(name).renderer
+    renderer = opened(name).renderer
     return _described(name, type(renderer).__name__, renderer.target, int(NUM_CPU_THREADS.value), flags, surroundings)
 
 
@@ -82,7 +82,7 @@ def _described(
     )
 
 
-def _opened(name: str) -> Compiled:
+def opened(name: str) -> Compiled:
     """`Device[name]`, also while another thread compiles: tinygrad then forbids that to all threads."""
     get: Callable[[str], Compiled] = getattr(Device, "_Device__get_canonicalized_item", Device.__getitem__)
     return get(name)
@@ -101,14 +101,14 @@ def _simulated(name: str, target: Target) -> str:
     """What pretends to be the device: one of tinygrad's mock interfaces, or a device that says so of itself."""
     if target.interface.startswith("MOCK"):
         return f"tinygrad's {target.interface}"
-    return str(getattr(_opened(name), "simulated", ""))
+    return str(getattr(opened(name), "simulated", ""))
 
 
 def _metal_name(name: str) -> str:
     """`Apple M3 Max`; in a virtual machine `Apple Paravirtual device`."""
     from tinygrad.runtime.ops_metal import from_ns_str
 
-    return str(from_ns_str(cast("Any", _opened(name)).sysdevice.name()))
+    return str(from_ns_str(cast("Any", opened(name)).sysdevice.name()))
 
 
 @functools.cache

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tinygrad.dtype import DType, Invalid, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
+from strategies.candidate import KernelOptions
 from strategies.graph.pointwise import positions
 from strategies.graph.rebuild import BOUNDARY, expression, simplified
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
@@ -60,6 +61,8 @@ class Conv:
     batch: tuple[UOp, ...]
     couts: tuple[UOp, ...]
     device: str
+    options: Mapping[str, KernelOptions] = field(default_factory=dict)
+    """What the kernels of its lowering are to have, by role."""
 
     @property
     def dtype(self) -> DType:

@@ -20,6 +20,7 @@ from strategies.candidate import Candidate
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.compiling import compile_kernels, kernels_of
+from strategies.graph.fitting import MisfitError
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import limited, load
@@ -87,7 +88,7 @@ class Program:
             self._linear = compile_linear(self.linear, profile=True)
         load(self._linear)
         self.compile_s = kernels_s or time.perf_counter() - begun
-        roles = _roles(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
+        roles = roles_of(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
         self.kernels = tuple(_kernel(call, role) for call, role in zip(self._calls, roles, strict=True))
         self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
         split = self._linear if Device[self.device].graph is None else graph_split_rewrite(self._linear)
@@ -182,14 +183,17 @@ def schedule(y: Tensor, candidate: Candidate, frozen: FrozenWeights | None = Non
         applied += sum(new is not None for new in result)
         return result
 
-    with seam.attached(rewriter, frozen=frozen):
-        linear = y.schedule_linear()
+    try:
+        with seam.attached(rewriter, frozen=frozen):
+            linear = y.schedule_linear()
+    except MisfitError as error:
+        raise NotApplicableError(f"options do not fit their kernel: {error}") from None
     if not applied and get_strategy(candidate.strategy).lower is not None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return linear
 
 
-def _roles(calls: Sequence[UOp], x: UOp, w: UOp, y: UOp) -> list[str]:
+def roles_of(calls: Sequence[UOp], x: UOp, w: UOp, y: UOp) -> list[str]:
     """See CompiledKernel."""
     roles: list[str] = []
     for call in calls:

@@ -1,10 +1,12 @@
 """Where the rewrite enters tinygrad, and the only place that changes it.
 
-Four names are replaced, all looked up in their module at every call, so that it can be done at any time (functions
+Five names are replaced, all looked up in their module at every call, so that it can be done at any time (functions
 inside tinygrad's PatternMatchers cannot: these hold copied globals):
 
 - `tinygrad.schedule.rangeify.run_rangeify`, after which convolutions are REDUCEs over ranges: the rewrite itself;
 - `tinygrad.tensor.create_linear_with_vars`, around it: the begin and end of scheduling one graph;
+- `tinygrad.schedule.rangeify.pm_no_indexing_calls`, a rewrite of the calls of kernels once these are split: there they
+  get the options that are meant for them (see `fitting`);
 - `memory_plan_rewrite` of `tinygrad.schedule` and `tinygrad.engine.jit`, where a schedule, or all that a jit captured,
   has its buffers: what is computed of frozen weights is taken out of it (see `frozen`);
 - `tinygrad.engine.realize.compile_linear`, just before a schedule runs: one that we rewrote and that does not compile,
@@ -34,9 +36,10 @@ from tinygrad.device import Buffer
 from tinygrad.engine.realize import get_call_arg_uops
 from tinygrad.helpers import Context
 from tinygrad.schedule import rangeify
-from tinygrad.uop.ops import Ops, UOp
+from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
-from strategies.graph.device import flags_in_force
+from strategies.graph.device import flags_in_force, opened
+from strategies.graph.fitting import MisfitError, granted, refused, wish_of
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
@@ -51,7 +54,7 @@ _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
     (tinygrad.schedule, "memory_plan_rewrite"), (tinygrad.engine.jit, "memory_plan_rewrite"),
-    (tinygrad.engine.realize, "compile_linear"),
+    (tinygrad.engine.realize, "compile_linear"), (rangeify, "pm_no_indexing_calls"),
 )  # fmt: skip
 
 
@@ -69,7 +72,9 @@ class Attachment:
     `before` is called ahead of each schedule, cached or not, with the graph's key, and may call `changed`; `scheduled`
     after it. Where a rewritten graph cannot be scheduled, or later not be compiled or given memory, `failed` hears
     why, and the graph is scheduled once more, and from then on, as tinygrad alone would. Without `failed`, errors are
-    raised. With `frozen`, what is computed of weights alone is computed once and kept there.
+    raised. With `frozen`, what is computed of weights alone is computed once and kept there. `fitted` hears of every
+    kernel that was to have options: None where it has them, the reason where tinygrad decides instead; without
+    `fitted`, that is raised.
     """
 
     rewriter: Rewriter
@@ -77,6 +82,7 @@ class Attachment:
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
+    fitted: Callable[[MisfitError | None], None] | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     rewritten: set[bytes] = field(default_factory=set)
     """Keys of graphs in which something was replaced."""
@@ -192,6 +198,7 @@ def seam_fault() -> str | None:
 def _wrappers() -> tuple[tuple[Any, str, Callable[[Any], Any]], ...]:
     return (
         (rangeify, "run_rangeify", _run_rangeify),
+        (rangeify, "pm_no_indexing_calls", lambda original: pm_grant + original),
         (tinygrad.tensor, "create_linear_with_vars", _create_linear_with_vars),
         (tinygrad.schedule, "memory_plan_rewrite", _memory_plan_rewrite),
         (tinygrad.engine.jit, "memory_plan_rewrite", _memory_plan_rewrite),
@@ -213,6 +220,29 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
         return result
 
     return run_rangeify
+
+
+def _grant(call: UOp, kernel: UOp) -> UOp | None:
+    """The kernel's options, where it is to have some."""
+    if not isinstance(kernel.arg, KernelInfo) or (wish := wish_of(kernel)) is None:
+        return None
+    fitted = _thread.attachment.fitted if _thread.attachment is not None else None
+    try:
+        kernel = granted(kernel, wish, opened(call.src[1].device).renderer)
+    except MisfitError as error:
+        if fitted is None:
+            raise
+        kernel = refused(kernel, wish)
+        fitted(MisfitError(f"{wish.role}: {error}"))
+    else:
+        if fitted is not None:
+            fitted(None)
+    return call.replace(src=(kernel, *call.src[1:]))
+
+
+pm_grant = PatternMatcher(
+    [(UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"), _grant)]
+)
 
 
 def _noting_weights(attachment: Attachment, call: UOp | None) -> Rewriter:

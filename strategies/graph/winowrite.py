@@ -20,6 +20,7 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.buffers import hand_made, staged, stored_singly
+from strategies.graph.fitting import wanting
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.match import Conv, extent
@@ -74,14 +75,23 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
     if space is None:
         return None
     nested = ranges if plan.nested else None
-    xhat = _staged(space, plan.xhat, "AGBCTt", lambda at: _xhat(space, nested, at))
-    ghat = _staged(space, plan.ghat, "AGCOo", lambda at: _ghat(space, nested, at))
-    mhat = _staged(space, plan.mhat, "AGBOoTt", lambda at: _mhat(space, plan.channel_block, xhat, ghat, at))
+    xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", lambda at: _xhat(space, nested, at))
+    ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", lambda at: _ghat(space, nested, at))
+    mhat = _staged(space, plan.mhat, "product", "AGBOoTt", lambda at: _mhat(space, plan.channel_block, xhat, ghat, at))
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
-    return (_inline if inline else _tiled)(space, nested, mhat).cast(conv.reduce.dtype)
+    output = (_inline if inline else _tiled)(space, nested, mhat).cast(conv.reduce.dtype)
+    return _in_kernel(conv, "output", output)
 
 
-def _staged(space: Frame, stage: Stage | None, letters: str, value: Intermediate) -> Intermediate:
+def _in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
+    """`value` with what its kernel is to have: the candidate's options, nothing, or what tinygrad chooses."""
+    options = conv.options.get(role)
+    if options is not None:
+        return wanting(value, role, options, by_hand=by_hand)
+    return hand_made(value) if by_hand else value
+
+
+def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: Intermediate) -> Intermediate:
     """`value` itself, or reads of a buffer that holds it."""
     if stage is None:
         return value
@@ -95,8 +105,7 @@ def _staged(space: Frame, stage: Stage | None, letters: str, value: Intermediate
         for letter in loops
     }  # fmt: skip
     body = value({letter: at.get(letter, ()) for letter in letters})
-    if stage.by_hand:
-        body = hand_made(body)
+    body = _in_kernel(space.conv, role, body, by_hand=stage.by_hand)
     ranges = [r for letter in layout for r in at[letter]]
     if stage.joined:
         read = staged(body, ranges, device=space.conv.device)
@@ -166,7 +175,7 @@ def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     tiles = [space.ranges.new(count) for count in space.tiles]
     rows = [space.ranges.new(space.m) for _ in space.axes]
     at = space.coordinates(groups, batch, couts, tiles)
-    body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
+    body = _in_kernel(conv, "tiles", kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested))
     interleaved = [r for pair in zip(tiles, rows, strict=True) for r in pair]
     read = staged(body, [*groups, *batch, *couts, *interleaved], device=conv.device)
     pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]

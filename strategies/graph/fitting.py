@@ -1,0 +1,142 @@
+"""A candidate's options put on the kernels that they are meant for.
+
+Which kernels a graph becomes is known only when tinygrad has split it. Until then a wish travels in the graph: a
+CONTIGUOUS round a value, whose argument tinygrad hands to the kernel that computes it, is tinygrad's own way to give a
+kernel options. Ours carries role, axes and options, and `fit` turns it into options where the kernel has these axes and
+takes them all, tried on the spot. An option that does not fit would raise when the kernel is compiled, in the user's
+program, and leave it unfinished behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+from tinygrad.codegen.opt import Opt, OptOps
+from tinygrad.codegen.opt.postrange import Scheduler
+from tinygrad.codegen.simplify import pm_flatten_range, pm_load_collapse, pm_simplify_ranges, pm_split_ranges
+from tinygrad.renderer import Renderer
+from tinygrad.schedule.multi import multi_pm
+from tinygrad.schedule.rangeify import pm_mops
+from tinygrad.uop.ops import AxisType, Ops, UOp, axis_letters, graph_rewrite
+from tinygrad.uop.symbolic import sym
+
+from strategies.candidate import KernelOptions, Option
+from strategies.graph.options import opt_of
+
+MARK = "autotune"
+MOST_OPTIONS = 32
+MOST_IN_REGISTERS = 1024
+"""Values that options may have computed together by one thread. BEAM goes to 256; compilers take minutes far beyond."""
+MOST_THREADS = 1024
+"""Of a work group, on any device that tinygrad knows."""
+REGISTERS = frozenset({AxisType.UPCAST, AxisType.UNROLL})
+GROUP = frozenset({AxisType.LOCAL, AxisType.WARP, AxisType.GROUP_REDUCE})
+AMOUNT = frozenset({"UPCAST", "UNROLL", "LOCAL", "GROUP", "GROUPTOP", "THREAD", "PADTO"})
+
+
+class MisfitError(Exception):
+    """Options that a kernel cannot have, or that were not meant for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Options for the kernel that computes a value. `by_hand`: if they do not fit it has none at all."""
+
+    role: str
+    axes: str
+    options: tuple[Option, ...]
+    by_hand: bool
+
+
+def wanting(value: UOp, role: str, options: KernelOptions, *, by_hand: bool = False) -> UOp:
+    """`value` with a wish for its kernel."""
+    # tinygrad takes nothing but Opts here; without `fit` this one does nothing on a CPU
+    wish = Opt(OptOps.NOLOCALS, None, (MARK, role, options.axes, options.options, by_hand))
+    return UOp(Ops.CONTIGUOUS, src=(value,), arg=(wish,))
+
+
+def wish_of(kernel: UOp) -> Wish | None:
+    """What a kernel was given by `wanting`."""
+    given = kernel.arg.opts_to_apply
+    if not given or not isinstance(given[0].arg, tuple) or given[0].arg[:1] != (MARK,):
+        return None
+    _, role, axes, options, by_hand = given[0].arg
+    return Wish(role=role, axes=axes, options=options, by_hand=by_hand)
+
+
+def granted(kernel: UOp, wish: Wish, renderer: Renderer) -> UOp:
+    """The kernel with the options wished for. Raises MisfitError."""
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=fit(bare(kernel), wish.axes, wish.options, renderer)))
+
+
+def refused(kernel: UOp, wish: Wish) -> UOp:
+    """The kernel without, as if nobody had wished."""
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if wish.by_hand else None))
+
+
+def bare(kernel: UOp) -> UOp:
+    """The kernel with neither options nor a wish for any."""
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=None))
+
+
+@functools.lru_cache(maxsize=512)
+def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer) -> tuple[Opt, ...]:
+    """The options as tinygrad's, tried on this kernel. Raises MisfitError, and nothing else whatever they are."""
+    if len(options) > MOST_OPTIONS or not all(map(is_sane, options)):
+        raise MisfitError("no options that a kernel can have")
+    opts = tuple(map(opt_of, options))
+    try:
+        scheduler = scheduler_of(kernel, renderer)
+        if (found := axes_of(scheduler)) != axes:
+            raise MisfitError(f"they are for {axes}, the kernel has {found}")
+        before = extent_of(scheduler, REGISTERS)
+        for opt in opts:
+            scheduler.apply_opt(opt)
+        if extent_of(scheduler, REGISTERS) > MOST_IN_REGISTERS * before or extent_of(scheduler, GROUP) > MOST_THREADS:
+            raise MisfitError("more is computed together than a device bears")
+    except MisfitError:
+        raise
+    except Exception as error:  # noqa: BLE001 - options may come from outside: tinygrad meets some with an assertion
+        raise MisfitError(f"{type(error).__name__}: {error}") from None
+    return opts
+
+
+def is_sane(option: Option) -> bool:
+    """Whether tinygrad checks the rest: it takes negative axes and amounts for what they are in Python."""
+    op, axis, arg = option
+    if op not in OptOps.__members__ or not (axis is None or 0 <= axis < 64):
+        return False
+    if op in AMOUNT:
+        return axis is not None and isinstance(arg, int) and (op == "PADTO") <= arg <= MOST_THREADS
+    if op == "SWAP":
+        return axis is not None and isinstance(arg, int) and 0 <= arg < 64
+    if op == "TC":
+        return isinstance(arg, tuple) and len(arg) == 3
+    return arg is None
+
+
+def scheduler_of(kernel: UOp, renderer: Renderer) -> Scheduler:
+    """What tinygrad applies options to: the kernel after the rewrites with which `full_rewrite_to_sink` begins."""
+    sink = graph_rewrite(kernel, multi_pm, name="multi_pm")
+    sink = graph_rewrite(sink, pm_mops, name="early movement ops", bottom_up=True)
+    sink = graph_rewrite(sink, pm_load_collapse, name="load collapse")
+    sink = graph_rewrite(sink, pm_split_ranges + pm_flatten_range, ctx={}, name="split ranges")
+    sink = graph_rewrite(sink, sym + pm_flatten_range, name="initial symbolic")
+    sink = graph_rewrite(sink, pm_flatten_range + pm_simplify_ranges, ctx={}, name="simplify ranges")
+    scheduler = Scheduler(sink, renderer)
+    scheduler.convert_loop_to_global()
+    return scheduler
+
+
+def axes_of(scheduler: Scheduler) -> str:
+    """The kernel's loops in the order in which options count them, each by the letter of its kind and its extent."""
+    pairs = zip(scheduler.axis_types, scheduler.full_shape, strict=True)
+    return " ".join(f"{axis_letters[kind]}{size.render() if isinstance(size, UOp) else size}" for kind, size in pairs)
+
+
+def extent_of(scheduler: Scheduler, kinds: frozenset[AxisType]) -> int:
+    """The product over the axes of these kinds."""
+    pairs = zip(scheduler.axis_types, scheduler.full_shape, strict=True)
+    return math.prod(int(size) for kind, size in pairs if kind in kinds)
