@@ -13,6 +13,7 @@ from api.devices import Devices, ProbedDevices
 from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
+from api.observe import Metrics, Observer
 from api.problem import Problem, install_handlers
 from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
@@ -33,7 +34,12 @@ def create_app(
     """The application. Its job runner lives as long as it does; store and lanes belong to the caller."""
     job_runner = JobRunner(store, lanes, tune=tune)
     service = Service(
-        store=store, devices=devices or ProbedDevices(), jobs=job_runner, settings=settings, authority=Authority(store)
+        store=store,
+        devices=devices or ProbedDevices(),
+        jobs=job_runner,
+        settings=settings,
+        authority=Authority(store),
+        metrics=Metrics(store),
     )
 
     @asynccontextmanager
@@ -57,6 +63,7 @@ def create_app(
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(TokenGuard, settings=settings, authority=service.authority)
     app.add_middleware(HostGuard, settings=settings)
+    app.add_middleware(Observer, metrics=service.metrics)
     for module in (jobs, lookup, winners, kernels, bundle, workers, health, dashboard):
         app.include_router(module.router)
     app.include_router(lookup.answered)

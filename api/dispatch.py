@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ, db=getattr(args, "db", None), source=getattr(args, "source", None),
             host=getattr(args, "host", None), port=getattr(args, "port", None),
             hosts=getattr(args, "allow_host", None), public_reads=getattr(args, "public_reads", False),
+            log_format=getattr(args, "log_format", None),
         )  # fmt: skip
         status: int = args.run(args, settings, console)
         sys.stdout.flush()

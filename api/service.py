@@ -12,6 +12,7 @@ from api.authority import Authority
 from api.devices import Devices
 from api.explanations import Explanations
 from api.jobs import JobRunner
+from api.observe import Metrics
 from api.settings import Settings
 from db import SqlStore
 
@@ -25,6 +26,7 @@ class Service:
     jobs: JobRunner
     settings: Settings
     authority: Authority
+    metrics: Metrics
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)

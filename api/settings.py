@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+LOG_FORMATS = ("text", "json")
 HOST_NAME = re.compile(r"[0-9a-z][-0-9a-z.]*|[0-9a-f:]+")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -41,6 +42,7 @@ class Settings:
     port: int = 8000
     hosts: tuple[str, ...] = ()
     public_reads: bool = False
+    log_format: str = "text"
     max_body_bytes: int = 1 << 20
     max_import_bytes: int = 64 << 20
 
@@ -49,6 +51,8 @@ class Settings:
             raise SettingsError(f"a port is between 0 and 65535 (0: any free one): got {self.port}")
         if not self.host:
             raise SettingsError("expected a host to bind to, for example 127.0.0.1: got an empty one")
+        if self.log_format not in LOG_FORMATS:
+            raise SettingsError(f"a log's format is {' or '.join(LOG_FORMATS)}: got {self.log_format[:40]!r}")
         if any(not HOST_NAME.fullmatch(name) for name in self.hosts):
             raise SettingsError(
                 f"expected names of hosts, like autotune.example.org, no scheme and no port: got {','.join(self.hosts)}"
@@ -85,6 +89,7 @@ class Settings:
         port: int | None = None,
         hosts: Sequence[str] | None = None,
         public_reads: bool = False,
+        log_format: str | None = None,
     ) -> Settings:
         """Flags first, then `AUTOTUNE_*`, then defaults."""
         return cls(
@@ -95,6 +100,7 @@ class Settings:
             host="127.0.0.1" if host is None else host,
             port=8000 if port is None else port,
             hosts=tuple(name.strip().lower() for name in hosts or environ.get("AUTOTUNE_HOSTS", "").split(",") if name),
+            log_format=log_format or environ.get("AUTOTUNE_LOG_FORMAT") or "text",
             public_reads=public_reads or environ.get("AUTOTUNE_PUBLIC_READS", "") not in ("", "0"),
         )
 

@@ -112,6 +112,18 @@ class Client:
         """`GET /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
         return self._call("GET", f"/winners/{winner_id}/kernels?source={str(source).lower()}")
 
+    def health(self) -> JsonObject:
+        """`GET /healthz`: that it answers, and its version."""
+        return self._call("GET", "/healthz")
+
+    def ready(self) -> JsonObject:
+        """`GET /readyz`: that it can work; raises ServiceError of status 503 if it cannot."""
+        return self._call("GET", "/readyz")
+
+    def token(self) -> JsonObject:
+        """`GET /token`: what this client's token is good for."""
+        return self._call("GET", "/token")
+
     def devices(self) -> JsonObject:
         """`GET /devices`."""
         return self._call("GET", "/devices")

@@ -71,6 +71,9 @@ class Postgresql:
         """Seconds since the epoch, of the server."""
         return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
+    def expect_room(self) -> None:
+        """The server's disk is its operator's."""
+
     def check(self, connection: Connection) -> list[str]:
         """Nothing beyond being reachable: constraints are the server's to keep, its own damage its operator's."""
         connection.execute(text("SELECT 1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, NotADatabaseError
 
+MIN_FREE_BYTES = 32 << 20
 WRITE = "autotune_write"
 """The execution option of a connection that is going to write."""
 
@@ -70,6 +72,15 @@ class Sqlite:
     def now(self, connection: Connection) -> float:  # noqa: ARG002 - the same for every dialect
         """Seconds since the epoch, of this machine."""
         return time.time()
+
+    def expect_room(self) -> None:
+        """Raises DatabaseError when the disk is nearly full: before a write fails."""
+        free = shutil.disk_usage(self.path.parent).free
+        if free < MIN_FREE_BYTES:
+            raise DatabaseError(
+                f"{self}: expected at least {MIN_FREE_BYTES >> 20} MiB of room on its disk, found {free >> 20}: "
+                "free some"
+            )
 
     def check(self, connection: Connection) -> list[str]:
         """What is wrong inside the file, one line each."""

@@ -318,6 +318,17 @@ class SqlStore:
                 for name, table in sorted(Base.metadata.tables.items())
             }
 
+    def job_counts(self) -> dict[str, int]:
+        """Jobs by state, those of which there are none included."""
+        with self._reading() as connection:
+            return jobs.counts(connection)
+
+    def expect_writable(self) -> None:
+        """Raises DatabaseError if nothing can be written: locked by others, read-only, gone, or hardly any room."""
+        with self._writing() as connection:
+            changes.touch(connection)
+            self._dialect.expect_room()
+
     def check(self) -> list[str]:
         """What is wrong inside the database, one line each; empty when it is sound. Reads all of it."""
         try:

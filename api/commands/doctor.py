@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.text import Text
 from api.arguments import add_database, add_json
 from api.console import Console
 from api.doctor import Check, Level, examine
+from api.doctor_server import examine_server
 from api.settings import Settings
 
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
@@ -19,6 +21,10 @@ STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("doctor", help="what is there, what is missing, what to do about it")
+    parser.add_argument(
+        "--server", nargs="?", const="", metavar="URL",
+        help="examine a running service instead (default: AUTOTUNE_URL, else http://127.0.0.1:8000)",
+    )  # fmt: skip
     add_database(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -26,7 +32,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """1 if something is missing that tuning needs."""
-    checks = examine(settings)
+    checks = examine(settings) if args.server is None else examine_server(_server(args.server, settings))
     healthy = all(check.level is not Level.FAULT for check in checks)
     if args.json:
         console.json({"healthy": healthy, "checks": [check.to_json() for check in checks]})
@@ -35,6 +41,10 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     if not healthy:
         console.error(next(f"{c.name}: {c.found}; {c.advice}" for c in checks if c.level is Level.FAULT))
     return 0 if healthy else 1
+
+
+def _server(url: str, settings: Settings) -> Settings:
+    return replace(settings, url=(url or settings.url or f"http://127.0.0.1:{settings.port}").rstrip("/"))
 
 
 def _table(checks: list[Check]) -> Table:

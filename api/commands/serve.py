@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import time
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from api.arguments import add_database
 from api.console import CliError, Console
-from api.settings import Settings
+from api.logs import configure
+from api.settings import LOG_FORMATS, Settings
 
 if TYPE_CHECKING:
     from api.devices import Devices
@@ -43,6 +43,7 @@ def register(commands: Any) -> None:
         "--public-reads", action="store_true",
         help="beyond this machine, too, reading needs no token (AUTOTUNE_PUBLIC_READS=1)",
     )  # fmt: skip
+    parser.add_argument("--log-format", choices=LOG_FORMATS, help="on stderr (AUTOTUNE_LOG_FORMAT; default text)")
     add_database(parser)
     parser.set_defaults(run=run)
 
@@ -54,8 +55,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
     from api.server import PortError, Server, listen
     from autotune.compiler import CCompilerError, ensure_c_compiler
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("autotune").setLevel(logging.INFO)
+    configure(settings.log_format)
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:

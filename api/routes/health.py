@@ -4,29 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from api.authority import PRESENTED
 from api.devices import UnknownDeviceError
 from api.problem import Problem, ProblemError
+from api.release import release
 from api.service import Service, get_service
 from autotune.job import JobState
+from db import Token
 
+METRICS_TYPE = CONTENT_TYPE_LATEST.partition(";")[0]
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
 async def healthz() -> dict[str, Any]:
     """The process answers. Touches nothing else, so that a slow disk does not get it restarted."""
-    return {"status": "ok"}
+    return {"status": "ok", "version": release()}
 
 
 @router.get("/readyz", responses={503: {"model": Problem}})
 def readyz(service: Service = Depends(get_service)) -> dict[str, Any]:
-    """The database answers and the job runner works."""
+    """The database takes writes and the job runner works."""
+    service.store.expect_writable()
     active = [job.state for job in service.store.jobs(limit=100) if not job.state.ended]
     if not service.jobs.alive:
         raise ProblemError(503, "the job runner has ended: restart the service, its queued jobs go on")
     return {"status": "ready", "queued": active.count(JobState.QUEUED), "running": active.count(JobState.RUNNING)}
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {METRICS_TYPE: {}}}})
+def metrics(service: Service = Depends(get_service)) -> Response:
+    """Counts for Prometheus: requests, their times, rows, jobs, and the process itself."""
+    return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/token")
+def token(request: Request) -> dict[str, Any]:
+    """What the token of this request is good for. `scope` is null without one: on loopback none is needed."""
+    found: Token | None = request.scope.get(PRESENTED)
+    if found is None:
+        return {"name": None, "scope": None, "expires_at": None}
+    return {"name": found.name, "scope": str(found.scope), "expires_at": found.expires_at}
 
 
 @router.get("/devices", responses={503: {"model": Problem}})

@@ -1,0 +1,174 @@
+"""What a service says of itself: ids, log lines, counts, whether it is ready; and what doctor makes of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from served import Served, body, ended, key_of, served, winner_of
+
+from api import logs
+from api.cli import main
+from api.release import release
+from db import DatabaseError, Scope, open_store
+
+SECRET = "autotune_" + "x" * 43
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    path = tmp_path_factory.mktemp("observe") / "autotune.db"
+    with open_store(path) as store:
+        store.decide(winner_of(key_of()))
+    with served(path) as running:
+        yield running
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The logger that `configure` changes, as it was afterwards."""
+    root, ours = logging.getLogger(), logging.getLogger("autotune")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+def numbers(service: Served) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    answer = service.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families for sample in family.samples
+    }  # fmt: skip
+
+
+def test_metrics_count_requests_jobs_and_rows(service: Served) -> None:
+    counted = (
+        "autotune_http_requests_total",
+        (("method", "GET"), ("route", "/winners/{winner_id}"), ("status", "404")),
+    )
+    before = numbers(service).get(counted, 0.0)
+    for number in range(3):
+        service.http.get(f"/winners/{900 + number}")
+    done = ended(service.http, service.http.post("/tune", json={**body(50), "trials": 1}).json()["id"])
+    assert done["state"] == "done"
+    found = numbers(service)
+    assert found[counted] == before + 3
+    assert found["autotune_jobs", (("state", "done"),)] >= 1
+    assert found["autotune_jobs", (("state", "queued"),)] == 0
+    assert found["autotune_rows", (("table", "winners"),)] >= 2
+    assert found["autotune_database_up", ()] == 1
+    assert found["autotune_info", (("version", release()),)] == 1
+    assert found["process_resident_memory_bytes", ()] > 1e6
+    assert found["autotune_http_request_seconds_count", (("route", "/winners/{winner_id}"),)] == before + 3
+
+
+def test_strange_requests_make_no_new_series(service: Served) -> None:
+    for number in range(20):
+        service.http.get(f"/nothing/{number}")
+        service.http.request(f"X{number}", "/tune")
+    routes = {labels for name, labels in numbers(service) if name == "autotune_http_requests_total"}
+    assert not any("nothing" in str(labels) or "X1" in str(labels) for labels in routes)
+
+
+def test_each_request_has_an_id(service: Served) -> None:
+    assert service.http.get("/healthz", headers={"X-Request-Id": "mine-1.2_3"}).headers["x-request-id"] == "mine-1.2_3"
+    made = {service.http.get("/nothing").headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+    assert service.http.get("/", headers={"X-Request-Id": "<script>"}).headers["x-request-id"] != "<script>"
+    assert service.http.get("/winners").headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_log_line_is_json_with_its_request_and_without_secrets(root_logger: logging.Logger) -> None:
+    out = io.StringIO()
+    logs.configure("json", out)
+    token = logs.request_id.set("abc")
+    try:
+        raise RuntimeError(f"postgresql+psycopg://me:hunter2@db/x refused {SECRET}")
+    except RuntimeError:
+        logging.getLogger("autotune.api").exception(
+            "Authorization: Bearer %s", SECRET, extra={"fields": {"path": "/x"}}
+        )
+    finally:
+        logs.request_id.reset(token)
+    logging.getLogger("autotune.jobs").info("two\nlines")
+    logging.getLogger("uvicorn").info("not ours, not worth a line")
+    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (first["level"], first["logger"], first["request_id"], first["path"]) == (
+        "error",
+        "autotune.api",
+        "abc",
+        "/x",
+    )
+    assert "RuntimeError" in first["traceback"]
+    assert "request_id" not in second
+    assert second["message"] == "two\nlines"
+    for secret in ("hunter2", SECRET):
+        assert secret not in out.getvalue()
+
+
+def test_a_log_line_is_text_for_a_person(root_logger: logging.Logger) -> None:
+    out = io.StringIO()
+    logs.configure("text", out)
+    logging.getLogger("autotune.jobs").warning("%s sent by basic YWJj", SECRET)
+    assert out.getvalue().rstrip().endswith("+00:00 WARNING autotune.jobs: autotune_*** sent by basic ***")
+
+
+def test_ready_tells_the_truth(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with served(path) as own:
+        assert own.http.get("/readyz").status_code == 200
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        locked = own.http.get("/readyz")
+        assert (locked.status_code, "locked by another process" in locked.json()["detail"]) == (503, True)
+        assert own.http.get("/healthz").status_code == 200
+        assert own.http.get("/winners").status_code == 200  # readers never wait
+        holder.close()
+        assert own.http.get("/readyz").status_code == 200
+
+
+def test_hardly_any_room_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        store.expect_writable()
+        monkeypatch.setattr("db.sqlite.MIN_FREE_BYTES", 1 << 60)
+        with pytest.raises(DatabaseError, match="free some"):
+            store.expect_writable()
+
+
+def test_doctor_examines_a_service(service: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--server", service.url, "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert {"service", "way there", "token", "ready", "device CPU", "lookup"} == checks.keys()
+    assert release() in checks["service"]["found"]
+    assert {check["level"] for check in checks.values()} <= {"ok", "warning"}
+
+
+def test_doctor_examines_what_is_not_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    with open_store(path) as store:
+        token, secret = store.create_token("me", Scope.READ)
+    with served(path, hosts=["autotune.test"]) as own:
+        monkeypatch.setenv("AUTOTUNE_URL", own.url)
+        assert main(["doctor", "--server"]) == 1
+        assert "token" in capsys.readouterr().err
+        monkeypatch.setenv("AUTOTUNE_TOKEN", secret)
+        assert main(["doctor", "--server"]) == 0
+        assert "me may read" in capsys.readouterr().out
+        with open_store(path) as store:
+            store.revoke_token(token.id)
+        assert main(["doctor", "--server"]) == 1
+        assert "AUTOTUNE_TOKEN" in capsys.readouterr().err
+    assert main(["doctor", "--server"]) == 1
+    assert "autotune serve" in capsys.readouterr().err
