@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -14,7 +15,8 @@ from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
 from api.observe import Metrics, Observer
-from api.problem import Problem, install_handlers
+from api.openapi import describe
+from api.problem import install_handlers
 from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
@@ -53,12 +55,9 @@ def create_app(
         title="autotune", version=release(), lifespan=lifespan, redirect_slashes=False,
         docs_url=None, redoc_url=None,  # both load scripts from a CDN
         summary="The fastest verified lowering of each convolution in tinygrad, per device.",
-        responses={
-            400: {"model": Problem, "description": "Not JSON"}, 422: {"model": Problem, "description": "Bad input"},
-            503: {"model": Problem, "description": "The database does not answer"},
-        },
     )  # fmt: skip
     app.state.service = service
+    app.openapi = cache(lambda: describe(app, settings))  # type: ignore[method-assign]
     install_handlers(app)
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(TokenGuard, settings=settings, authority=service.authority)

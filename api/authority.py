@@ -22,9 +22,11 @@ from db import Scope as Allowed
 from db.tokens import digest
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+WRITING_METHODS = ("POST", "PUT", "PATCH", "DELETE")
+"""Of others there are no routes: they are told so, whoever asks."""
 OPEN = ("/healthz", "/readyz")
 """For whoever restarts the service or sends others to it."""
-COSTLY = (re.compile(r"/winners/[^/]+/kernels"),)
+COSTLY = (re.compile(r"/winners/[^/]+/kernels"), re.compile(r"/dashboard/kernels/[^/]+"))
 """Read, but compiled and timed for it."""
 MAX_REMEMBERED = 1000
 PRESENTED = "autotune.token"
@@ -38,7 +40,7 @@ def needed(method: str, path: str, *, public_reads: bool) -> Allowed | None:
         return None
     if any(pattern.fullmatch(path) for pattern in COSTLY):
         return Allowed.TUNE
-    if method in SAFE_METHODS or path == "/lookup":
+    if method not in WRITING_METHODS or path == "/lookup":
         return None if public_reads else Allowed.READ
     if path == "/tune" or path.startswith("/jobs/"):
         return Allowed.TUNE

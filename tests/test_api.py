@@ -374,12 +374,19 @@ def test_health_and_devices(http: httpx.Client) -> None:
     assert (devices["default"], devices["devices"]) == ("CPU", [{"device": "CPU", "spec": CPU.to_json()}])
 
 
+def test_a_method_that_is_not_taken_names_those_that_are(http: httpx.Client) -> None:
+    for path, methods in (("/lookup", "GET, POST"), ("/winners/1", "GET, PATCH"), ("/tune", "POST")):
+        answer = http.options(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+        assert methods in problem(answer)["detail"]
+
+
 def test_openapi_describes_every_route(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         "/tune", "/jobs", "/jobs/{job_id}", "/jobs/{job_id}/events", "/jobs/{job_id}/retry", "/lookup",
         "/winners", "/winners/{winner_id}", "/winners/{winner_id}/kernels", "/export", "/import", "/devices",
-        "/workers", "/healthz", "/readyz",
+        "/workers", "/healthz", "/readyz", "/metrics", "/token",
     }  # fmt: skip
 
 

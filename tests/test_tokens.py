@@ -163,7 +163,8 @@ def test_reads_may_be_public(database: Path, secrets: dict[str, str]) -> None:
         assert public.http.get("/winners").status_code == 200
         assert public.http.get("/winners", headers=bearer("autotune_revoked")).status_code == 401
         assert public.http.post("/tune", json=body()).status_code == 401
-        assert public.http.get("/winners/1/kernels").status_code == 401
+        for costly in ("/winners/1/kernels", "/dashboard/kernels/1"):
+            assert public.http.get(costly).status_code == 401
 
 
 def test_the_command_makes_lists_and_revokes(

@@ -79,10 +79,10 @@ def check_fields(request: Request, service: Service = Depends(get_service)) -> J
 
 
 @router.get("/dashboard/events")
-async def events(service: Service = Depends(get_service)) -> StreamingResponse:
+async def events(request: Request, service: Service = Depends(get_service)) -> StreamingResponse:
     """Server-sent events: the list of jobs as HTML whenever it changes."""
     headers = {**HEADERS, "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(service), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_stream(service, request), media_type="text/event-stream", headers=headers)
 
 
 @router.get("/shape/{digest}", responses={404: {"model": Problem}})
@@ -142,10 +142,12 @@ def _address(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-async def _stream(service: Service) -> AsyncIterator[str]:
+async def _stream(service: Service, request: Request) -> AsyncIterator[str]:
     seen, quiet_s = "", 0.0
     while not service.stopping.is_set():
         with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
+            if not await service.authority.still_holds(request):
+                return
             jobs = await run_in_threadpool(_jobs, service)
             html = job_list(jobs, now=time.time())
             if html != seen:

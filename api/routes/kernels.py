@@ -18,18 +18,18 @@ from autotune.task import TaskError
 router = APIRouter(route_class=StrictRoute, tags=["winners"])
 
 
-@router.get("/winners/{winner_id}/kernels", responses={**MISSING, 503: {"model": Problem}})
+@router.get("/winners/{winner_id}/kernels", responses={**MISSING, 409: {"model": Problem}})
 def kernels(
     winner_id: WinnerId, source: Annotated[bool, Query()] = False, service: Service = Depends(get_service)
 ) -> dict[str, Any]:
     """Time, operations, bytes and share of the floor of every kernel of the winner and of the default, and the
-    runner-up. Compiled and timed on this machine when first asked for, some ten seconds; 503 where that cannot be.
+    runner-up. Compiled and timed on this machine when first asked for, some ten seconds; 409 where that cannot be.
     `source` adds what was compiled."""
     winner = find_winner(service, winner_id)
     try:
         explanation = service.explanations.of(service.store, winner)
     except (TaskError, DeviceUnavailableError, DeviceBusyError) as error:
-        raise ProblemError(503, f"{winner.key} cannot be looked into on this machine now: {error}") from None
+        raise ProblemError(409, f"{winner.key} cannot be looked into on this machine now: {error}") from None
     document = explanation.to_json()
     if not source:
         for program in filter(None, (document["winner"], document["default"])):
