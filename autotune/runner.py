@@ -12,6 +12,9 @@ from strategies.candidate import Candidate
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
+ROUND_S = 0.02
+"""How long a contestant runs in one round."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -38,7 +41,7 @@ class Request:
     key: ConvKey
     candidates: tuple[Candidate, ...]
     rounds: int = 7
-    round_s: float = 0.02
+    round_s: float = ROUND_S
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
     hopeless: float = HOPELESS

@@ -1,0 +1,117 @@
+"""A measured subspace kept as a file, so that searches can be compared without the device: see bench/record.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotune.measurement import Status
+from autotune.space import Space
+from strategies.candidate import Candidate, Value
+from strategies.key import ConvKey
+from strategies.parameter import Parameter, param, parameters_of
+from strategies.registry import Strategy
+
+SHAPES = (
+    (1, 16, 32), (1, 32, 28), (1, 32, 56), (1, 64, 28), (1, 64, 56), (1, 128, 14), (1, 128, 28), (1, 256, 7),
+    (1, 256, 14), (1, 512, 7), (8, 32, 28), (8, 64, 14),
+)  # fmt: skip
+"""batch, cin = cout, height = width; 3x3, padding 1. Small enough that a trial is quick."""
+
+GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
+    "blocked": {
+        "tile": (2, 4), "cout_block": (4, 8, 16), "tile_block": (8, 16), "channel_block": (1, 2),
+        "xhat": ("GTCAt", "AGCTt"), "ghat": ("AGOoC", "GOACo"), "mhat": ("GOTAot", "AGOoTt"),
+        "product": ("AGTO", "AGOT", "GTOA"), "vectors": ("tinygrad", "compiler"), "kernels": ("hand",),
+        "output": ("auto",),
+    },
+}  # fmt: skip
+"""What is recorded of a strategy's parameters; other strategies as they are, with all of their values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One candidate of one shape: its time over direct's (None if it has none), the seconds that a search would have
+    spent on it (its kernels' compilation, shared or not, and the rest), and what program it came out as."""
+
+    status: str
+    ratio: float | None
+    compile_s: float
+    other_s: float
+    program: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == Status.OK
+
+
+@dataclass(slots=True)
+class Recording:
+    """`trials[shape][candidate]`. `beam` holds, by shape, [ratio to direct, seconds of searching] of BEAM=2."""
+
+    machine: dict[str, Any]
+    shapes: list[tuple[int, int, int]]
+    candidates: list[Candidate]
+    trials: list[dict[int, Trial]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        """Raises OSError, ValueError."""
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            head, *rows = map(json.loads, file)
+        recording = cls(
+            machine=head["machine"], shapes=[tuple(s) for s in head["shapes"]],
+            candidates=[Candidate.from_json(c) for c in head["candidates"]],
+        )  # fmt: skip
+        recording.trials = [{} for _ in recording.shapes]
+        for shape, candidate, *values in rows:
+            recording.trials[shape][candidate] = Trial(*values)
+        return recording
+
+    def write(self, path: Path) -> None:
+        head = {
+            "machine": self.machine, "shapes": self.shapes, "candidates": [c.to_json() for c in self.candidates],
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        with gzip.open(new, "wt", encoding="utf-8") as file:
+            for row in [head, *self._rows()]:
+                file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        new.replace(path)
+
+    def _rows(self) -> Iterator[list[Any]]:
+        for shape, trials in enumerate(self.trials):
+            for candidate, trial in sorted(trials.items()):
+                yield [shape, candidate, *dataclasses.astuple(trial)]
+
+
+def subspace(key: ConvKey) -> Space:
+    """The space of a key, its strategies' parameters cut down to GRID."""
+    return Space(tuple(_cut(item) for item in Space.of(key).strategies))
+
+
+def everything(space: Space) -> list[Candidate]:
+    """All of its candidates, each once."""
+    return list(dict.fromkeys(itertools.chain(space.presets, space)))
+
+
+def _cut(item: Strategy) -> Strategy:
+    grid = GRID.get(item.name)
+    if grid is None:
+        return item
+    fields = [(p.name, type(p.default), _narrowed(p, grid[p.name])) for p in parameters_of(item.params)]
+    narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
+    presets = [p for p in getattr(item.params, "presets", ()) if all(v in grid[name] for name, v in p.items())]
+    narrowed.presets = tuple(presets)
+    return dataclasses.replace(item, params=narrowed)
+
+
+def _narrowed(parameter: Parameter, values: Sequence[Value]) -> Any:
+    default = parameter.default if parameter.default in values else values[0]
+    return param(default, tuple(values), parameter.about, parameter.when)
