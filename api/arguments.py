@@ -47,7 +47,17 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dilation", default="1", metavar="N[,N]", help="default 1")
     parser.add_argument("--groups", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="default float32")
+    add_device(parser)
+    add_policy(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`."""
     parser.add_argument("--device", metavar="NAME", help="CPU, CUDA, METAL, ... (default: tinygrad's own choice)")
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """What `policy_of` reads."""
     policy = parser.add_argument_group("what you allow and promise")
     policy.add_argument("--max-error", type=float, metavar="E", help="a tighter bound on max|y - y64| / max|y64|")
     policy.add_argument("--allow-tf32", action="store_true", help="TF32 may be used")

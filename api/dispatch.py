@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from api.arguments import Parser
-from api.commands import bundle, doctor, explain, lookup, run, serve, token, tune, winners, worker
+from api.commands import bundle, doctor, explain, lookup, model, run, serve, token, tune, winners, worker
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
@@ -39,6 +39,8 @@ INTERRUPTED = 130
 EXAMPLES = """examples:
   autotune tune 1x64x56x56 64x64x3x3 --padding 1     find the fastest lowering of one convolution
   autotune winners                                   what is known
+  autotune explain 1x64x56x56 64x64x3x3 --padding 1  why it won, kernel by kernel
+  autotune model resnet18                            every convolution of a network
   autotune run script.py                             run a tinygrad program with it
   autotune serve                                     the same over HTTP, with a page
 
@@ -91,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, explain, run, serve, worker, bundle, doctor, token):
+    for module in (tune, lookup, winners, explain, model, run, serve, worker, bundle, doctor, token):
         module.register(commands)
     return parser
 
