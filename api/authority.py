@@ -31,7 +31,8 @@ COSTLY = (re.compile(r"/winners/[^/]+/kernels"), re.compile(r"/dashboard/kernels
 MAX_REMEMBERED = 1000
 PRESENTED = "autotune.token"
 """Where a request's scope holds its Token."""
-CHALLENGE = 'Bearer realm="autotune", Basic realm="autotune: any user, the token as password"'
+CHALLENGES = ('Bearer realm="autotune"', 'Basic realm="autotune: any user, the token as password"')
+"""A header for each: of several in one, Chromium sees the first alone, and would never ask for the password."""
 
 
 def needed(method: str, path: str, *, public_reads: bool) -> Allowed | None:
@@ -106,7 +107,8 @@ class TokenGuard:
                 f"expected a token{f' that may {need}' if need else ''}, found {found}: make one with "
                 "`autotune token create` where the database is, and set AUTOTUNE_TOKEN",
             )
-            answer.headers["WWW-Authenticate"] = CHALLENGE
+            for challenge in CHALLENGES:
+                answer.headers.append("WWW-Authenticate", challenge)
             return await answer(scope, receive, send)
         if need is not None and token is not None and not token.scope.covers(need):
             detail = f"expected a token that may {need}, found one that may {token.scope}: use another"

@@ -231,6 +231,7 @@ def test_no_damaged_winner_breaks_the_service(sandbox: httpx.Client) -> None:
         ("GET", f"/jobs/{'x' * 1000}", 422), ("GET", "/jobs?limit=0", 422), ("GET", f"/jobs?offset={HUGE}", 422),
         ("GET", "/winners/999", 404), ("GET", "/winners/0", 422), ("GET", "/winners/x", 422),
         ("GET", f"/winners/{HUGE}", 422), ("GET", f"/winners/{2**63 - 1}", 404), ("GET", "/winners?limit=-1", 422),
+        ("PATCH", "/winners/1", 422), ("POST", "/import", 415), ("GET", "/docs", 404),
         ("GET", "/lookup", 422), ("GET", "/lookup?input=1x64x56x56&weight=x", 422),
         ("GET", "/lookup?input=1x64x56x56&weight=64x64x3x3&padd=1", 422),
         ("GET", "/lookup?input=1x64x56x56&weight=64x64x3x3&max_error=nan", 422),

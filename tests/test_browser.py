@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, PHONE, Serving, chromium, page_of, serving
 from measured import fill, many, measured
+from served import served
 
-from db import open_store
+from db import Scope, open_store
 from db.winners import decide
 
 pytest.importorskip("playwright", reason="the dashboard's tests need playwright")
@@ -21,7 +22,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 THOUSAND = 1000
-VIEWS = ("/", "/tuning", "/shape/")
+VIEWS = ("/", "/map", "/compare", "/tuning", "/shape/")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,30 @@ def test_one_shape_is_explained(page: Page) -> None:
     expect(page.locator(".lead")).to_contain_text("CUDA")
 
 
+def test_map_leads_to_shapes(page: Page) -> None:
+    page.goto("/map")
+    expect(page.get_by_role("heading", name="Batch 32")).to_be_visible()
+    page.get_by_label("Device").select_option(label="CPU · x86_64,native AMD EPYC family 25 model 17 · tinygrad 0.14.0")
+    expect(page.get_by_role("heading", name="Batch 32")).to_have_count(0)
+    assert page.locator(".heat tbody tr").count() == 4
+    assert "place=" in page.url
+    page.locator(".block").first.click()
+    expect(page.locator("h1")).to_have_text("64 → 64 · 56×56 · 3×3")
+
+
+def test_two_devices_side_by_side(page: Page) -> None:
+    page.goto("/compare")
+    expect(page.locator("[data-chart=pairs] svg")).to_be_visible()
+    assert page.locator(".pairs tbody tr").count() == 4
+    left, right = page.get_by_label("Left"), page.get_by_label("Right")
+    assert left.input_value() != right.input_value()
+    first = page.locator(".pairs tbody td.n").first.inner_text()
+    page.goto(f"/compare?a={right.input_value()}&b={left.input_value()}")
+    assert page.locator(".pairs tbody td.n").first.inner_text() != first
+    page.locator(".pairs a").first.click()
+    expect(page).to_have_url(re.compile("/shape/"))
+
+
 def test_kernels_are_shown_against_the_floor(page: Page) -> None:
     page.goto(a_shape(page, "CPU 7x7"))
     page.get_by_role("button", name="Show the floor and the source").click()
@@ -201,12 +226,39 @@ def test_a_service_that_goes_away_and_comes_back(browser: Browser, tmp_path: Pat
     assert said == lost  # the browser says itself that it found nobody
 
 
+def test_a_guarded_service_asks_for_a_token(browser: Browser, tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        fill(store)
+        readers, tuners = (store.create_token(f"for {scope}", scope)[1] for scope in (Scope.READ, Scope.TUNE))
+    said: list[str] = []
+    known = {"username": "anyone", "password": readers}  # what the browser's own dialog would ask for
+    with (
+        served(tmp_path / "a.db", hosts=["autotune.test"], trial_s=0.05) as service,
+        page_of(browser, service.url, said, http_credentials=known) as page,
+    ):
+        page.goto("/tuning?input=1x64x56x56&weight=64x64x3x3&device=CPU")
+        page.get_by_role("button", name="Tune", exact=True).click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text("expected a token that may tune, found one that may read")
+        accessible(page)
+        dialog.get_by_label("Token").fill(tuners)
+        dialog.get_by_role("button", name="Use it").click()
+        expect(page.locator(".job .state").first).to_have_text(re.compile("queued|running|done"))
+        assert page.evaluate("sessionStorage.length") == 1
+    assert [text for text in said if "403" not in text] == []  # the browser logs the refusal itself
+
+
 def test_nothing_yet(browser: Browser, tmp_path: Path) -> None:
     said: list[str] = []
     with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
         page.goto("/")
         expect(page.get_by_text(f'autotune.install("{service.url}")')).to_be_visible()
         accessible(page)
+        for view in ("/map", "/compare"):
+            page.goto(view)
+            expect(page.locator(".panel")).to_be_visible()
+            accessible(page)
+        page.goto("/")
         page.get_by_role("link", name="Start it from here").click()
         expect(page.locator("h1")).to_have_text("Jobs")
         accessible(page)

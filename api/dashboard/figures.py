@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from api.dashboard.words import colour, parameters
+from api.dashboard.words import colour, headline, parameters
 from autotune.measurement import Measurement
-from autotune.space import DEFAULTS
 from autotune.statistics import median, median_ratio
 from autotune.winner import Winner
 from strategies.shape import JsonObject
@@ -81,55 +80,12 @@ def kernel_times(measurement: Measurement) -> JsonObject:
     }
 
 
-def winners_map(winners: Sequence[Winner]) -> JsonObject:
-    """Which strategy wins where: channels against spatial size."""
-    cells = []
-    for winner in winners:
-        shape = winner.key.shape
-        cells.append({
-            "channels": f"{shape.cin} → {shape.cout}", "size": "×".join(map(str, shape.spatial)),
-            "strategy": winner.candidate.strategy, "ratio": winner.ratio.median, "digest": winner.key.digest,
-            "name": str(shape),
-        })  # fmt: skip
-    channels = sorted({(w.key.shape.cin, w.key.shape.cout) for w in winners})
-    sizes = sorted({w.key.shape.spatial for w in winners}, key=lambda s: (math.prod(s), s))
-    return {
-        "channels": [f"{cin} → {cout}" for cin, cout in channels], "sizes": ["×".join(map(str, s)) for s in sizes],
-        "cells": cells, "strategies": _coloured(sorted({w.candidate.strategy for w in winners})),
-    }  # fmt: skip
-
-
-def strategy_times(contestants: Mapping[str, float]) -> dict[str, float]:
-    """The best time of each strategy among the contestants of a final: `blocked(tile=4)` is one of `blocked`."""
-    best: dict[str, float] = {}
-    for name, seconds in contestants.items():
-        if math.isfinite(seconds) and seconds > 0:
-            strategy = name.partition("(")[0].strip()
-            best[strategy] = min(seconds, best.get(strategy, math.inf))
-    return best
-
-
-def heat(rows: Sequence[tuple[Winner, Mapping[str, float]]]) -> JsonObject:
-    """Strategy x shape: the strategy's best time over the better default's."""
-    found = sorted({name for _, times in rows for name in times})
-    names = [n for n in DEFAULTS if n in found] + [n for n in found if n not in DEFAULTS]
-    cells = [
-        [names.index(name), at, seconds / winner.default_time_s.median]
-        for at, (winner, times) in enumerate(rows)
-        for name, seconds in times.items()
-    ]
-    return {
-        "strategies": names, "shapes": [str(winner.key.shape) for winner, _ in rows], "cells": cells,
-        "digests": [winner.key.digest for winner, _ in rows],
-    }  # fmt: skip
-
-
 def pairs(rows: Sequence[tuple[Winner, Winner]], names: tuple[str, str]) -> JsonObject:
     """Two winners of the same convolution side by side."""
     return {
         "names": list(names),
         "rows": [
-            {"shape": str(a.key.shape), "times": [a.time_s.median, b.time_s.median],
+            {"shape": headline(a.key.shape), "times": [a.time_s.median, b.time_s.median],
              "colours": [colour(a.candidate.strategy), colour(b.candidate.strategy)],
              "strategies": [a.candidate.strategy, b.candidate.strategy]}
             for a, b in rows

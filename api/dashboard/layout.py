@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.dashboard.html import Child, Html, join, tag
 
-PAGES = (("/", "Winners"), ("/tuning", "Jobs"))
+PAGES = (("/", "Winners"), ("/map", "Map"), ("/compare", "Compare"), ("/tuning", "Jobs"))
 DOCUMENTS = (
     ("/winners", "winners as JSON"), ("/jobs", "jobs"), ("/devices", "devices"), ("/export", "export"),
     ("/openapi.json", "HTTP interface"),
@@ -82,12 +82,15 @@ def _token_dialog() -> Html:
         "dialog",
         tag(
             "form",
-            tag("h2", "This service asks for a token"),
-            tag("p", "It is kept in this tab until you close it. Whoever runs the service can give you one."),
+            tag("h2", "This needs a token"),
+            tag("p", "It is kept in this tab until you close it. Whoever runs the service makes one with ",
+                tag("code", "autotune token create"), "."),
             tag("label", "Token", tag("input", name="token", type="password", autocomplete="off", required=True)),
             tag("p", class_="problem", role="alert"),
-            tag("div", tag("button", "Use it"), class_="actions"),
+            tag("div", tag("button", "Use it", value="use"),
+                tag("button", "Not now", value="", formnovalidate=True, class_="quiet"), class_="actions"),
             method="dialog",
         ),
         id="token",
-    )
+        aria_label="Token",
+    )  # fmt: skip

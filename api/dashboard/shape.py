@@ -12,6 +12,7 @@ from api.dashboard.html import Html, tag
 from api.dashboard.jobs import again_href
 from api.dashboard.kernels import kernels_panel
 from api.dashboard.layout import chart, command, document, page_link, panel
+from api.dashboard.places import place_name
 from api.dashboard.query import Numbered
 from api.dashboard.words import (
     age,
@@ -54,7 +55,7 @@ def shape_page(
     parts: list[Any] = [
         tag("p", page_link("Winners", "/"), " / ", key.device.device, class_="crumbs"),
         tag("h1", headline(key.shape)),
-        tag("p", tag("code", str(key.shape)), " on ", _place(key), class_="lead"),
+        tag("p", tag("code", str(key.shape)), " on ", place_name(key.device), class_="lead"),
     ]
     if winner is not None and current is not None:
         parts.append(_verdict(current, winner, now))
@@ -181,21 +182,13 @@ def _elsewhere(winners: Sequence[Winner], now: float) -> Html | None:
     if not winners:
         return None
     rows = [
-        tag("tr", tag("th", page_link(_place(w.key), shape_href(w.key)), scope="row"),
+        tag("tr", tag("th", page_link(place_name(w.key.device), shape_href(w.key)), scope="row"),
             tag("td", strategy_mark(w.candidate.strategy)), tag("td", duration(w.time_s.median), class_="n"),
             tag("td", ratio_bar(w.ratio)), tag("td", age(now - w.decided_at), class_="n"))
         for w in winners
     ]  # fmt: skip
     titles = ("Device and version", "Lowering", "Time", "Ratio", "Age")
     return panel("The same convolution elsewhere", _table(titles, rows, "The same convolution elsewhere"))
-
-
-def _place(key: ConvKey) -> str:
-    """The device with all that makes it another one: architecture, tinygrad, flags."""
-    device = key.device
-    version = f"tinygrad {device.tinygrad}" if device.tinygrad else ""
-    flags = " ".join(f"{name}={value}" for name, value in device.flags)
-    return " · ".join(filter(None, [device.device, device.arch, version, flags]))
 
 
 def _all_of_them(measurements: Sequence[Measurement], now: float) -> Html | None:

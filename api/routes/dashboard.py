@@ -17,8 +17,11 @@ from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from api.dashboard.check import check
+from api.dashboard.compare import SIDES, compare_page
 from api.dashboard.jobs import job_list, jobs_page
 from api.dashboard.kernels import explanation_part
+from api.dashboard.map import MAX_HEAT, map_page, relative_times
+from api.dashboard.places import place_id, places
 from api.dashboard.query import WinnersQuery
 from api.dashboard.shape import importance_part, shape_page
 from api.dashboard.winners import winners_page
@@ -70,6 +73,25 @@ def tuning(request: Request, service: Service = Depends(get_service)) -> HTMLRes
     """Jobs, and the form for another one."""
     given = {name: value[:100] for name, value in request.query_params.items()}
     return _page(jobs_page(_jobs(service), given, now=time.time()))
+
+
+@router.get("/map")
+def winners_map(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """Which strategy wins where."""
+    found = [winner for _, winner in all_winners(service.store)]
+    known = list(places(found))
+    asked = request.query_params.get("place", "")
+    place = asked if asked in known else next(iter(known), "")
+    here = [winner for winner in found if place_id(winner.key.device) == place][:MAX_HEAT]
+    heat = [(winner, relative_times(service.store.measurements(winner.key))) for winner in here]
+    return _page(map_page(found, [row for row in heat if row[1]], place=place))
+
+
+@router.get("/compare")
+def compare(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
+    """Two devices or versions side by side."""
+    sides = {name: request.query_params.get(name, "")[:64] for name in SIDES}
+    return _page(compare_page([winner for _, winner in all_winners(service.store)], a=sides["a"], b=sides["b"]))
 
 
 @router.get("/dashboard/check")
@@ -147,7 +169,7 @@ async def _stream(service: Service, request: Request) -> AsyncIterator[str]:
     while not service.stopping.is_set():
         with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
             if not await service.authority.still_holds(request):
-                return
+                return  # the next request is refused, and says so
             jobs = await run_in_threadpool(_jobs, service)
             html = job_list(jobs, now=time.time())
             if html != seen:

@@ -181,4 +181,26 @@ const KINDS = {
       tooltip: { ...common(c).tooltip, formatter: ({ seriesName, value }) => `${seriesName}\n${duration(value)}, ${(100 * value / total).toFixed(0)}%` },
     };
   },
+
+  pairs(data, c) {
+    const names = data.rows.map((row) => row.shape).reverse();
+    const rows = [...data.rows].reverse();
+    const side = (at, symbol) => ({
+      type: "scatter", name: data.names[at], symbol, symbolSize: 12, itemStyle: { color: at ? c.of(7) : c.of(2), borderColor: c.panel },
+      data: rows.map((row, y) => ({ value: [row.times[at], y], strategy: row.strategies[at] })),
+    });
+    return {
+      grid: { left: 8, right: 28, top: 8, bottom: 44, containLabel: true },
+      legend: { bottom: 0, textStyle: { color: c.faint, fontSize: 11 }, itemHeight: 10 },
+      xAxis: axis(c, { type: "log", ...range(rows.flatMap((row) => row.times)), axisLabel: { formatter: brief } }),
+      yAxis: axis(c, { type: "category", data: names, axisLabel: { color: c.ink, fontSize: 11, width: 190, overflow: "truncate" } }),
+      series: [
+        side(0, "circle"), side(1, "rect"),
+        ...rows.map((row, y) => ({
+          type: "line", silent: true, symbol: "none", z: 1, lineStyle: { color: c.line, width: 3 }, data: row.times.map((time) => [time, y]),
+        })),
+      ],
+      tooltip: { ...common(c).tooltip, formatter: ({ value, seriesName, data: point }) => `${names[value[1]]}\n${seriesName}\n${point.strategy}: ${duration(value[0])}` },
+    };
+  },
 };

@@ -18,9 +18,9 @@ export async function ask(url, options = {}) {
     if (error.name !== "AbortError") lost();
     throw error;
   }
-  if (response.status === 401) {
-    await newToken(token ? "That token is not accepted: enter another one." : "");
-    return ask(url, options);
+  if (response.status === 401 || response.status === 403) {
+    const entered = await newToken(await problemOf(response.clone()));
+    if (entered) return ask(url, options);
   }
   return response;
 }
@@ -64,16 +64,17 @@ async function read(reader, onEvent) {
 }
 
 function newToken(said) {
-  // Several requests may find out at once: one dialog for all of them.
+  // Whether one was entered. Several requests may find out at once: one dialog for all of them.
   asking ??= new Promise((done) => {
     const dialog = document.getElementById("token");
     dialog.querySelector("[role=alert]").textContent = said;
     dialog.addEventListener("close", () => {
-      sessionStorage.setItem(KEY, dialog.querySelector("input").value.trim());
+      const entered = dialog.returnValue === "use";
+      if (entered) sessionStorage.setItem(KEY, dialog.querySelector("input").value.trim());
+      dialog.returnValue = "";
       asking = null;
-      done();
+      done(entered);
     }, { once: true });
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
     dialog.showModal();
   });
   return asking;
