@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import OneDevice, body, key_of, served, until, winner_of
 
@@ -78,6 +78,7 @@ def rows(page: Page) -> int:
 # Elements
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_text_comes_back_as_it_went_in(text: str, value: str) -> None:
     page = Page(tag("p", [text, None, [3]], title=value, hidden=True, lang=None))
@@ -169,6 +170,7 @@ def some_winners(count: int) -> list[Winner]:
     return winners
 
 
+@settings(deadline=None, max_examples=40)  # other programs run here too
 @given(
     st.sampled_from(sorted(SORTS)), st.booleans(), st.sampled_from(["", "cuda", "blocked 3x3", "no such thing"]),
     st.sampled_from(["", "CPU"]), st.integers(1, 4),
@@ -188,6 +190,7 @@ def test_pages_show_each_match_once_and_in_order(sort: str, down: bool, text: st
     assert rows(shown) == max(0, min(query.size, len(found) - (page - 1) * query.size))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.sampled_from(["q", "device", "strategy", "state", "sort", "page", "size"]), st.text()))
 def test_any_url_is_understood(params: dict[str, str]) -> None:
     query = WinnersQuery.of(params)

@@ -126,9 +126,9 @@ def _parameters(key: ConvKey, measurements: Sequence[Measurement], winner: Winne
     drawn = figures.by_parameter(measurements, strategy)
     if drawn is None:
         return None
-    lines = chart(
-        "parameters", finite_json(drawn), label=f"Each candidate of {strategy} from its parameters to its time"
-    )
+    said = f"Each candidate of {strategy} from its parameters to its time"
+    lines = tag("div", chart("parameters", finite_json(drawn), label=said, size="medium broad"), class_="scroll",
+                tabindex="0", role="region", aria_label=said)  # fmt: skip
     loaded = tag(
         "div", tag("p", "Asking Optuna…", class_="note"), data_load=f"/dashboard/importance/{key.digest}?{strategy}"
     )
