@@ -126,10 +126,18 @@ class LocalRunner:
             if self._child.alive and not want_fresh and self._started_as == wanted:
                 return self._child, False
             self._discard()
-        self._child, self._started_as = self._start(spec), wanted
+        try:
+            child = self._start(spec)
+        except ChildBrokenError:  # somebody killed it, the machine had no memory: that says little about the device
+            try:
+                child = self._start(spec)
+            except ChildBrokenError as error:
+                raise DeviceUnavailableError(f"{self.device} cannot be used: {error}") from error
+        self._child, self._started_as = child, wanted
         return self._child, True
 
     def _start(self, spec: DeviceSpec) -> ChildProcess:
+        """Raises DeviceUnavailableError if the device says so, ChildBrokenError if its process ends before."""
         environ = child_environment(self._environ, self.device, spec)
         try:
             child = ChildProcess(self._command, environ, inherit=(self._lock.fileno(),))
@@ -145,7 +153,9 @@ class LocalRunner:
                     reason = str(event.get("reason", event))
                     break
         except ChildBrokenError as error:
-            reason = f"its process {error}: {child.tail(lines=1)}".rstrip(": ")
+            said = f"its process {error}: {child.tail(lines=1)}".rstrip(": ")
+            child.kill()
+            raise ChildBrokenError(said) from error
         except BaseException:
             child.kill()
             raise

@@ -1,0 +1,160 @@
+"""Processes for chaos.py and netns.py: a PostgreSQL of our own, and programs that are started again when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+START_S = 60.0
+
+
+class Process:
+    """A program under a supervisor: `tend` starts it again `pause_s` after it ended. Its output goes to `log`."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, *, environ: Mapping[str, str] | None = None,
+        pause_s: float = 0.5, user: int | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.log, self.exits = name, log, Counter[int]()
+        self._command, self._pause_s, self._user = list(command), pause_s, user
+        self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_at = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def tend(self) -> None:
+        """Start it if it does not run, and has not for long enough."""
+        if self.alive:
+            return
+        if self._process is not None:
+            self.exits[self._process.returncode] += 1
+            self._process, self._start_at = None, time.monotonic() + self._pause_s
+        if time.monotonic() >= self._start_at:
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ,
+                    cwd=self.log.parent, start_new_session=True, user=self._user,
+                )  # fmt: skip
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> bool:
+        """Send it; False if it does not run."""
+        if not self.alive:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number) if group else os.kill(self.pid, number)
+        return True
+
+    def children(self, of: str) -> list[psutil.Process]:
+        """Processes below it whose command line holds `of`."""
+        if not self.alive:
+            return []
+        with contextlib.suppress(psutil.Error):
+            return [child for child in psutil.Process(self.pid).children(recursive=True) if _runs(child, of)]
+        return []
+
+    def end(self, timeout_s: float = 30.0) -> int | None:
+        """SIGTERM, and SIGKILL to all of it after `timeout_s`; its exit status."""
+        if self._process is None:
+            return None
+        self.signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        self.signal(signal.SIGKILL, group=True)
+        return self._process.wait()
+
+
+class Postgres(Process):
+    """A server with one database, `autotune`, that checks its pages. Raises SystemExit where there is none."""
+
+    def __init__(self, folder: Path, *, listen: str = "", inside: Sequence[str] = ()) -> None:
+        """`listen`: addresses beside its socket, where everybody is trusted: only in a namespace of its own, which
+        `inside` enters."""
+        self.programs, user = programs(), None
+        if os.geteuid() == 0:  # it refuses to run as root
+            user = pwd.getpwnam("postgres").pw_uid
+            os.chown(folder, user, -1)
+        self.folder, self.data, self._as = folder, folder / "data", user
+        self.run("initdb", "-D", str(self.data), "--data-checksums", "--auth=trust", "--username=autotune",
+                 "--encoding=UTF8", "--locale=C")  # fmt: skip
+        if listen:
+            with (self.data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all 0.0.0.0/0 trust\n")
+        drop = ["setpriv", f"--reuid={user}", "--clear-groups"] if inside and user is not None else []
+        command = [*inside, *drop, str(self.programs / "postgres"), "-D", str(self.data), "-k", str(folder)]
+        command += ["-c", f"listen_addresses={listen}", "-c", "max_connections=200"]
+        super().__init__("postgresql", command, folder / "postgresql.log", user=None if inside else user)
+        self.log.touch()
+        os.chown(self.log, user if user is not None else -1, -1)
+
+    @property
+    def url(self) -> str:
+        """Over its socket."""
+        return f"postgresql+psycopg://autotune@/autotune?host={self.folder}"
+
+    def create(self) -> None:
+        """Start it, with its database."""
+        self.tend()
+        give_up_at = time.monotonic() + START_S
+        while self.run("pg_isready", "-q", "-h", str(self.folder), check=False) and time.monotonic() < give_up_at:
+            time.sleep(0.2)
+        self.run("createdb", "-h", str(self.folder), "-U", "autotune", "autotune")
+
+    def damage(self) -> list[str]:
+        """What is wrong with its tables, indexes and, once it is stopped, its pages; ends it."""
+        found = []
+        if self.run(
+            "pg_amcheck", "-h", str(self.folder), "-U", "autotune", "--install-missing", "autotune", check=False
+        ):
+            found.append("pg_amcheck found damage")
+        self.signal(signal.SIGINT)
+        self.end()
+        if self.run("pg_checksums", "--check", "-D", str(self.data), check=False):
+            found.append("pg_checksums found damage")
+        return found
+
+    def run(self, program: str, *arguments: str, check: bool = True) -> int:
+        """One of its programs; the exit status."""
+        return subprocess.run(
+            [str(self.programs / program), *arguments], user=self._as, cwd=self.folder, check=check, timeout=300,
+            stdout=subprocess.DEVNULL,
+        ).returncode  # fmt: skip
+
+
+def programs() -> Path:
+    """Where PostgreSQL's programs are."""
+    on_path = shutil.which("initdb")
+    installed = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if on_path is None and not installed:
+        raise SystemExit("expected PostgreSQL's programs, found none: install it (Debian: postgresql)")
+    return max(installed, default=None) or Path(str(on_path)).resolve().parent
+
+
+def autotune(*arguments: str) -> list[str]:
+    """The command line of this checkout."""
+    return [sys.executable, "-m", "api.cli", *arguments]
+
+
+def _runs(process: psutil.Process, text: str) -> bool:
+    try:
+        return any(text in part for part in process.cmdline())
+    except psutil.Error:
+        return False
