@@ -86,6 +86,7 @@ def measure(options: argparse.Namespace) -> int:
     """All the steps for every network, then one table of each."""
     from strategies.graph.device import describe_device
 
+    sys.stdout.reconfigure(line_buffering=True)  # what is printed stays if a long run is cut
     console = Console(width=None if sys.stdout.isatty() else 140)
     spec = describe_device()
     console.print(
@@ -100,6 +101,8 @@ def measure(options: argparse.Namespace) -> int:
             search_within(name, batch, limit_s, options)
         if options.rounds:
             console.print(compare(name, batch, options))
+        if options.starts:
+            console.print(first_results(name, batch, options))
     return 0
 
 
@@ -132,14 +135,14 @@ def _convolutions(name: str, batch: int) -> Counter[Any]:
 
 
 def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
-    """Every way in the same rounds, and its starts."""
+    """Every way in the same rounds."""
     import autotune
     from autotune.comparison import captured
     from autotune.comparison import compare as compare_runs
     from autotune.models import network
 
     model, x = network(name, batch=batch)
-    runs, starts = {}, {}
+    runs = {}
     before = autotune.stats()
     for way, context in ways(options).items():
         begun = time.perf_counter()
@@ -149,10 +152,8 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
     if options.torch:
         runs[TORCH] = torch_network(name, batch, options.device)
     found = compare_runs(runs, options.rounds)
-    if options.starts:
-        starts = first_results(name, batch, options)
     table = Table(
-        "way", "median", "over tinygrad", "over BEAM=2", "difference", "first result", box=None,
+        "way", "median", "over tinygrad", "over BEAM=2", "difference", box=None,
         title=f"{name}, batch {batch}, {options.rounds} rounds: {after.hits - before.hits} of "
         f"{after.convolutions - before.convolutions} convolutions had a winner, in two captures",
     )  # fmt: skip
@@ -160,7 +161,7 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
         over = [found.ratio(way), found.ratio(way, BEAM)]
         table.add_row(
             way, f"{found.median_s(way) * 1e3:.2f} ms", *(f"{r.median:.3f} ({r.low:.3f}-{r.high:.3f})" for r in over),
-            "-" if way == TORCH else f"{found.difference(way):.1e}", starts.get(way, "-"),
+            "-" if way == TORCH else f"{found.difference(way):.1e}",
         )  # fmt: skip
     return table
 
@@ -251,19 +252,25 @@ def search(name: str, batch: int) -> int:
     return 0
 
 
-def first_results(name: str, batch: int, options: argparse.Namespace) -> dict[str, str]:
-    """Median seconds to the first result of each way in new processes, lowest to highest."""
+def first_results(name: str, batch: int, options: argparse.Namespace) -> Table:
+    """Seconds to the first result of each way in new processes, in turns."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(options.starts + 1):  # the first one fills the compile cache where the comparison did not
+    warm = 0 if options.rounds else 1  # the comparison has filled the compile cache
+    for turn in range(options.starts + warm):
         for way in WAYS:
             for event in _child(options, "--start", name, str(batch), way, until=600.0):
-                if turn:
+                if turn >= warm:
                     seconds[way].append(event["seconds"])
-    _say(f"{name} at {batch}: starts {seconds}")
-    return {
-        way: f"{statistics.median(taken):.2f} s ({min(taken):.2f}-{max(taken):.2f})"
-        for way, taken in seconds.items() if taken
-    }  # fmt: skip
+                    _say(f"{name} at {batch}, {way}: first result after {event['seconds']:.2f} s")
+    table = Table("way", "first result", "over tinygrad", box=None, title=f"{name}, batch {batch}: start-up")
+    for way, taken in seconds.items():
+        ratios = [a / b for a, b in zip(taken, seconds[TINYGRAD], strict=False)]
+        if ratios:
+            table.add_row(
+                way, f"{statistics.median(taken):.2f} s ({min(taken):.2f}-{max(taken):.2f})",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
+            )  # fmt: skip
+    return table
 
 
 def start(options: argparse.Namespace, name: str, batch: int, way: str) -> int:

@@ -43,10 +43,17 @@ class Bottleneck:
 
 
 class ResNet:
-    """For (batch, 3, 224, 224) images and 1000 classes; `counts` are the blocks of each of the four groups."""
+    """For (batch, 3, 224, 224) images; `counts` are the blocks of each of the four groups.
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], counts: Sequence[int], classes: int = 1000) -> None:
-        self.conv, self.bn = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm(64)
+    `small` is for images like CIFAR's (batch, 3, 32, 32): a first convolution of 3x3 and stride 1, and no pooling.
+    """
+
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], counts: Sequence[int], *, classes: int = 1000, small: bool = False
+    ) -> None:
+        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        self.conv, self.bn = nn.Conv2d(3, 64, kernel, stride, padding, bias=False), nn.BatchNorm(64)
+        self.small = small
         self.blocks: list[Layer] = []
         cin = 64
         for group, count in enumerate(counts):
@@ -57,9 +64,12 @@ class ResNet:
         self.fc = nn.Linear(cin, classes)
 
     def __call__(self, x: Tensor) -> Tensor:
-        pooled = self.bn(self.conv(x)).relu().pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
-        assert isinstance(pooled, Tensor)  # a pair only where indices are asked for
-        return self.fc(pooled.sequential(self.blocks).mean((2, 3)))
+        x = self.bn(self.conv(x)).relu()
+        if not self.small:
+            pooled = x.pad((1, 1, 1, 1)).max_pool2d((3, 3), 2)
+            assert isinstance(pooled, Tensor)  # a pair only where indices are asked for
+            x = pooled
+        return self.fc(x.sequential(self.blocks).mean((2, 3)))
 
 
 def _shortcut(cin: int, cout: int, stride: int) -> list[Layer]:

@@ -13,10 +13,11 @@ from strategies.graph.match import Conv
 from strategies.shape import ConvShape
 
 
-def find_convolutions(build: Callable[[], Tensor]) -> Counter[ConvShape]:
+def find_convolutions(build: Callable[[], Tensor | Sequence[Tensor]]) -> Counter[ConvShape]:
     """Canonical shape of every convolution in the graph of `build()`, with how often it occurs, in order.
 
-    The graph is scheduled, nothing is compiled or run. Convolutions that no ConvShape describes are left out.
+    The graph is scheduled, nothing is compiled or run: tensors that it assigns to are of no use afterwards.
+    Convolutions that no ConvShape describes are left out.
     """
     found: Counter[ConvShape] = Counter()
 
@@ -25,5 +26,7 @@ def find_convolutions(build: Callable[[], Tensor]) -> Counter[ConvShape]:
         return [None] * len(convs)
 
     with seam.attached(record):
-        build().schedule_linear()
+        built = build()
+        first, *rest = built if isinstance(built, Sequence) else (built,)
+        first.schedule_linear(*rest)
     return found
