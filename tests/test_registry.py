@@ -120,9 +120,10 @@ def test_parameters_are_refused_before_anything_is_attached() -> None:
     ],
 )
 def test_applicability_from_the_key(shape: ConvShape, winograd: bool, tensor: bool) -> None:
-    key = ConvKey(shape=shape, device=DeviceSpec(device="CPU"))
+    key = ConvKey(shape=shape, device=DeviceSpec(device="CL"))
     applies = {item.name for item in strategies() if item.applies(key)}
     assert "direct" in applies
     assert ("tensor_winograd" in applies) == tensor
     others = {item.name for item in strategies()} - {"direct", "tensor_winograd"}
     assert applies >= others if winograd else not applies & others
+    assert not get_strategy("shared_memory").applies(ConvKey(shape=shape, device=DeviceSpec(device="CPU")))

@@ -1,18 +1,26 @@
-"""Two ways to hold an intermediate in a buffer. Each gives its reader: from one index per axis to the value there."""
+"""Ways to hold an intermediate in a buffer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce as fold
 
-from tinygrad.dtype import AddrSpace
+from tinygrad.dtype import AddrSpace, DType
 from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
 from strategies.graph.match import extent
 
-Reader = Callable[[Sequence[UOp]], UOp]
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A filled buffer, and its reader: from one index per axis to the value there."""
+
+    buffer: UOp
+    read: Callable[[Sequence[UOp]], UOp]
+
 
 NEVER_SET = 1 << 24
 """A bit that no range reaches: ranges of a kernel are far shorter."""
@@ -23,27 +31,51 @@ def hand_made(body: UOp) -> UOp:
     return UOp(Ops.CONTIGUOUS, src=(body,), arg=())
 
 
-def staged(body: UOp, axes: Sequence[UOp], *, device: str) -> Reader:
+def staged(body: UOp, axes: Sequence[UOp], *, device: str) -> Held:
     """A STAGE, which tinygrad turns into a buffer and a kernel that fills it."""
     stage = UOp(Ops.STAGE, src=(body, *axes), arg=BufferizeOpts(device=device, removable=False))
-    return lambda indexes: stage.index(*indexes)
+    return Held(stage, lambda indexes: stage.index(*indexes))
 
 
-def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, slot: int) -> Reader:
-    """The buffer and the store written out, with an index in which tinygrad sees no multiple of two or four.
+def stored(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, device: str, slot: int) -> Held:
+    """The buffer and the store written out. An axis may be any index below its size, not only a range."""
+    return _stored(body, axes, sizes, _flat(axes, sizes), device, slot)
+
+
+def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, slot: int) -> Held:
+    """Likewise over ranges, with an index in which tinygrad sees no multiple of two or four.
 
     tinygrad joins neighbouring stores by four. A C compiler grows its vectors from the stores, so it then stays at
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
     sizes = [extent(axis) if axis.op is Ops.RANGE else 1 for axis in axes]
-    arg = ParamArg(slot, body.dtype, device=device, addrspace=AddrSpace.GLOBAL)
-    buffer = UOp(Ops.BUFFER, src=(shape_to_shape_arg((math.prod(sizes),)),), arg=arg)
-    ranges = sorted((axis for axis in axes if axis.op is Ops.RANGE), key=lambda r: r.arg)
-    loops = [r for r in ranges if r.arg[-1] is AxisType.WEAK]
+    loops = [r for r in loops_of(axes) if r.arg[-1] is AxisType.WEAK]
     index = _flat(axes, sizes) + (loops[0] & NEVER_SET) if loops else _flat(axes, sizes)
-    filled = buffer.after(buffer.index(index).store(body).end(*ranges))
-    return lambda indexes: filled.index(_flat(indexes, sizes))
+    return _stored(body, axes, sizes, index, device, slot)
+
+
+def computed(kernel: UOp, inputs: Sequence[UOp], sizes: Sequence[int], *, dtype: DType, device: str, slot: int) -> Held:
+    """What `kernel`, a SINK of our own over parameters, writes to its first from the others, in an array of `sizes`."""
+    buffer = _buffer(math.prod(sizes), dtype, device, slot)
+    filled = buffer.after(kernel.call(buffer, *inputs))
+    return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)))
+
+
+def loops_of(axes: Sequence[UOp]) -> list[UOp]:
+    """The ranges of these indexes, in the order of tinygrad's loops."""
+    return sorted({r for axis in axes for r in axis.ranges}, key=lambda r: r.arg)
+
+
+def _stored(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], index: UOp, device: str, slot: int) -> Held:
+    buffer = _buffer(math.prod(sizes), body.dtype, device, slot)
+    filled = buffer.after(buffer.index(index).store(body).end(*loops_of(axes)))
+    return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)))
+
+
+def _buffer(size: int, dtype: DType, device: str, slot: int) -> UOp:
+    arg = ParamArg(slot, dtype, device=device, addrspace=AddrSpace.GLOBAL)
+    return UOp(Ops.BUFFER, src=(shape_to_shape_arg((size,)),), arg=arg)
 
 
 def _flat(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:

@@ -189,3 +189,9 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def has_shared_memory(device: str) -> bool:
+    """Whether threads of the device form workgroups that share memory."""
+    renderer = Device[device].renderer
+    return bool(renderer.has_local and renderer.has_shared)

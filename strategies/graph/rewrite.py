@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
+from strategies.graph.buffers import Held, loops_of, stored
 from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, match
+from strategies.graph.match import Conv, extent, match
 
 
 def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]) -> UOp:
@@ -26,12 +28,21 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
         return sink
     first = max((u.arg[0] for u in nodes if u.op is Ops.RANGE), default=-1) + 1
     slots = (u.arg.slot for u in nodes if u.op is Ops.BUFFER and isinstance(u.arg, ParamArg))
-    answers = zip(convs, rewriter(convs, Ranges(first, max(slots, default=-1) + 1)), strict=True)
+    ranges = Ranges(first, max(slots, default=-1) + 1, _private(nodes))
+    answers = zip(convs, rewriter(convs, ranges), strict=True)
     replacements = {conv.reduce: new for conv, new in answers if new is not None}
-    return _replace(clean, replacements) if replacements else sink
+    return _replace(clean, replacements | ranges.split, ranges) if replacements else sink
 
 
-def _replace(root: UOp, replacements: dict[UOp, UOp]) -> UOp:
+def _private(nodes: Iterable[UOp]) -> set[UOp]:
+    """The ranges that one kernel loops over and no other, and whose kernel can be written anew."""
+    nodes = list(nodes)
+    loops = Counter(r for u in nodes if u.op in (Ops.STAGE, Ops.END) for r in u.src[1:])
+    kept = {s for u in nodes if u.op is not Ops.INDEX for s in u.src if s.op is Ops.STAGE}
+    return {r for r, count in loops.items() if count == 1} - {r for u in kept for r in u.src[1:]}
+
+
+def _replace(root: UOp, replacements: dict[UOp, UOp], ranges: Ranges) -> UOp:
     """Replace each REDUCE, also inside the replacements of others: one convolution's input holds the one before it.
 
     A STAGE that holds a REDUCE stays one. What is rewritten need hold no REDUCE any more, and tinygrad would inline
@@ -39,23 +50,41 @@ def _replace(root: UOp, replacements: dict[UOp, UOp]) -> UOp:
     """
     done: dict[UOp, UOp] = {}
     holds_reduce: dict[UOp, bool] = {}
+    split: dict[UOp, Held] = {}
     for u in root.toposort():
         holds_reduce[u] = u.op is Ops.REDUCE or (u.op is not Ops.STAGE and any(holds_reduce[s] for s in u.src))
         if (new := replacements.get(u)) is not None:
-            done[u] = _translated(new, done)
+            done[u] = _translated(new, done, split)
             continue
-        sources = tuple(done[s] for s in u.src)
-        kept = u if sources == u.src else u.replace(src=sources)
-        if u.op is Ops.STAGE and holds_reduce[u.src[0]] and kept.arg.removable:
+        kept = _with_sources(u, done, split)
+        if u.op in (Ops.STAGE, Ops.END) and kept.src[1:] != u.src[1:]:
+            kept = _split(u, kept.src, split, ranges)
+        elif u.op is Ops.STAGE and holds_reduce[u.src[0]] and kept.arg.removable:
             kept = kept.replace(arg=replace(kept.arg, removable=False))
         done[u] = kept
     return done[root]
 
 
-def _translated(new: UOp, done: dict[UOp, UOp]) -> UOp:
+def _with_sources(u: UOp, done: Mapping[UOp, UOp], split: Mapping[UOp, Held]) -> UOp:
+    """The node over what its sources became."""
+    sources = tuple(done[s] for s in u.src)
+    if u.op is Ops.INDEX and (held := split.get(u.src[0])) is not None:
+        return held.read(sources[1:])
+    return u if sources == u.src else u.replace(src=sources)
+
+
+def _split(u: UOp, sources: tuple[UOp, ...], split: dict[UOp, Held], ranges: Ranges) -> UOp:
+    """A STAGE or END some of whose ranges became several. tinygrad's STAGE cannot have that, a written out one can."""
+    if u.op is Ops.END:
+        return sources[0].end(*loops_of(sources[1:]))
+    sizes = [extent(axis) for axis in u.src[1:]]
+    split[u] = stored(sources[0], sources[1:], sizes, device=u.arg.device, slot=ranges.new_buffer())
+    return split[u].buffer
+
+
+def _translated(new: UOp, done: dict[UOp, UOp], split: Mapping[UOp, Held]) -> UOp:
     """A replacement in terms of what its own sources became."""
     for u in new.toposort(gate=lambda u: u not in done):
         if u not in done:
-            sources = tuple(done[s] for s in u.src)
-            done[u] = u if sources == u.src else u.replace(src=sources)
+            done[u] = _with_sources(u, done, split)
     return done[new]

@@ -13,18 +13,22 @@ An intermediate is a function from coordinates to a value. Staging one changes o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
-from strategies.graph.buffers import hand_made, staged, stored_singly
+from strategies.graph.buffers import Held, computed, hand_made, staged, stored, stored_singly
 from strategies.graph.fitting import wanting
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.match import Conv, extent
+from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
+from strategies.graph.spread import split_consumer, threads
 
 Intermediate = Callable[[Coords], UOp]
 
@@ -34,13 +38,15 @@ class Stage:
     """A materialised intermediate, its axes named by letter as in `frame`, outermost first.
 
     `layout` orders its buffer, `loops` its kernel's loops (by default the same); `upcast` names the axes held in
-    registers. With `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone.
-    Without `joined` its stores are not joined into vectors: see `buffers`.
+    registers, `local` those that the threads of a workgroup divide among them, the innermost to neighbours. With
+    `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone. Without `joined` its stores
+    are not joined into vectors: see `buffers`.
     """
 
     layout: str
     loops: str = ""
     upcast: str = ""
+    local: str = ""
     by_hand: bool = False
     joined: bool = True
 
@@ -54,6 +60,9 @@ class Plan:
     `output` says where the last transform goes: `inline` into the consumer's kernel, or `staged`, whole tiles to a
     buffer of its own; `auto` is inline if tiles cover the output exactly, else staged: the consumer would repeat the
     transform for every element.
+
+    With a `workgroup` the product is the kernel of `matmul`, over blocks of its rows (couts) and columns (tiles), and
+    the kernels around it are spread over threads by hand.
     """
 
     tile: int = 4
@@ -65,6 +74,7 @@ class Plan:
     cout_block: int = 0
     tile_block: int = 0
     channel_block: int = 0
+    workgroup: Blocking | None = None
 
 
 def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
@@ -75,12 +85,20 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
     if space is None:
         return None
     nested = ranges if plan.nested else None
-    xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", lambda at: _xhat(space, nested, at))
-    ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", lambda at: _ghat(space, nested, at))
-    mhat = _staged(space, plan.mhat, "product", "AGBOoTt", lambda at: _mhat(space, plan.channel_block, xhat, ghat, at))
+    operands = partial(_xhat, space, nested), partial(_ghat, space, nested)
+    if plan.workgroup is None:
+        mhat = _product(space, plan, *operands)
+    elif math.prod(space.sizes["C"]) % plan.workgroup.depth == 0:
+        mhat = _matmul(space, plan.workgroup, *operands)
+    else:
+        return None
+    by_hand = plan.workgroup is not None
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
-    output = (_inline if inline else _tiled)(space, nested, mhat).cast(conv.reduce.dtype)
-    return _in_kernel(conv, "output", output)
+    value = (_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat, by_hand)).cast(conv.reduce.dtype)
+    if by_hand and (split := split_consumer(conv, space.axes, space.m, ranges)) is not None:
+        ranges.split |= split
+        return _in_kernel(conv, "output", value, by_hand=True)
+    return _in_kernel(conv, "output", value)
 
 
 def _in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
@@ -95,23 +113,28 @@ def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: I
     """`value` itself, or reads of a buffer that holds it."""
     if stage is None:
         return value
+    held = _held(space, stage, role, letters, value)
+    layout = [letter for letter in stage.layout if letter in letters]
+    return lambda at: held.read([as_uop(index) for letter in layout for index in at[letter]])
+
+
+def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermediate) -> Held:
+    """`value` in a buffer."""
     loops = [letter for letter in stage.loops or stage.layout if letter in letters]
     layout = [letter for letter in stage.layout if letter in letters]
     if sorted(loops) != sorted(layout) or any(space.sizes[letter] and letter not in layout for letter in letters):
         raise ValueError(f"layout {stage.layout!r} and loops {stage.loops!r} must each name all of {letters!r} once")
+    kinds = dict.fromkeys(stage.upcast, AxisType.UPCAST) | dict.fromkeys(stage.local, AxisType.LOCAL)
     at = {
-        letter: [space.ranges.new(size, AxisType.UPCAST if letter in stage.upcast else AxisType.WEAK)
-                 for size in space.sizes[letter]]
+        letter: [space.ranges.new(size, kinds.get(letter, AxisType.WEAK)) for size in space.sizes[letter]]
         for letter in loops
-    }  # fmt: skip
+    }
     body = value({letter: at.get(letter, ()) for letter in letters})
     body = _in_kernel(space.conv, role, body, by_hand=stage.by_hand)
     ranges = [r for letter in layout for r in at[letter]]
     if stage.joined:
-        read = staged(body, ranges, device=space.conv.device)
-    else:
-        read = stored_singly(body, ranges, device=space.conv.device, slot=space.ranges.new_buffer())
-    return lambda at: read([as_uop(index) for letter in layout for index in at[letter]])
+        return staged(body, ranges, device=space.conv.device)
+    return stored_singly(body, ranges, device=space.conv.device, slot=space.ranges.new_buffer())
 
 
 def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
@@ -159,6 +182,30 @@ def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermedia
     return product.reduce(*summed, arg=Ops.ADD) if summed else product
 
 
+def _product(space: Frame, plan: Plan, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
+    """MHAT as a REDUCE, over operands staged or not."""
+    xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", xhat)
+    ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", ghat)
+    return _staged(space, plan.mhat, "product", "AGBOoTt", partial(_mhat, space, plan.channel_block, xhat, ghat))
+
+
+def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
+    """sum over channels of XHAT * GHAT, one matrix product for each point and group, in a kernel of our own."""
+    sizes = [size for letter in "AGOoTt" for size in space.sizes[letter]]
+    batch, m, n, k = (
+        math.prod(size for letter in letters for size in space.sizes[letter]) for letters in ("AG", "Oo", "Tt", "C")
+    )
+    operands = [
+        _held(space, Stage(layout="AGCOo", loops="GCOoA", upcast="A", local="o", by_hand=True), "GHAT", "AGCOo", ghat),
+        _held(space, Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True), "XHAT", "AGCTt", xhat),
+    ]
+    held = computed(
+        matmul(batch, m, n, k, by), [operand.buffer for operand in operands], sizes,
+        dtype=dtypes.float32, device=space.conv.device, slot=space.ranges.new_buffer(),
+    )  # fmt: skip
+    return lambda at: held.read([as_uop(index) for letter in "AGOoTt" for index in at[letter]])
+
+
 def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     """(At x At) MHAT at the consumer's own indexes: it is computed in the consumer's kernel."""
     conv, outs = space.conv, [axis.out for axis in space.axes]
@@ -166,20 +213,29 @@ def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     return kron(space.transform.at, [out % space.m for out in outs], lambda a: mhat({**at, "A": a}), nested)
 
 
-def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
+def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate, by_hand: bool) -> UOp:
     """(At x At) MHAT of whole tiles in a buffer of their own, which the consumer reads without what is left over."""
     conv = space.conv
     groups, batch, couts = (
         [space.ranges.new(extent(r)) for r in ranges] for ranges in (conv.groups, conv.batch, conv.couts)
     )
-    tiles = [space.ranges.new(count) for count in space.tiles]
-    rows = [space.ranges.new(space.m) for _ in space.axes]
+    if by_hand:
+        tiles = threads(space.tiles[::-1], space.ranges)[::-1]
+    else:
+        tiles = [space.ranges.new(count) for count in space.tiles]
+    rows = [space.ranges.new(space.m, AxisType.UPCAST if by_hand else AxisType.WEAK) for _ in space.axes]
     at = space.coordinates(groups, batch, couts, tiles)
-    body = _in_kernel(conv, "tiles", kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested))
-    interleaved = [r for pair in zip(tiles, rows, strict=True) for r in pair]
-    read = staged(body, [*groups, *batch, *couts, *interleaved], device=conv.device)
+    body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
+    body = _in_kernel(conv, "tiles", body, by_hand=by_hand)
+    axes = [*groups, *batch, *couts, *(index for pair in zip(tiles, rows, strict=True) for index in pair)]
+    if by_hand:
+        outer = map(extent, (*conv.groups, *conv.batch, *conv.couts))
+        sizes = [*outer, *(size for count in space.tiles for size in (count, space.m))]
+        held = stored(body, axes, sizes, device=conv.device, slot=space.ranges.new_buffer())
+    else:
+        held = staged(body, axes, device=conv.device)
     pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]
-    return read([*conv.groups, *conv.batch, *conv.couts, *pieces])
+    return held.read([*conv.groups, *conv.batch, *conv.couts, *pieces])
 
 
 def _bind(ranges: Sequence[UOp], indexes: Sequence[Index]) -> dict[UOp, UOp]:

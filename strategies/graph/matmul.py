@@ -1,0 +1,151 @@
+"""A batch of matrix products as a kernel of our own, its operands staged through memory that a workgroup shares.
+
+    C[b, m, n] = sum over k of A[b, k, m] * B[b, k, n]
+
+    each workgroup: one block of C, `rows` x `columns`
+        for each chunk of `depth` k:
+            the threads together copy depth x rows of A and depth x columns of B to shared memory
+            for each k of the chunk: every thread adds its own outer product, held in registers
+
+tinygrad's code generation reads operands from global memory for every thread that needs them; here each element is
+read once per workgroup. The structure is that of CUTLASS's SIMT GEMM (NVIDIA, "CUTLASS: Fast Linear Algebra in CUDA
+C++", 2017): blocks, then a tile per warp, then one per thread, which reads its operands as vectors of four.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinygrad.dtype import AddrSpace, DType, dtypes
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp, sint
+
+VECTOR = 4
+"""Elements that a thread reads or writes at once: 16 bytes of float32."""
+LANES_DOWN, LANES_ACROSS = 4, 8
+"""Threads of a warp, down the rows and across the columns: as square as 32 allow, to read least for most sums."""
+WARP = LANES_DOWN * LANES_ACROSS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocking:
+    """What a workgroup and a thread compute.
+
+    A workgroup has `rows` x `columns` sums and goes through `depth` of K at a time; a thread has `thread_rows` x
+    `thread_columns` of the sums, in vectors of four that lie apart so that the lanes of a warp read next to each other.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    thread_rows: int
+    thread_columns: int
+
+    @property
+    def warps_down(self) -> int:
+        return self.rows // (LANES_DOWN * self.thread_rows)
+
+    @property
+    def warps_across(self) -> int:
+        return self.columns // (LANES_ACROSS * self.thread_columns)
+
+    @property
+    def threads(self) -> int:
+        return self.warps_down * self.warps_across * WARP
+
+    @property
+    def shared_bytes(self) -> int:
+        return 4 * self.depth * (self.rows + self.columns)
+
+    def fault(self) -> str | None:
+        """Why there is no such kernel, or None."""
+        if self.rows % (LANES_DOWN * self.thread_rows) or self.columns % (LANES_ACROSS * self.thread_columns):
+            return f"a block of {self.rows} x {self.columns} does not divide into warps"
+        if self.depth * self.rows % self.threads or self.depth * self.columns % self.threads:
+            return f"{self.threads} threads cannot share the copying of {self.depth} x {self.rows} + {self.columns}"
+        if self.threads > 1024:
+            return f"{self.threads} threads, there are at most 1024"
+        return None
+
+
+def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtypes.float32) -> UOp:
+    """The kernel, with parameters 0: C of `batch` x m x n, 1: A of `batch` x k x m, 2: B of `batch` x k x n.
+
+    m, n and k are multiples of the block's rows, columns and depth.
+    """
+    c, a, b = (UOp.placeholder(shape, dtype, slot=slot)
+               for slot, shape in enumerate(((batch, m, n), (batch, k, m), (batch, k, n))))  # fmt: skip
+    across, down, which = (
+        UOp.special(size, f"gidx{axis}") for axis, size in enumerate((n // by.columns, m // by.rows, batch))
+    )
+    thread = UOp.special(by.threads, "lidx0")
+    (chunk,) = _ranges((k // by.depth,), 0, AxisType.REDUCE)
+
+    rows = UOp.placeholder((by.depth, by.rows), dtype, slot=0, addrspace=AddrSpace.LOCAL)
+    columns = UOp.placeholder((by.depth, by.columns), dtype, slot=1, addrspace=AddrSpace.LOCAL)
+    a = a.reshape(batch, k // by.depth, by.depth, m // by.rows, by.rows)[which, chunk, :, down, :]
+    b = b.reshape(batch, k // by.depth, by.depth, n // by.columns, by.columns)[which, chunk, :, across, :]
+    copied = UOp.barrier(_copy_by(thread, by, rows, a, 100), _copy_by(thread, by, columns, b, 200))
+    rows, columns = rows.after(copied), columns.after(copied)
+
+    (inner,) = _ranges((by.depth,), 1, AxisType.REDUCE)
+    warp, lane = thread // WARP, thread % WARP
+    at_row, at_column = (warp // by.warps_across, lane // LANES_ACROSS), (warp % by.warps_across, lane % LANES_ACROSS)
+    vectors_down, vectors_across = by.thread_rows // VECTOR, by.thread_columns // VECTOR
+
+    def of_thread(line: UOp, warps: int, vectors: int, lanes: int, at: tuple[UOp, UOp]) -> UOp:
+        return line.reshape(warps, vectors, lanes, VECTOR)[at[0], :, at[1], :]
+
+    left = UOp.placeholder((vectors_down, VECTOR), dtype, slot=0, addrspace=AddrSpace.REG)
+    left = left.after(
+        _copy(left, of_thread(rows[inner, :], by.warps_down, vectors_down, LANES_DOWN, at_row), 300, AxisType.UPCAST)
+    )
+    right = UOp.placeholder((vectors_across, VECTOR), dtype, slot=1, addrspace=AddrSpace.REG)
+    right = right.after(
+        _copy(
+            right, of_thread(columns[inner, :], by.warps_across, vectors_across, LANES_ACROSS, at_column), 400,
+            AxisType.UPCAST,
+        )
+    )  # fmt: skip
+
+    sums = UOp.placeholder(
+        (vectors_down, VECTOR, vectors_across, VECTOR), dtypes.float32, slot=2, addrspace=AddrSpace.REG
+    )
+    zeroed = UOp.range(by.thread_rows * by.thread_columns, 500)
+    sums = sums.after(sums.flatten()[zeroed].store(0.0).end(zeroed))
+    i, ii, j, jj = at = _ranges(sums.shape, 600)
+    added = sums[*at].store(sums.after(inner)[*at] + left[i, ii] * right[j, jj])
+    done = _end(_end(_end(added, [i, j, ii, jj]), [inner]).barrier(), [chunk])
+
+    block = c.reshape(batch, m // by.rows, by.rows, n // by.columns, by.columns)[which, down, :, across, :]
+    block = block.reshape(
+        by.warps_down, vectors_down, LANES_DOWN, VECTOR, by.warps_across, vectors_across, LANES_ACROSS, VECTOR
+    )[at_row[0], :, at_row[1], :, at_column[0], :, at_column[1], :]
+    stored = _copy(block, sums.after(done), 700, AxisType.UPCAST)
+    return stored.sink(arg=KernelInfo(name=f"matmul_{batch}_{m}_{n}_{k}", opts_to_apply=())).simplify()
+
+
+def _ranges(shape: Sequence[sint], first: int, kind: AxisType = AxisType.WEAK) -> list[UOp]:
+    """One for each size; of one value, the constant 0."""
+    return [
+        UOp.range(size, first + position, kind) if size > 1 else UOp.const(0) for position, size in enumerate(shape)
+    ]
+
+
+def _end(store: UOp, ranges: Sequence[UOp]) -> UOp:
+    loops = [r for r in ranges if r.op is Ops.RANGE]
+    return store.end(*loops) if loops else store
+
+
+def _copy(target: UOp, source: UOp, first: int, kind: AxisType = AxisType.WEAK) -> UOp:
+    ranges = _ranges(target.shape, first, kind)
+    return _end(target[*ranges].store(source[*ranges]), ranges)
+
+
+def _copy_by(thread: UOp, by: Blocking, target: UOp, source: UOp, first: int) -> UOp:
+    """All threads together, each in vectors as long as there are, neighbours next to each other."""
+    vector = next(v for v in (VECTOR, 2, 1) if math.prod(target.shape) % (by.threads * v) == 0)
+    own = [x.reshape(-1, by.threads, vector)[:, thread, :] for x in (target, source)]
+    ranges = _ranges(own[0].shape[:1], first) + _ranges((vector,), first + 1, AxisType.UPCAST)
+    return _end(own[0][*ranges].store(own[1][*ranges]), ranges)

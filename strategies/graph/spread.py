@@ -1,0 +1,57 @@
+"""A kernel's loops spread over a GPU's threads by hand, in place of tinygrad's heuristics.
+
+Neighbouring threads take neighbours along the innermost axis, so that they read and write next to each other.
+tinygrad's heuristics put couts, which lie far apart in memory, on the threads of a kernel that transforms tiles back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tinygrad.uop.ops import AxisType, Ops, UOp
+
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Axis, Conv, extent
+
+ROW = 64
+"""Threads along one axis, at most: two warps."""
+WORKGROUP = 256
+"""Threads of a workgroup, at most: enough to hide memory's latency, few enough for their registers."""
+
+
+def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
+    """An index along each axis, innermost first, of `sizes` elements, that threads and then workgroups divide."""
+    lanes: list[int] = []
+    for size in sizes:
+        lanes.append(_divisor(size, min(ROW, WORKGROUP // math.prod(lanes))))
+    thread = ranges.new(
+        math.prod(lanes), AxisType.WARP
+    )  # tinygrad would split one of LOCAL, and order the parts itself
+    result = []
+    for size, count in zip(sizes, lanes, strict=True):
+        result.append(ranges.new(size // count) * count + thread % count)
+        thread = thread // count
+    return result
+
+
+def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> dict[UOp, UOp] | None:
+    """The ranges of the kernel that consumes the convolution, as indexes of threads and, along `axes`, of up to `m`
+    elements that one thread computes.
+
+    None where that kernel has them otherwise than as plain loops of its own: it sums over some, or they are split.
+    """
+    loops = [axis.out for axis in reversed(conv.axes)] + list(reversed(conv.couts))
+    if not all(r.op is Ops.RANGE and r.arg[-1] is AxisType.WEAK and ranges.may_split(r) for r in loops):
+        return None
+    tiled = {axis.out for axis in axes}
+    own = [_divisor(extent(r), m) if r in tiled else 1 for r in loops]
+    outer = threads([extent(r) // count for r, count in zip(loops, own, strict=True)], ranges)
+    return {
+        r: index * count + ranges.new(count, AxisType.UPCAST) for r, index, count in zip(loops, outer, own, strict=True)
+    }
+
+
+def _divisor(size: int, limit: int) -> int:
+    """The largest divisor of `size` that is at most `limit`."""
+    return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)

@@ -1,0 +1,113 @@
+"""The strategy for GPUs, on tinygrad's PYTHON device: it executes workgroups, shared memory and barriers anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from graphs import TOLERANCE, counted, relative
+from test_winowrite import GRAPHS, TENSORS
+from tinygrad import Tensor
+from tinygrad.helpers import DEV
+
+import autotune
+from autotune.reference import convolve, inputs
+from autotune.verify import bound
+from strategies.candidate import Candidate
+from strategies.graph.apply import NotApplicableError
+from strategies.graph.matmul import Blocking, matmul
+from strategies.graph.program import Program
+from strategies.key import Policy
+from strategies.registry import get_strategy
+from strategies.shape import ConvShape
+
+SMALL = {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4}
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    before, DEV.value = DEV.value, "PYTHON"
+    yield
+    DEV.value = before
+
+
+BLOCKINGS = [
+    Blocking(rows=16, columns=32, depth=4, thread_rows=4, thread_columns=4),
+    Blocking(rows=32, columns=64, depth=4, thread_rows=4, thread_columns=4),  # two warps down, two across
+]
+
+
+@pytest.mark.parametrize(("by", "blocks"), list(zip(BLOCKINGS, [(2, 1, 2, 3), (1, 1, 1, 1)], strict=True)), ids=str)
+def test_matmul(by: Blocking, blocks: tuple[int, int, int, int]) -> None:
+    assert by.fault() is None
+    batch, m, n, k = (count * size for count, size in zip(blocks, (1, by.rows, by.columns, by.depth), strict=True))
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 8, size).astype(np.float32) for size in ((batch, k, m), (batch, k, n)))
+    c = Tensor.full((batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
+    operands = [Tensor(x, device="PYTHON") for x in (a, b)]
+    result = Tensor.custom_kernel(c, *operands, fxn=lambda *_: matmul(batch, m, n, k, by))[0]
+    np.testing.assert_array_equal(result.numpy(), np.einsum("bkm,bkn->bmn", a, b))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"rows": 24}, "warps"), ({"columns": 48}, "warps"), ({"depth": 1}, "copying"),
+        ({"rows": 512, "columns": 256, "depth": 64}, "1024"),
+    ],
+)  # fmt: skip
+def test_blockings_that_cannot_be(change: dict[str, int], why: str) -> None:
+    fault = Blocking(**{"rows": 16, "columns": 32, "depth": 4, "thread_rows": 4, "thread_columns": 4, **change}).fault()
+    assert fault is not None
+    assert why in fault
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "output"),
+    [
+        (ConvShape.of((1, 4, 4, 4), (5, 4, 3, 3), padding=1), 4, "inline"),
+        (ConvShape.of((2, 8, 5, 3), (6, 4, 3, 3), padding=(0, 1, 2, 1), groups=2), 2, "staged"),
+        (ConvShape.of((2, 4, 9), (4, 4, 3), padding=(1, 2)), 6, "inline"),
+        slow(ConvShape.of((1, 4, 6, 6), (4, 4, 3, 3), padding=1, dtype="float16"), 4, "staged"),
+    ],
+    ids=str,
+)
+def test_convolution(shape: ConvShape, tile: int, output: str) -> None:
+    errors = []
+    for candidate in (Candidate.of("direct"), get_strategy("shared_memory").candidate(
+        {**SMALL, "tile": tile, "output": output}
+    )):  # fmt: skip
+        program = Program(shape, candidate, "PYTHON")
+        program.load(*inputs(shape, "normal", 0))
+        program.poison()
+        program.run()
+        errors.append(relative(program.output(), convolve(*program.inputs(), shape)))
+    assert errors[1] <= bound(shape.dtype, errors[0], Policy())
+
+
+@pytest.mark.parametrize("name", ["pooled", *map(slow, ("reduced", "output permuted", "shared input", "diamond"))])
+def test_in_a_graph(name: str, emulated: None) -> None:
+    """The kernel that consumes the convolution is spread over threads: whatever it is, and whatever reads it."""
+    tensors = [t.to("PYTHON").realize() for t in TENSORS]
+    expected, found = GRAPHS[name][1](*TENSORS).numpy(), []
+    with autotune.forced("shared_memory", **SMALL):
+        did = counted(lambda: found.append(GRAPHS[name][1](*tensors).numpy()))
+    assert (did.applied, did.fallbacks) == (GRAPHS[name][0], 0)
+    assert relative(found[0], expected) < TOLERANCE
+
+
+def test_no_shared_memory_no_strategy() -> None:
+    shape = ConvShape.of((1, 4, 8, 8), (5, 4, 3, 3), padding=1)
+    with pytest.raises(NotApplicableError):
+        Program(shape, get_strategy("shared_memory").candidate(SMALL), "CPU")
+
+
+def test_channels_that_do_not_divide_into_chunks() -> None:
+    shape = ConvShape.of((1, 6, 8, 8), (5, 6, 3, 3), padding=1)
+    with pytest.raises(NotApplicableError):
+        Program(shape, get_strategy("shared_memory").candidate(SMALL), "PYTHON")
