@@ -131,12 +131,23 @@ class TuneMany(BudgetBody, TermsBody):
         return self.shapes
 
 
+class TuneKeys(BudgetBody, TermsBody):
+    """Many convolutions as the runtime hook has them: whole keys, whose device may be one of a worker elsewhere."""
+
+    keys: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_SHAPES)]
+
+
 def _one_or_many(body: Any) -> str:
-    many = body.get("shapes") if isinstance(body, dict) else getattr(body, "shapes", None)
-    return "|one" if many is None else "|many"
+    for many in ("shapes", "keys"):
+        if (body.get(many) if isinstance(body, dict) else getattr(body, many, None)) is not None:
+            return f"|{many}"
+    return "|one"
 
 
-TuneBody = Annotated[Annotated[TuneOne, Tag("|one")] | Annotated[TuneMany, Tag("|many")], Discriminator(_one_or_many)]
+TuneBody = Annotated[
+    Annotated[TuneOne, Tag("|one")] | Annotated[TuneMany, Tag("|shapes")] | Annotated[TuneKeys, Tag("|keys")],
+    Discriminator(_one_or_many),
+]
 
 
 class LookupBody(Body):

@@ -15,7 +15,7 @@ from autotune.decisions import Decisions, Forced, Winners
 from autotune.hook import Hook, warn_once
 from autotune.report import Report, Stats
 from autotune.snapshot import Snapshot
-from autotune.sources import open_source
+from autotune.sources import Source, SourceError, open_source
 from strategies.graph import frozen, seam
 from strategies.key import Policy
 from strategies.registry import get_strategy
@@ -43,6 +43,7 @@ def install(
     policy: Policy | None = None,
     frozen_weights: bool = False,
     snapshot: str | os.PathLike[str] | None = None,
+    tune: bool = False,
 ) -> None:
     """Apply winners to every convolution that tinygrad schedules from now on, in all threads of this process.
 
@@ -57,10 +58,13 @@ def install(
     `snapshot` is a file in which the winners that were looked up are kept, and from which they come when the source
     cannot be asked: without a network, say.
 
+    `tune` asks the service to tune what it does not know yet. That waits until this program has ended, or for a worker
+    on another machine: it never competes with this program for the device. Needs the address of a service.
+
     Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
     NoSourceError, or SourceError for an address of a kind that is not read.
     """
-    looked = _winners(source, guesses=guesses, snapshot=snapshot, caller="install")
+    looked = _winners(source, guesses=guesses, snapshot=snapshot, tune=tune, caller="install")
     with _lock:
         _clear()
         _push(looked, _policy(policy, frozen_weights))
@@ -81,9 +85,10 @@ def tuned(
     policy: Policy | None = None,
     frozen_weights: bool = False,
     snapshot: str | os.PathLike[str] | None = None,
+    tune: bool = False,
 ) -> Iterator[None]:
     """As `install`, within the block; what was installed before acts again after it."""
-    looked = _winners(source, guesses=guesses, snapshot=snapshot, caller="tuned")
+    looked = _winners(source, guesses=guesses, snapshot=snapshot, tune=tune, caller="tuned")
     with _within(looked, _policy(policy, frozen_weights)):
         yield
 
@@ -129,16 +134,33 @@ def _policy(policy: Policy | None, frozen_weights: bool) -> Policy:
 
 
 def _winners(
-    source: str | os.PathLike[str] | None, *, guesses: bool, snapshot: str | os.PathLike[str] | None, caller: str
+    source: str | os.PathLike[str] | None,
+    *,
+    guesses: bool,
+    snapshot: str | os.PathLike[str] | None,
+    tune: bool,
+    caller: str,
 ) -> Winners:
     """Of `source`, by default what AUTOTUNE_SOURCE names. Raises NoSourceError, or SourceError."""
     spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to {caller}(), or set {SOURCE_VARIABLE}")
     return Winners(
-        open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
+        _asking(spec) if tune else open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
         snapshot=Snapshot(Path(snapshot).expanduser()) if snapshot is not None else None,
     )  # fmt: skip
+
+
+def _asking(spec: str | os.PathLike[str]) -> Source:
+    """A service that is asked to tune what it does not know. Raises SourceError for a file."""
+    from autotune.client import Client
+    from autotune.sources.asking_source import AskingSource
+
+    url = os.fspath(spec)
+    if not url.startswith(("http://", "https://")):
+        raise SourceError(f"expected the address of a service, which can tune, found {url}: start `autotune serve`")
+    client = Client(url, token=os.environ.get("AUTOTUNE_TOKEN", ""))
+    return AskingSource(open_source(url), client, warn_once)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("autotune").setLevel(logging.INFO)
+    for library in ("procrastinate", "psycopg.pool"):  # tracebacks of what the worker says in one line
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         ensure_c_compiler()
     except CCompilerError as error:  # a GPU needs none

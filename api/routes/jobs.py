@@ -16,9 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from api.bodies import MAX_INT, TuneBody
+from api.bodies import MAX_INT, TuneBody, TuneKeys
 from api.documents import job_document, job_summary
-from api.keys import body_keys
+from api.keys import body_keys, json_key
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
@@ -37,7 +37,11 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 def tune(body: TuneBody, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
     """Queue a job. The same keys already queued or running: that job."""
     budget, terms = body.parsed(), body.terms(time.time())
-    job = service.store.submit(body_keys(body.shape_bodies(), service.devices), budget, terms)
+    if isinstance(body, TuneKeys):
+        keys = [json_key(key) for key in body.keys]
+    else:
+        keys = body_keys(body.shape_bodies(), service.devices)
+    job = service.store.submit(keys, budget, terms)
     return _accepted(service, job, response)
 
 

@@ -1,0 +1,83 @@
+"""A service that is asked to tune what it does not know yet."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from autotune.client import Client, ServiceError, ServiceUnreachableError
+from autotune.device_use import mark_in_use
+from autotune.sources.source import Source
+from autotune.winner import Winner
+from strategies.key import ConvKey
+
+ASKED_AT_ONCE = 1000
+GATHER_S = 1.0
+"""How long misses are gathered: a model's convolutions are scheduled one graph after the other, and make one job."""
+RETRY_S = 60.0
+
+
+class AskingSource:
+    """Looks up in `source`; what it does not know the service is asked to tune, once each, from a thread in the
+    background.
+
+    The job waits until this process has ended, or for a worker elsewhere: it never competes with this program for
+    the device, which is marked as in use for that. What it finds is applied by programs that come later, and by this
+    one if another worker finds it meanwhile.
+    """
+
+    def __init__(self, source: Source, client: Client, warn: Callable[[str, str], None]) -> None:
+        self._source, self._client, self._warn = source, client, warn
+        self._lock = threading.Lock()
+        self._asked: set[str] = set()
+        self._misses: queue.SimpleQueue[ConvKey | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    def lookup(self, keys: Sequence[ConvKey]) -> dict[str, Winner]:
+        found = self._source.lookup(keys)
+        with self._lock:
+            for key in keys:
+                if key.digest not in found and key.digest not in self._asked:
+                    self._asked.add(key.digest)
+                    self._misses.put(key)
+            if self._thread is None and not self._misses.empty():
+                self._closing.clear()
+                self._thread = threading.Thread(target=self._ask, name="autotune-misses", daemon=True)
+                self._thread.start()
+        return found
+
+    def version(self) -> object:
+        return self._source.version()
+
+    def close(self) -> None:
+        self._closing.set()
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self._misses.put(None)
+            thread.join(GATHER_S)
+        self._source.close()
+
+    def _ask(self) -> None:
+        while not self._closing.is_set():
+            first = self._misses.get()
+            self._closing.wait(GATHER_S)
+            keys = [first] if first is not None else []
+            while not self._misses.empty() and len(keys) < ASKED_AT_ONCE:
+                key = self._misses.get()
+                keys += [key] if key is not None else []
+            if keys:
+                self._send(keys)
+
+    def _send(self, keys: Sequence[ConvKey]) -> None:
+        try:
+            for device in {key.device.device for key in keys}:
+                mark_in_use(device)  # before the service hears of it
+            self._client.tune({"keys": [key.to_json() for key in keys], "idle": True})
+        except (ServiceError, ServiceUnreachableError, OSError) as error:
+            self._warn("misses", f"the service could not be asked to tune: {error}")
+            if not self._closing.wait(RETRY_S):
+                with self._lock:  # asked again when they are next looked up
+                    self._asked.difference_update(key.digest for key in keys)
