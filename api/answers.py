@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from autotune.store import Store
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner
 
 MAX_ANSWERS = 10_000
 MAX_QUESTION_BYTES = 500
@@ -58,11 +58,11 @@ class Known:
         self._changes, self._winners = -1, list[tuple[int, Winner]]()
 
     def latest(self, store: Store) -> list[tuple[int, Winner]]:
-        """Up to MAX_KNOWN of them, revoked ones left out."""
+        """Up to MAX_KNOWN of them, withdrawn ones left out."""
         with self._lock:  # reading thousands takes a while: one does, others wait for it
             changes = store.changes()
             if self._changes != changes:
                 found = store.winners(limit=MAX_KNOWN)
-                self._winners = [item for item in found if item[1].state is not WinnerState.REVOKED]
+                self._winners = [item for item in found if item[1].state not in WITHDRAWN_STATES]
                 self._changes = changes
             return self._winners

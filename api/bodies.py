@@ -160,7 +160,7 @@ class LookupBody(Body):
 class StateBody(Body):
     """What a person may decide about a winner."""
 
-    state: Literal["pinned", "revoked", "verified"]
+    state: Literal["pinned", "revoked", "banned", "verified"]
 
 
 class LookupQuery(BaseModel):

@@ -9,7 +9,21 @@ import traceback
 from collections.abc import Sequence
 
 from api.arguments import Parser
-from api.commands import bundle, doctor, explain, lookup, model, run, serve, token, tune, winners, worker
+from api.commands import (
+    bundle,
+    doctor,
+    explain,
+    hold,
+    lookup,
+    model,
+    run,
+    serve,
+    token,
+    tune,
+    upkeep,
+    winners,
+    worker,
+)  # fmt: skip
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
@@ -93,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, explain, model, run, serve, worker, bundle, doctor, token):
+    for module in (tune, lookup, winners, explain, model, run, serve, worker, bundle, doctor, token, hold, upkeep):
         module.register(commands)
     return parser
 

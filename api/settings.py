@@ -31,7 +31,8 @@ class Settings:
 
     `db` is a path or a database URL; `url` is the service that the command line talks to (empty: in process);
     `source` is what `autotune run` applies. `hosts` are names under which others reach the service, as through a
-    reverse proxy; with `public_reads` nobody needs a token to read. Sizes are in bytes.
+    reverse proxy; with `public_reads` nobody needs a token to read; `bundle_key` is the file
+    of the key that imported bundles must be signed with. Sizes are in bytes.
     """
 
     db: str
@@ -43,6 +44,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     public_reads: bool = False
     log_format: str = "text"
+    bundle_key: str = ""
     max_body_bytes: int = 1 << 20
     max_import_bytes: int = 64 << 20
 
@@ -100,6 +102,7 @@ class Settings:
             host="127.0.0.1" if host is None else host,
             port=8000 if port is None else port,
             hosts=tuple(name.strip().lower() for name in hosts or environ.get("AUTOTUNE_HOSTS", "").split(",") if name),
+            bundle_key=environ.get("AUTOTUNE_BUNDLE_KEY", ""),
             log_format=log_format or environ.get("AUTOTUNE_LOG_FORMAT") or "text",
             public_reads=public_reads or environ.get("AUTOTUNE_PUBLIC_READS", "") not in ("", "0"),
         )

@@ -3,13 +3,15 @@
     {"format": "tinygrad-autotune-bundle", "version": 1, "winners": [...], "sha256": "..."}
 
 `sha256` is over the canonical JSON (sorted, compact, ASCII) of the three other fields: it finds truncation and
-damage, and edits by hand. It is no signature.
+damage, and edits by hand. It is no signature: that is the optional `hmac_sha256`, over the same, with a key that
+whoever writes the bundle and whoever reads it share.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import math
 import os
@@ -23,15 +25,20 @@ from strategies.shape import JsonObject
 
 FORMAT = "tinygrad-autotune-bundle"
 VERSION = 1
+MIN_KEY_BYTES = 32
 HELD = (WinnerState.PINNED, WinnerState.REVOKED)
+SAID = (*HELD, WinnerState.BANNED)
+"""What a person decided."""
 
 
 class BundleError(ValueError):
     """Not a bundle that can be read: one line, what was expected, what was found and what to do."""
 
 
-def dump(winners: Iterable[Winner]) -> bytes:
+def dump(winners: Iterable[Winner], *, key: bytes | None = None) -> bytes:
     """The bundle as UTF-8, one winner per line so that two of them can be compared. `load` is the inverse.
+
+    With a key it is signed.
 
     Winners of a simulated device stay here: their times are none.
 
@@ -43,14 +50,19 @@ def dump(winners: Iterable[Winner]) -> bytes:
         rows = [_canonical(winner.to_json()) for winner in items]
     except ValueError as error:
         raise BundleError(f"expected winners whose numbers are finite, found one with another: {error}") from None
-    checksum = _checksum([json.loads(row) for row in rows])
+    content = _content([json.loads(row) for row in rows])
     body = ",\n".join(rows)
-    text = f'{{"format": "{FORMAT}", "version": {VERSION}, "winners": [\n{body}\n], "sha256": "{checksum}"}}\n'
-    return text.encode()
+    sums = f'"sha256": "{hashlib.sha256(content).hexdigest()}"'
+    if key is not None:
+        sums += f', "hmac_sha256": "{_signature(content, key)}"'
+    return f'{{"format": "{FORMAT}", "version": {VERSION}, "winners": [\n{body}\n], {sums}}}\n'.encode()
 
 
-def load(data: bytes) -> list[Winner]:
-    """The winners of a bundle, in its order. Raises BundleError unless every one of them can be read."""
+def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
+    """The winners of a bundle, in its order. Raises BundleError unless every one of them can be read.
+
+    With a key, only a bundle that was signed with it is read.
+    """
     document = parse_json(data)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise BundleError(
@@ -68,11 +80,14 @@ def load(data: bytes) -> list[Winner]:
     items = document.get("winners")
     if not isinstance(items, list):
         raise BundleError(f"expected a list of winners, found {type(items).__name__}: export the bundle again")
-    if document.get("sha256") != _checksum(items):
+    content = _content(items)
+    if document.get("sha256") != hashlib.sha256(content).hexdigest():
         raise BundleError(
             "expected the checksum of what the bundle contains, found another: it was damaged or edited; "
             "export it again"
         )
+    if key is not None:
+        _expect_signed(document.get("hmac_sha256"), content, key)
     winners = [parse_winner(item) for item in items]
     for winner in winners:
         if winner.key.device.simulated:
@@ -83,10 +98,10 @@ def load(data: bytes) -> list[Winner]:
     return winners
 
 
-def write(path: str | os.PathLike[str], winners: Iterable[Winner]) -> None:
+def write(path: str | os.PathLike[str], winners: Iterable[Winner], *, key: bytes | None = None) -> None:
     """Write a bundle so that a reader sees the former file or the new one, never a part, whatever is killed when."""
     target = Path(path)
-    data = dump(winners)
+    data = dump(winners, key=key)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -101,23 +116,37 @@ def write(path: str | os.PathLike[str], winners: Iterable[Winner]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> list[Winner]:
+def read(path: str | os.PathLike[str], *, key: bytes | None = None) -> list[Winner]:
     """The winners of a bundle file. Raises BundleError, which names the file."""
     try:
-        return load(Path(path).read_bytes())
+        return load(Path(path).read_bytes(), key=key)
     except OSError as error:
         raise BundleError(f"expected a bundle at {path}, found: {error.strerror}; name another path") from error
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
 
 
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """The key in a file, whitespace around it left out. Raises BundleError for none, or one that can be guessed."""
+    try:
+        key = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise BundleError(f"expected a key at {path}, found: {error.strerror}; name another path") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise BundleError(
+            f"expected a key of at least {MIN_KEY_BYTES} characters in {path}, found {len(key)}: make one with "
+            f"`openssl rand -hex 32`"
+        )
+    return key
+
+
 def merge(existing: Winner | None, incoming: Winner) -> Winner | None:
     """What to decide for a key when a bundle brings `incoming`; None when what is there stays.
 
     1. Nothing there: the incoming one.
-    2. Pinned or revoked here stays: a person said so.
+    2. Pinned or revoked here stays: a person said so. Of a banned one only its own candidate is kept out.
     3. A guess never replaces what was measured; what was measured replaces a guess.
-    4. The newer `decided_at` wins. Of the same decision, one that somebody pinned or revoked meanwhile wins.
+    4. The newer `decided_at` wins. Of the same decision, one that somebody pinned, revoked or banned meanwhile wins.
     """
     if existing is None:
         return incoming
@@ -127,7 +156,9 @@ def merge(existing: Winner | None, incoming: Winner) -> Winner | None:
     if guesses[0] != guesses[1]:
         return incoming if guesses[0] else None
     if incoming.decided_at == existing.decided_at and incoming.candidate == existing.candidate:
-        return incoming if incoming.state in HELD else None
+        return incoming if incoming.state in SAID and existing.state not in SAID else None
+    if existing.state is WinnerState.BANNED and incoming.candidate == existing.candidate:
+        return None
     return incoming if incoming.decided_at > existing.decided_at else None
 
 
@@ -185,9 +216,19 @@ def _distinct(winners: list[Winner]) -> None:
         seen.add(winner.key.digest)
 
 
-def _checksum(winners: list[JsonObject]) -> str:
-    content = {"format": FORMAT, "version": VERSION, "winners": winners}
-    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+def _content(winners: list[JsonObject]) -> bytes:
+    return _canonical({"format": FORMAT, "version": VERSION, "winners": winners}).encode()
+
+
+def _signature(content: bytes, key: bytes) -> str:
+    return hmac.new(key, content, hashlib.sha256).hexdigest()
+
+
+def _expect_signed(found: object, content: bytes, key: bytes) -> None:
+    if not isinstance(found, str):
+        raise BundleError("expected a signed bundle, found none: export it with --key")
+    if not hmac.compare_digest(found.encode("utf-8", "replace"), _signature(content, key).encode()):
+        raise BundleError("expected a bundle signed with this key, found another signature: do not trust it")
 
 
 def _canonical(value: Any) -> str:

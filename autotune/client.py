@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from autotune.bundle import BundleError, parse_winner
-from autotune.winner import Winner
+from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
@@ -123,6 +123,10 @@ class Client:
     def token(self) -> JsonObject:
         """`GET /token`: what this client's token is good for."""
         return self._call("GET", "/token")
+
+    def set_state(self, winner_id: int, state: WinnerState) -> Winner:
+        """`PATCH /winners/{id}`: the winner as it is now."""
+        return _winner(self._call("PATCH", f"/winners/{winner_id}", {"state": str(state)})["winner"])
 
     def devices(self) -> JsonObject:
         """`GET /devices`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from autotune.job import Budget
@@ -62,12 +62,14 @@ class Session:
         budget: Budget,
         settings: Settings,
         history: Iterable[Measurement],
+        banned: Collection[Candidate] = (),
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self.key, self.search, self.budget, self.settings = key, search, budget, settings
         self._store, self._runner = store, runner
+        self.banned = frozenset(banned)
         self._on_progress, self._should_stop, self._clock = on_progress, should_stop, clock
         self._tried: dict[str, Measurement] = {}
         self._cost_s: dict[str, float] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune import bundle
 from autotune.bundle import BundleError
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey
 
 Warn = Callable[[str, str], None]
@@ -27,7 +27,7 @@ class Snapshot:
         """The winners of these keys by digest."""
         kept = self._read(warn)
         found = {key.digest: kept[key.digest] for key in keys if key.digest in kept}
-        return {digest: winner for digest, winner in found.items() if winner.state is not WinnerState.REVOKED}
+        return {digest: winner for digest, winner in found.items() if winner.state not in WITHDRAWN_STATES}
 
     def keep(self, keys: Sequence[ConvKey], winners: Mapping[str, Winner], warn: Warn) -> None:
         """Remember that the source, asked for `keys`, answered `winners`; what it does not know any more is dropped."""

@@ -28,8 +28,8 @@ class Store(Protocol):
     def decide(self, winner: Winner) -> int:
         """Make this the key's winner and return its id; the former one is kept as history.
 
-        A pinned or revoked winner stays what it is: the new one is kept as history beside it. The same decision
-        again changes nothing. Raises ValueError for numbers that are not finite.
+        A pinned or revoked winner stays what it is, and a banned candidate does not win: the new one is kept as
+        history beside it. The same decision again changes nothing. Raises ValueError for numbers that are not finite.
         """
 
     def merge(self, incoming: Iterable[Winner]) -> int:
@@ -48,7 +48,7 @@ class Store(Protocol):
         """Every decision made for a key with its id, the current one included, latest first."""
 
     def lookup(self, digests: Sequence[str]) -> dict[str, Winner]:
-        """The current winners of many keys by digest, revoked ones left out. Unknown digests are absent."""
+        """The current winners of many keys by digest, withdrawn ones left out. Unknown digests are absent."""
 
     def lookup_json(self, digests: Sequence[str]) -> dict[str, str]:
         """As `lookup`, the winners as strict JSON: to be handed on, much cheaper."""
@@ -64,9 +64,9 @@ class Store(Protocol):
         """Current winners with their ids, latest decision first."""
 
     def set_state(self, winner_id: int, state: WinnerState) -> Winner:
-        """Pin, revoke or verify again. Raises LookupError for an unknown id.
+        """Pin, revoke, ban or verify again. Raises LookupError for an unknown id.
 
-        Any state but revoked makes a former decision the key's current winner.
+        Any state but revoked and banned makes a former decision the key's current winner.
         """
 
     def submit(self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "") -> Job:

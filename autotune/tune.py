@@ -75,6 +75,7 @@ def tune(
         key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
         on_progress=on_progress, should_stop=should_stop,
         history=[m for m in history if since is not None and m.measured_at >= since],
+        banned={w.candidate for _, w in store.history(key) if w.state is WinnerState.BANNED},
     )  # fmt: skip
     for default in space.defaults:
         if search.known(default) is None:
@@ -123,7 +124,7 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     limit = CHANCE * min((search.ratio(m) for m in defaults), default=1.0)
     challengers = [
         m.candidate for m in search.ranked()
-        if program(m) not in programs and search.ratio(m) < limit
+        if program(m) not in programs and search.ratio(m) < limit and m.candidate not in session.banned
         and (policy.max_workspace_bytes is None or m.workspace_bytes <= policy.max_workspace_bytes)
     ]  # fmt: skip
     best = search.ratio(search.ranked()[0]) if challengers else 1.0

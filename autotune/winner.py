@@ -17,11 +17,15 @@ class WinnerState(StrEnum):
     PROVISIONAL = "provisional"  # measured before the driver, OS or compiler changed
     GUESS = "guess"  # never measured here
     PINNED = "pinned"  # chosen by a person
-    REVOKED = "revoked"  # withdrawn by a person: never applied
+    REVOKED = "revoked"  # withdrawn by a person: never applied, and nothing else is until a person says so
+    BANNED = "banned"  # this candidate may never win this key; another may
 
 
 APPLICABLE_STATES = (WinnerState.VERIFIED, WinnerState.PROVISIONAL, WinnerState.PINNED)
 """The states that the runtime hook applies; a guess only when the caller asks for guesses."""
+
+WITHDRAWN_STATES = (WinnerState.REVOKED, WinnerState.BANNED)
+"""The states that nobody is handed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
@@ -80,5 +83,30 @@ class Postgresql:
         return []
 
     def backup(self, engine: Engine, target: Path) -> None:  # noqa: ARG002 - the same for every dialect
-        """Refused: PostgreSQL has its own tool."""
-        raise DatabaseError(f"{target}: expected an SQLite database to copy, found {self}: use pg_dump")
+        """By pg_dump, in its custom format (pg_restore reads it): a snapshot while others write, whole or not there."""
+        program = _pg_dump()
+        if target.exists():
+            raise DatabaseError(f"{target}: expected a path at which there is nothing yet, found a file: name another")
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        url = self.url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
+        environ = os.environ | ({"PGPASSWORD": str(self.url.password)} if self.url.password else {})  # not an argument
+        try:
+            command = [program, "--format=custom", "--no-owner", f"--file={partial}", url]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                found = " ".join(done.stderr.split())[:300]
+                raise DatabaseError(f"{target}: expected pg_dump to copy {self}, found: {found}; see its manual")
+            os.link(partial, target)  # unlike a rename, never replaces a file
+        except OSError as error:
+            raise DatabaseError(f"{target}: expected to write a backup there, found: {error}; name another") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _pg_dump() -> str:
+    """The newest one here: an older one refuses a newer server. Raises DatabaseError if there is none."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_dump"), key=lambda path: int(path.parts[4]))
+    program = shutil.which("pg_dump") if not installed else str(installed[-1])
+    if program is None:
+        raise DatabaseError("expected the program pg_dump, found none: install PostgreSQL's client programs")
+    return program

@@ -31,8 +31,8 @@ from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 BUSY_TIMEOUT_S = 10.0
-MERGED_AT_ONCE = 2000
-"""Winners per transaction of `merge`: others may write in between."""
+MERGED_AT_ONCE, PRUNED_AT_ONCE = 2000, 5000
+"""Rows per transaction of `merge` and `prune`: others may write in between."""
 
 
 class SqlStore:
@@ -79,6 +79,24 @@ class SqlStore:
     def measurements(self, key: ConvKey) -> list[Measurement]:
         with self._reading() as connection:
             return measurements.measurements(connection, key)
+
+    def prune(self, before: float) -> int:
+        """Remove measurements older than `before` (epoch seconds), but the last of each candidate of a key; how many.
+
+        In small transactions: others may write in between.
+        """
+        removed = 0
+        while True:
+            with self._writing() as connection:
+                found = measurements.prune(connection, before, PRUNED_AT_ONCE)
+            removed += found
+            if found < PRUNED_AT_ONCE:
+                return removed
+
+    def prunable(self, before: float) -> int:
+        """How many `prune` would remove."""
+        with self._reading() as connection:
+            return measurements.prunable(connection, before)
 
     # Winners
 
@@ -338,7 +356,7 @@ class SqlStore:
             return [str(error)]
 
     def backup(self, target: str | os.PathLike[str]) -> None:
-        """Copy the database to a new file while it is in use (SQLite; elsewhere DatabaseError names the tool)."""
+        """Copy the database to a new file while it is in use: SQLite's own format, or that of pg_dump."""
         self._dialect.backup(self._engine, Path(target))
 
     def _find(self, digests: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from autotune import bundle
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner, WinnerState
 from db.codec import MAX_ID, decode, encode, plain
 from db.keys import Ids, chunks, keep_keys
 from db.models import CURRENT, DeviceRow, KeyRow, WinnerRow
@@ -16,6 +16,8 @@ from strategies.key import ConvKey
 
 HELD = (str(WinnerState.PINNED), str(WinnerState.REVOKED))
 """What a person said stays until a person says otherwise."""
+WITHDRAWN = tuple(str(state) for state in WITHDRAWN_STATES)
+BANNED = str(WinnerState.BANNED)
 
 
 def decide(connection: Connection, winner: Winner) -> int:
@@ -31,7 +33,8 @@ def decide(connection: Connection, winner: Winner) -> int:
         assert primary_key is not None
         winner_id = int(primary_key[0])
     current = select(WinnerRow.state).where(WinnerRow.key_id == ids.key, CURRENT)
-    if connection.execute(current).scalar() not in HELD:
+    free = connection.execute(current).scalar() not in HELD
+    if free and (winner.state is WinnerState.BANNED or not _is_banned(connection, ids.key, winner)):
         _make_current(connection, ids.key, winner_id)
     return winner_id
 
@@ -79,8 +82,8 @@ def merge(connection: Connection, incoming: Sequence[Winner]) -> int:
 
 
 def lookup(connection: Connection, digests: Sequence[str]) -> dict[str, str]:
-    """The current ones of many keys as JSON text, revoked ones left out."""
-    return _current(connection, digests, WinnerRow.state != str(WinnerState.REVOKED))
+    """The current ones of many keys as JSON text, withdrawn ones left out."""
+    return _current(connection, digests, WinnerRow.state.not_in(WITHDRAWN))
 
 
 def _current(connection: Connection, digests: Sequence[str], *where: ColumnElement[bool]) -> dict[str, str]:
@@ -111,7 +114,7 @@ def winners(connection: Connection, device: str | None, limit: int, offset: int)
 
 
 def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Winner:
-    """Change the state. Any state but revoked makes a former decision the current one: a person chose it."""
+    """Change the state. Any state but revoked and banned makes a former decision the current one: a person chose it."""
     known = 0 < winner_id <= MAX_ID
     key_id = connection.execute(select(WinnerRow.key_id).where(WinnerRow.id == winner_id)).scalar() if known else None
     if key_id is None:
@@ -121,9 +124,15 @@ def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Win
     found = dataclasses.replace(_winner(body), state=state)
     changed = update(WinnerRow).where(WinnerRow.id == winner_id)
     connection.execute(changed.values(state=str(state), body=_body(found)))
-    if state is not WinnerState.REVOKED:
+    if state not in WITHDRAWN_STATES:
         _make_current(connection, key_id, winner_id)
     return found
+
+
+def _is_banned(connection: Connection, key_id: int, winner: Winner) -> bool:
+    candidate = encode(winner.candidate.to_json())
+    banned = select(WinnerRow.id).where(WinnerRow.key_id == key_id, WinnerRow.state == BANNED)
+    return connection.execute(banned.where(WinnerRow.candidate == candidate).limit(1)).scalar() is not None
 
 
 def _make_current(connection: Connection, key_id: int, winner_id: int) -> None:

@@ -14,6 +14,7 @@ from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
 from db.migrate import HEAD
 from db.store import MERGED_AT_ONCE
+from strategies.candidate import Candidate
 from tests import any_value
 from tests.databases import child
 from tests.values import CPU, a_key, a_measurement, a_winner
@@ -123,6 +124,19 @@ class StoreContract:
         assert [m.key.device.driver for m in store.measurements(a_key())] == ["clang 14", "clang 19"]
         assert [device.driver for device in store.devices()] == ["clang 14", "clang 19"]
 
+    def test_old_measurements_go_and_the_last_of_each_candidate_stays(self, store: SqlStore) -> None:
+        for number in range(5):
+            store.record(a_measurement(f"a{number}", measured_at=float(number)))
+        other = dataclasses.replace(a_measurement("other", measured_at=0.5), candidate=Candidate.of("direct"))
+        store.record(other)
+        store.record(a_measurement("elsewhere", a_key(8), measured_at=0.25))
+        assert store.prunable(3.0) == store.prune(3.0) == 3
+        assert [m.attempt for m in store.measurements(a_key())] == ["other", "a3", "a4"]
+        assert [m.attempt for m in store.measurements(a_key(8))] == ["elsewhere"]
+        assert store.prune(100.0) == 1
+        assert [m.attempt for m in store.measurements(a_key())] == ["other", "a4"]
+        assert store.prune(100.0) == 0
+
     @ANY_VALUE
     @given(measurement=any_value.measurements)
     def test_any_measurement_comes_back_as_it_was(self, store: SqlStore, measurement: Measurement) -> None:
@@ -156,6 +170,22 @@ class StoreContract:
         assert store.winner_by_id(second_id) == a_winner(tile=4, decided_at=2.0)
         found = store.lookup([a_key().digest])
         assert found == ({} if held is WinnerState.REVOKED else {a_key().digest: a_winner(tile=2, state=held)})
+
+    def test_a_banned_candidate_does_not_win_again_and_another_does(self, store: SqlStore) -> None:
+        first_id = store.decide(a_winner(tile=2))
+        assert store.set_state(first_id, WinnerState.BANNED).state is WinnerState.BANNED
+        assert store.lookup([a_key().digest]) == {}
+        again_id = store.decide(a_winner(tile=2, decided_at=2.0))
+        assert store.winner_by_id(again_id) == a_winner(tile=2, decided_at=2.0)
+        assert store.lookup([a_key().digest]) == {}
+        other = a_winner(tile=4, decided_at=3.0)
+        store.decide(other)
+        assert store.lookup([a_key().digest]) == {a_key().digest: other}
+        assert store.merge([a_winner(tile=2, decided_at=4.0)]) == 1
+        assert store.winner(a_key()) == other
+        store.set_state(first_id, WinnerState.VERIFIED)
+        store.decide(a_winner(tile=2, decided_at=5.0))
+        assert store.winner(a_key()) == a_winner(tile=2, decided_at=5.0)
 
     def test_a_former_decision_can_be_pinned(self, store: SqlStore) -> None:
         first_id, second_id = store.decide(a_winner(tile=2)), store.decide(a_winner(tile=4, decided_at=2.0))

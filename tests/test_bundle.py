@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune import bundle
-from autotune.bundle import BundleError, dump, load, merge
+from autotune.bundle import BundleError, dump, load, merge, read_key
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey
@@ -247,3 +247,34 @@ def _signed(winners: list[Any]) -> bytes:
     content = {"format": bundle.FORMAT, "version": bundle.VERSION, "winners": winners}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}).encode()
+
+
+def test_a_banned_candidate_is_kept_out_and_another_let_in() -> None:
+    banned = a_winner(state="banned")
+    assert merge(banned, a_winner(decided_at=2.0)) is None
+    assert merge(banned, a_winner(decided_at=2.0, tile=2)) == a_winner(decided_at=2.0, tile=2)
+    assert merge(a_winner(), banned) == banned
+
+
+def test_a_signature_is_asked_for_and_checked() -> None:
+    key, other = b"k" * 32, b"o" * 32
+    signed, plain = dump([a_winner()], key=key), dump([a_winner()])
+    assert load(signed, key=key) == load(signed) == load(plain) == [a_winner()]
+    with pytest.raises(BundleError, match="found none: export it with --key"):
+        load(plain, key=key)
+    with pytest.raises(BundleError, match="do not trust it"):
+        load(signed, key=other)
+    edited = json.loads(dump([a_winner(tile=2)])) | {"hmac_sha256": json.loads(signed)["hmac_sha256"]}
+    with pytest.raises(BundleError, match="do not trust it"):
+        load(json.dumps(edited).encode(), key=key)
+
+
+def test_a_key_that_can_be_guessed_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "team.key"
+    path.write_text("secret\n")
+    with pytest.raises(BundleError, match="openssl rand -hex 32"):
+        read_key(path)
+    path.write_text("x" * 64 + "\n")
+    assert read_key(path) == b"x" * 64
+    with pytest.raises(BundleError, match="name another path"):
+        read_key(tmp_path / "missing")

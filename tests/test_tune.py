@@ -47,6 +47,16 @@ def test_the_winner_is_the_fastest_and_says_what_it_beat() -> None:
     assert {m.attempt for m in store.measurements(KEY)} >= set(winner.provenance["attempts"].values())
 
 
+def test_a_banned_candidate_is_never_a_finalist_again() -> None:
+    store, runner = MemoryStore(), SimulatedRunner()
+    first = run(runner, store, trials=40)
+    store.set_state(next(number for number, winner in store.history(KEY) if winner == first), WinnerState.BANNED)
+    second = run(runner, store, trials=45)
+    assert second.candidate != first.candidate
+    assert first.candidate not in runner.requests[-1].candidates
+    assert store.winner(KEY) == second
+
+
 def test_the_defaults_are_first_and_in_the_one_final() -> None:
     runner = SimulatedRunner()
     run(runner, trials=20)

@@ -15,20 +15,24 @@ from autotune import bundle
 
 EXPORT_EXAMPLES = """examples:
   autotune export winners.json
-  autotune export - --device CPU > winners.json"""
-IMPORT_EXAMPLE = """example:
-  autotune import winners.json"""
+  autotune export - --device CPU > winners.json
+  autotune export --key team.key winners.json"""
+IMPORT_EXAMPLE = """examples:
+  autotune import winners.json
+  autotune import --key team.key laptop.json server.json"""
 
 
 def register(commands: Any) -> None:
     """Add both commands."""
     export = commands.add_parser("export", help="write every winner into a file", epilog=EXPORT_EXAMPLES)
     export.add_argument("file", metavar="FILE", help="where to, - for stdout")
+    export.add_argument("--key", metavar="KEYFILE", help="sign it, for readers who have the same key")
     export.add_argument("--device", metavar="NAME", help="only those of this device")
     add_database(export)
     export.set_defaults(run=run_export)
     load = commands.add_parser("import", help="merge winners from a file", epilog=IMPORT_EXAMPLE)
-    load.add_argument("file", metavar="FILE", help="written by `autotune export`, - for stdin")
+    load.add_argument("files", metavar="FILE", nargs="+", help="written by `autotune export`, - for stdin")
+    load.add_argument("--key", metavar="KEYFILE", help="take only what was signed with this key")
     add_database(load)
     add_json(load)
     load.set_defaults(run=run_import)
@@ -41,10 +45,11 @@ def run_export(args: argparse.Namespace, settings: Settings, console: Console) -
         winners = [winner for _, winner in all_winners(store, device=device)]
         if device and not winners:
             raise CliError(f"{nothing_known(device, all_winners(store))}; nothing was written")
+    key = bundle.read_key(args.key) if args.key else None
     if args.file == "-":
-        console.text(bundle.dump(winners).decode())
+        console.text(bundle.dump(winners, key=key).decode())
     else:
-        bundle.write(args.file, winners)
+        bundle.write(args.file, winners, key=key)
         simulated = sum(bool(winner.key.device.simulated) for winner in winners)
         left_out = f", {simulated} of a simulated device left out" if simulated else ""
         console.note(f"{len(winners) - simulated} winners written to {args.file}{left_out}")
@@ -52,10 +57,16 @@ def run_export(args: argparse.Namespace, settings: Settings, console: Console) -
 
 
 def run_import(args: argparse.Namespace, settings: Settings, console: Console) -> int:
-    """Reads all of the file before anything is kept."""
-    winners = bundle.load(sys.stdin.buffer.read()) if args.file == "-" else bundle.read(args.file)
+    """Reads all of all files before anything is kept."""
+    key = bundle.read_key(args.key) if args.key else None
+    found = [
+        bundle.load(sys.stdin.buffer.read(), key=key) if file == "-" else bundle.read(file, key=key)
+        for file in args.files
+    ]
+    counts = {"imported": 0, "kept": 0}
     with open_database(settings) as store:
-        counts = import_winners(store, winners)
+        for winners in found:
+            counts = {name: count + counts[name] for name, count in import_winners(store, winners).items()}
     if args.json:
         console.json(counts)
     else:

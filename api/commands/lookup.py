@@ -13,7 +13,7 @@ from api.nearest import nearest
 from api.settings import Settings
 from api.tables import winners_table
 from autotune.client import ServiceError
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
 
@@ -59,12 +59,12 @@ def _local(args: argparse.Namespace, settings: Settings, shape: ConvShape, polic
     key = ConvKey(shape=shape, device=ProbedDevices().describe(args.device), policy=policy)
     with open_database(settings) as store:
         found = store.winner(key)
-        if found is not None and found.state is not WinnerState.REVOKED:
+        if found is not None and found.state not in WITHDRAWN_STATES:
             return found, "", []
-        known = [item for item in store.winners(limit=KNOWN) if item[1].state is not WinnerState.REVOKED]
+        known = [item for item in store.winners(limit=KNOWN) if item[1].state not in WITHDRAWN_STATES]
     close = nearest(shape, policy, key.device.device, known)
     why = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
-    why = "its winner was revoked" if found else why
+    why = f"its winner was {found.state}" if found else why
     return None, f"no winner for {key}: {why}; find one with `autotune tune {shape_arguments(args)}`", close
 
 

@@ -28,13 +28,14 @@ from api.dashboard.words import (
 from api.units import duration
 from autotune.measurement import Measurement, Status
 from autotune.statistics import median
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner, WinnerState
 from strategies.key import ConvKey
 
 MAX_ROWS = 500
 ACTIONS = {
     WinnerState.PINNED: ("Pin", "tuning no longer replaces it"),
     WinnerState.REVOKED: ("Revoke", "nobody applies it"),
+    WinnerState.BANNED: ("Ban", "this lowering may never win here, another may"),
     WinnerState.VERIFIED: ("Take back", "as it was measured"),
 }
 
@@ -82,8 +83,8 @@ def _verdict(number: int, winner: Winner, now: float) -> Html:
         ("State", [state_mark(str(winner.state)), tag("span", age(now - winner.decided_at), class_="sub")]),
     ]  # fmt: skip
     shown = tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
-    held = winner.state in (WinnerState.PINNED, WinnerState.REVOKED)
-    wanted = [WinnerState.VERIFIED] if held else [WinnerState.PINNED, WinnerState.REVOKED]
+    held = winner.state in (WinnerState.PINNED, *WITHDRAWN_STATES)
+    wanted = [WinnerState.VERIFIED] if held else [WinnerState.PINNED, *WITHDRAWN_STATES]
     buttons = [
         tag("button", ACTIONS[state][0], type="button", class_="quiet", title=ACTIONS[state][1],
             data_patch=f"/winners/{number}", data_state=str(state))

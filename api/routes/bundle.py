@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -10,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from api.exchange import all_winners, import_winners
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
-from autotune.bundle import dump, load
+from autotune.bundle import dump, load, read_key
 
 router = APIRouter(tags=["bundle"])
 BUNDLE = {"application/json": {"schema": {"type": "object", "required": ["format", "version", "winners", "sha256"]}}}
@@ -36,5 +37,7 @@ async def import_bundle(request: Request, service: Service = Depends(get_service
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ProblemError(415, f"expected a bundle as application/json, found {kind or 'no content type'}: send that")
-    winners = await run_in_threadpool(load, await request.body())
+    signed_with = service.settings.bundle_key
+    key = read_key(signed_with) if signed_with else None
+    winners = await run_in_threadpool(partial(load, await request.body(), key=key))
     return await run_in_threadpool(import_winners, service.store, winners)

@@ -20,7 +20,7 @@ from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.store import Store
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
 
@@ -94,8 +94,10 @@ def _miss(service: Service, shape: ConvShape, policy: Policy, device: str, keys:
     close = nearest(shape, policy, device, service.known.latest(service.store))
     for key in keys:
         withdrawn = service.store.winner(key)
-        if withdrawn is not None and withdrawn.state is WinnerState.REVOKED:
-            return ProblemError(404, f"the winner of {key} was revoked: PATCH /winners/ID or tune again", nearest=close)
+        if withdrawn is not None and withdrawn.state in WITHDRAWN_STATES:
+            return ProblemError(
+                404, f"the winner of {key} was {withdrawn.state}: PATCH /winners/ID or tune again", nearest=close
+            )
     name = f"{shape} on {device}"
     advice = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
     return ProblemError(404, f"no winner for {name}: {advice}; POST /tune with this shape to find one", nearest=close)

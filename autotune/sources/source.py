@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from autotune.bundle import BundleError, parse_winner
-from autotune.winner import Winner, WinnerState
+from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey
 
 
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 def usable(winners: Mapping[str, Winner]) -> dict[str, Winner]:
     """Those that nobody withdrew."""
-    return {digest: winner for digest, winner in winners.items() if winner.state is not WinnerState.REVOKED}
+    return {digest: winner for digest, winner in winners.items() if winner.state not in WITHDRAWN_STATES}
 
 
 def checked(found: Mapping[str, Any], where: object) -> dict[str, Winner]:

@@ -1,0 +1,58 @@
+"""`autotune backup` and `autotune prune`: keeping a database, while it is used."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from api.arguments import add_database, add_json
+from api.console import Console
+from api.database import open_database
+from api.settings import Settings
+from api.units import parse_age
+
+BACKUP_EXAMPLES = """examples:
+  autotune backup winners-and-all.db
+  autotune backup --db postgresql+psycopg://autotune@db.example/autotune autotune.dump
+
+A copy of an SQLite file is one itself: restore it by naming it with --db. Of PostgreSQL, pg_restore reads it."""
+PRUNE_EXAMPLES = """examples:
+  autotune prune --older-than 180d --dry-run
+  autotune prune --older-than 180d
+
+Winners and jobs stay, and so does the last measurement of each candidate, from which a search goes on."""
+
+
+def register(commands: Any) -> None:
+    """Add both commands."""
+    backup = commands.add_parser("backup", help="copy the database while it is in use", epilog=BACKUP_EXAMPLES)
+    backup.add_argument("file", metavar="FILE", help="where to: nothing may be there yet")
+    add_database(backup)
+    backup.set_defaults(run=run_backup)
+    prune = commands.add_parser("prune", help="remove old measurements", epilog=PRUNE_EXAMPLES)
+    prune.add_argument("--older-than", metavar="TIME", required=True, help="90d, 1y")
+    prune.add_argument("--dry-run", action="store_true", help="only say how many there are")
+    add_database(prune)
+    add_json(prune)
+    prune.set_defaults(run=run_prune)
+
+
+def run_backup(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """The whole copy or none."""
+    with open_database(settings) as store:
+        store.backup(args.file)
+    console.note(f"{store} copied to {args.file}")
+    return 0
+
+
+def run_prune(args: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Says how many."""
+    before = time.time() - parse_age(args.older_than)
+    with open_database(settings) as store:
+        count = store.prunable(before) if args.dry_run else store.prune(before)
+    if args.json:
+        console.json({"dry_run": args.dry_run, "measurements": count})
+    else:
+        console.text(f"{count} measurements {'would be' if args.dry_run else 'were'} removed")
+    return 0
