@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
 
 MIGRATION_LOCK = 0x6175746F74756E65  # "autotune" in ASCII: advisory locks are numbers that all programs share
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+TLS_MODES = ("require", "verify-ca", "verify-full")
 BUSY_CODES = ("55P03", "57014", "40P01")  # lock_not_available, query_canceled, deadlock_detected
 
 
@@ -20,7 +22,7 @@ class Postgresql:
     """A database on a server, which several machines may share."""
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
-        self.url = url.set(drivername="postgresql+psycopg")
+        self.url = _encrypted(url.set(drivername="postgresql+psycopg"))
         self.busy_timeout_s = busy_timeout_s
 
     def __str__(self) -> str:
@@ -101,6 +103,30 @@ class Postgresql:
             raise DatabaseError(f"{target}: expected to write a backup there, found: {error}; name another") from error
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _encrypted(url: URL) -> URL:
+    """With TLS, unless the server is on this machine. Raises DatabaseUnreachableError for an address that forbids it.
+
+    libpq's own default encrypts if the server offers it, and goes on in the clear if somebody in between says it does
+    not.
+    """
+    hosts = [url.host or "", *_texts(url.query.get("host", ())), *_texts(url.query.get("hostaddr", ()))]
+    if all(not host or host.startswith(("/", "@")) or host in LOOPBACK for host in hosts):
+        return url
+    mode = url.query.get("sslmode") or os.environ.get("PGSSLMODE")
+    if mode is None:
+        return url.update_query_dict({"sslmode": "require"})
+    if mode not in TLS_MODES:
+        raise DatabaseUnreachableError(
+            f"{url.render_as_string(hide_password=True)}: expected an encrypted way to a server on another machine, "
+            f"found sslmode={mode}: use {', '.join(TLS_MODES)}, or an SSH tunnel to 127.0.0.1"
+        )
+    return url
+
+
+def _texts(value: str | tuple[str, ...]) -> list[str]:
+    return [part for text in ([value] if isinstance(value, str) else value) for part in text.split(",")]
 
 
 def _pg_dump() -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 pytest.register_assert_rewrite("tests.store_contract")
 
@@ -23,6 +24,7 @@ from db import (  # noqa: E402
     SqlStore,
     open_store,
 )
+from db.postgresql import Postgresql  # noqa: E402
 from tests.databases import child, new_database  # noqa: E402
 from tests.store_contract import StoreContract  # noqa: E402
 from tests.values import a_key, a_measurement, a_winner  # noqa: E402
@@ -108,6 +110,31 @@ def test_an_address_of_another_kind(address: str, expected: str) -> None:
     with pytest.raises(DatabaseUnreachableError, match=expected) as caught:
         open_store(address)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "mode"),
+    [
+        ("postgresql://db.example/a", "require"), ("postgresql://db.example/a?sslmode=verify-full", "verify-full"),
+        ("postgresql://me@10.0.0.7/a", "require"), ("postgresql:///a?host=db.example", "require"),
+        ("postgresql:///a?host=/run/pg,db.example", "require"), ("postgresql:///a?hostaddr=10.0.0.7", "require"),
+        ("postgresql://localhost/a", None), ("postgresql://127.0.0.1:5433/a", None), ("postgresql:///a", None),
+        ("postgresql:///a?host=/run/postgresql", None), ("postgresql://localhost/a?sslmode=disable", "disable"),
+    ],
+)  # fmt: skip
+def test_beyond_this_machine_only_with_tls(address: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    assert Postgresql(make_url(address), 1.0).url.query.get("sslmode") == mode
+
+
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "nonsense"])
+def test_no_way_in_the_clear_beyond_this_machine(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DatabaseUnreachableError, match="SSH tunnel") as caught:
+        open_store(f"postgresql://me:secret@db.example/a?sslmode={mode}")
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("PGSSLMODE", mode)
+    with pytest.raises(DatabaseUnreachableError, match="SSH tunnel"):
+        open_store("postgresql://db.example/a")
 
 
 def test_no_server_there() -> None:
