@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
+from autotune.neighbours import prior
 from autotune.progress import Progress
 from autotune.runner import Runner
 from autotune.search import Search, program
@@ -70,7 +71,7 @@ def tune(
     settings = settings or Settings()
     space = space or Space.of(key)
     history = _recalled(store, key)
-    search = Search(space, seed=seed, history=history)
+    search = Search(space, seed=seed, history=history, prior=prior(store, key))
     session = Session(
         key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
         on_progress=on_progress, should_stop=should_stop,
@@ -84,6 +85,10 @@ def tune(
                 session.measure([default], rounds=settings.rounds, seed=seed, keep=1)
             session.report("search")
         _expect_direct(search.known(space.defaults[0]))
+    former = _former(store, session, space)
+    if former is not None and session.affords_another(_finalists(session, space)):
+        session.measure([former], rounds=settings.rounds, seed=seed)
+        session.report("search")
     while (candidate := _next(session, space)) is not None:
         session.measure([candidate], rounds=settings.rounds, seed=seed)
         session.report("search")
@@ -104,6 +109,14 @@ def _recalled(store: Store, key: ConvKey) -> list[Measurement]:
         m for m in store.measurements(key)
         if m.key.device.surroundings == key.device.surroundings and (m.ok or m.candidate.strategy != DEFAULTS[0])
     ]  # fmt: skip
+
+
+def _former(store: Store, session: Session, space: Space) -> Candidate | None:
+    """The winner of another driver, system or compiler, or a guess: held against the defaults before all others."""
+    winner = store.winner(session.key)
+    if winner is None or session.search.known(winner.candidate) is not None:
+        return None
+    return winner.candidate if winner.candidate.strategy in {item.name for item in space.strategies} else None
 
 
 def _next(session: Session, space: Space) -> Candidate | None:

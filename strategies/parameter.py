@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -46,6 +47,7 @@ def param(
     return dataclasses.field(default=default, metadata={_METADATA: (choices, about, when)})
 
 
+@functools.cache
 def parameters_of(params: type) -> tuple[Parameter, ...]:
     """The declared parameters of a dataclass, in order."""
     result = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from autotune.measurement import Measurement, Status
 from autotune.runner import Request
 from autotune.search import Search
 from autotune.space import Space
+from autotune.surrogate import Point
 from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.parameter import ParameterError, param
 
@@ -94,16 +96,38 @@ def test_a_space_without_parameters_ends_after_its_presets() -> None:
 
 
 @pytest.mark.parametrize("true_s", [time_of, rugged_time_of])
-def test_forty_of_243_candidates_find_the_best_within_a_tenth(true_s: Callable[[Candidate], float]) -> None:
-    """In at least 8 of 10 searches; over 60 seeds it is 92% and 93%."""
-    found = 0
-    for seed in range(10):
-        search = Search(SPACE, seed=seed)
-        asked = run(search, SimulatedRunner(seed=seed, time_of=true_s), 40)
-        assert len(set(asked)) == 40
-        assert search.best is not None
-        found += true_s(search.best.candidate) <= 1.1 * best_time_s(SPACE, true_s)
-    assert found >= 8
+def test_thirty_of_243_candidates_find_the_best_within_a_twentieth(true_s: Callable[[Candidate], float]) -> None:
+    """In at least 4 of 5 searches, by the model. Random search and TPE need more: see the next test."""
+    assert sum(found(Search(SPACE, seed=seed), seed, true_s) for seed in range(5)) >= 4
+
+
+def found(search: Search, seed: int, true_s: Callable[[Candidate], float] = rugged_time_of, trials: int = 30) -> bool:
+    asked = run(search, SimulatedRunner(seed=seed, time_of=true_s), trials)
+    assert len(set(asked)) == trials
+    assert search.best is not None
+    return true_s(search.best.candidate) <= 1.05 * best_time_s(SPACE, true_s)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "steps", "random"])
+def test_the_other_samplers_work_and_find_it_less_often(sampler: str) -> None:
+    assert sum(found(Search(SPACE, seed=seed, sampler=sampler), seed) for seed in range(3)) < 3
+    with pytest.raises(ValueError, match="must be one of model, tpe, steps, random"):
+        Search(SPACE, sampler="luck")
+
+
+def test_what_neighbours_say_comes_first() -> None:
+    good, bad = Candidate.of("staged", tile=4, layout="panels", blocked=False), Candidate.of("fused", tile=2, unroll=1)
+    prior = [
+        Point(candidate=replace(c, params=tuple(sorted(dict(c.params).items()))), value=v, distance=0.25)
+        for c, v in ((good, -1.5), (bad, 1.5), (Candidate.of("fused", tile=4, unroll=1), 1.8))
+    ]
+    asked = list(islice(iter(Search(SPACE, prior=prior).ask, None), 4))
+    assert [c.strategy for c in asked] == ["direct", "tensor_winograd", "staged", "fused"]
+    seeded = Search(SPACE, prior=[Point(candidate=c, value=float(np.log(time_of(c) / 7e-3)), distance=0.5)
+                                  for c in list(SPACE)[::4]])  # fmt: skip
+    run(seeded, SimulatedRunner(), 10)
+    assert seeded.best is not None
+    assert time_of(seeded.best.candidate) <= 1.1 * best_time_s()
 
 
 def test_a_seed_makes_a_search_reproducible() -> None:

@@ -1,0 +1,149 @@
+"""What is known of similar convolutions: how far apart two keys are, what to learn and what to guess from near ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from autotune.measurement import Measurement, Status
+from autotune.space import Space
+from autotune.statistics import median_ratio
+from autotune.store import Store
+from autotune.surrogate import Point, Surrogate
+from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
+from strategies.candidate import Candidate
+from strategies.key import ConvKey
+
+OTHER_DEVICE = 4.0
+OTHER_OPTION = 8.0
+FARTHEST = 6.0
+"""Beyond it nothing is learned: another kind of convolution, or sizes 64 times apart."""
+NEIGHBOURS = 4
+KNOWN = 2000
+POINTS_PER_KEY = 40
+LIKENESS = 0.25
+"""Distance in the model per unit of distance between keys: one power of two, likeness exp(-0.25)."""
+CAUTION = 1.0
+"""A guess is what is best by its mean plus so many standard deviations: not the boldest candidate, the safest."""
+CONFIDENT = 1.96
+
+
+def distance(key: ConvKey, other: ConvKey) -> float:
+    """Powers of two between the sizes, and a fixed step for each thing that makes it another kind of convolution."""
+    mine, theirs = key.shape.canonical(), other.shape.canonical()
+    sizes = _octaves((mine.batch, mine.cin, mine.cout), (theirs.batch, theirs.cin, theirs.cout))
+    sizes += _octaves([math.prod(mine.spatial)], [math.prod(theirs.spatial)])
+    options = ("kernel", "stride", "dilation", "groups", "dtype", "acc_dtype")
+    others: float = sum(getattr(mine, name) != getattr(theirs, name) for name in options)
+    others += 0.25 * (mine.padding != theirs.padding) + 0.5 * (key.policy != other.policy)
+    device = OTHER_DEVICE * (key.device.device != other.device.device)
+    device += 0.5 * (key.device.device == other.device.device and key.device.identity() != other.device.identity())
+    return sizes + OTHER_OPTION * others + device
+
+
+def neighbours(store: Store, key: ConvKey) -> list[tuple[float, Winner]]:
+    """The nearest keys that have a winner which nobody withdrew, with their distances; the key itself is none."""
+    known = [w for _, w in store.winners(limit=KNOWN) if w.state in APPLICABLE_STATES and w.key.digest != key.digest]
+    near = sorted(((distance(key, w.key), w) for w in known), key=lambda item: item[0])
+    return [(apart, winner) for apart, winner in near[:NEIGHBOURS] if apart <= FARTHEST]
+
+
+def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | None = None) -> list[Point]:
+    """What the neighbours' measurements say of candidates, the fastest of each neighbour first."""
+    points = []
+    for apart, winner in neighbours(store, key) if near is None else near:
+        best: dict[Candidate, float] = {}
+        for m in store.measurements(winner.key):
+            if _timed(m):
+                best[m.candidate] = math.log(median_ratio(m.times_s, m.yardstick_times_s))
+        fastest = sorted(best.items(), key=lambda item: item[1])[:POINTS_PER_KEY]
+        points += [Point(candidate=c, value=v, distance=LIKENESS * apart) for c, v in fastest]
+    return points
+
+
+def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | None:
+    """The best guess for a key that was never tuned; None if nothing near enough is known.
+
+    What was measured before only tinygrad's version or its surroundings changed is `provisional`: the same candidate,
+    with its times of then. Otherwise a `guess`: of the candidates that neighbours had in their finals the one that
+    the model thinks safest, `direct` included. Its `provenance` says from whom, and how confident the model is that
+    it is faster than the default. Times are estimates: the nearest default's, by the work.
+    """
+    near = neighbours(store, key)
+    if not near:
+        return None
+    for _, winner in near:
+        if _only_aged(key, winner.key):
+            return replace(winner, key=key, state=WinnerState.PROVISIONAL)
+    points = prior(store, key, near)
+    space = space or Space.of(key)
+    names = {item.name for item in space.strategies}
+    candidates = list(dict.fromkeys([*space.defaults, *(p.candidate for p in points if p.candidate.strategy in names)]))
+    if not points:
+        return None
+    mean, deviation = Surrogate(points).predict(candidates)
+    defaults = range(len(space.defaults))
+    default = min(defaults, key=lambda i: mean[i])
+    chosen = int(np.argmin(mean + CAUTION * deviation * (np.arange(len(candidates)) != default)))
+    spread = 0.0 if chosen == default else float(deviation[chosen])
+    difference = float(mean[chosen] - mean[default])
+    nearest = near[0][1]
+    default_s = nearest.default_time_s.median * _work(key) / _work(nearest.key)
+    return Winner(
+        key=key, candidate=candidates[chosen], state=WinnerState.GUESS, default=candidates[default],
+        default_time_s=Interval(median=default_s, low=default_s / 2, high=default_s * 2),
+        time_s=_times(default_s, _interval(difference, spread)), ratio=_interval(difference, spread),
+        provenance={
+            "guessed_from": [str(winner.key) for _, winner in near],
+            "confidence": round(_below(-difference / spread) if spread else 1.0, 3),
+        },
+    )  # fmt: skip
+
+
+def aged(winner: Winner, asked: ConvKey) -> Winner:
+    """`provisional` if it was measured under another driver, system or compiler than the asker has; else as it is."""
+    if winner.state is WinnerState.VERIFIED and is_stale(winner, asked):
+        return replace(winner, state=WinnerState.PROVISIONAL)
+    return winner
+
+
+def is_stale(winner: Winner, here: ConvKey) -> bool:
+    """Whether driver, system or compiler are known on both sides and differ."""
+    pairs = zip(winner.key.device.surroundings, here.device.surroundings, strict=True)
+    return any(then and now and then != now for then, now in pairs)
+
+
+def _only_aged(key: ConvKey, other: ConvKey) -> bool:
+    changed = set(key.difference(other))
+    return bool(changed) and changed <= {"device.tinygrad", "device.driver", "device.os", "device.compiler"}
+
+
+def _timed(measurement: Measurement) -> bool:
+    correct = measurement.status in (Status.OK, Status.PRUNED)
+    return correct and 0 < len(measurement.times_s) == len(measurement.yardstick_times_s)
+
+
+def _octaves(mine: Sequence[int], theirs: Sequence[int]) -> float:
+    return sum(abs(math.log2(a / b)) for a, b in zip(mine, theirs, strict=True))
+
+
+def _work(key: ConvKey) -> float:
+    shape = key.shape
+    return math.prod(shape.output_shape) * math.prod(shape.weight_shape[1:])
+
+
+def _interval(difference: float, deviation: float) -> Interval:
+    low, high = (math.exp(difference + side * CONFIDENT * deviation) for side in (-1, 1))
+    return Interval(median=math.exp(difference), low=low, high=high)
+
+
+def _times(default_s: float, ratio: Interval) -> Interval:
+    return Interval(median=default_s * ratio.median, low=default_s * ratio.low / 2, high=default_s * ratio.high * 2)
+
+
+def _below(deviations: float) -> float:
+    """The probability that a normal value is below so many standard deviations."""
+    return 0.5 * (1 + math.erf(deviations / math.sqrt(2)))
