@@ -195,7 +195,10 @@ def _take(event: JsonObject, request: Request, watchdog: Watchdog, measured: dic
             measurement = Measurement.from_json(event["measurement"])
         except (KeyError, TypeError, ValueError) as error:
             raise ChildBrokenError(f"wrote a measurement that is none: {type(error).__name__}: {error}") from error
-        measured[index] = replace(measurement, key=request.key, candidate=request.candidates[index])
+        asked, found = request.candidates[index], measurement.candidate
+        if request.options_s > 0 and replace(found, kernel_options=()) == replace(asked, kernel_options=()):
+            asked = found  # the same with options for its kernels
+        measured[index] = replace(measurement, key=request.key, candidate=asked)
     else:
         raise ChildBrokenError(f"wrote an event that makes no sense here: {str(event)[:80]}")
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from autotune.measurement import Kernel, Measurement, Status
+from autotune.option_search import with_options
 from autotune.runner import Request
 from autotune.timing import Times, drift, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
@@ -86,6 +87,8 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
     """
     emit({"event": "begin", "phase": "prepare"})
     direct, cases = _bench.of(request.key, request.seed)
+    if request.options_s > 0:
+        request = _with_options(request, emit)
     trial = _Trial(request, emit)
     for index, candidate in enumerate(request.candidates):
         trial.begin("prepare", index)
@@ -97,6 +100,21 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
             _bench.programs[trial.programs[index].graph] = measurement
             trial.final(index, measurement)
     return [trial.results[index] for index in range(len(request.candidates))]
+
+
+def _with_options(request: Request, emit: Emit) -> Request:
+    """The request for its candidates with options for their kernels. Each trial has the time of one timing."""
+
+    def searched(index: int, candidate: Candidate) -> Candidate:
+        try:
+            return with_options(
+                request.key, candidate, seconds=request.options_s, seed=request.seed, pool=_bench.pool, at_once=WORKERS,
+                begins=lambda: emit({"event": "begin", "phase": "time", "index": index}),
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001 - what cannot even be scheduled says why when it is measured
+            return candidate
+
+    return replace(request, candidates=tuple(searched(i, c) for i, c in enumerate(request.candidates)))
 
 
 class _Trial:

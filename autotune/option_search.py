@@ -1,18 +1,24 @@
-"""Which options a kernel should have: from several beginnings, step by step to the fastest, as far as time allows.
+"""Which options the kernels of a candidate should have: each by itself, step by step, as far as time allows.
 
-Beginnings are what the kernel has by default, tinygrad's heuristics or nothing, and no options at all, from where
-steps of one option more are BEAM's way. Steps also take an option away or change its amount.
+A search begins at what the kernel has by default, tinygrad's heuristics or nothing, and at no options at all, from
+where steps of one option more are BEAM's way. Other steps take an option away or change an amount.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
-from strategies.candidate import Option
+from strategies.candidate import Candidate, Option
+from strategies.key import ConvKey
+
+if TYPE_CHECKING:
+    from strategies.graph.compiling import Pool
 
 Options = tuple[Option, ...]
 
@@ -21,7 +27,10 @@ BETTER = 0.97
 RUN_S = 0.01
 """How long one set of options is run, at least three times."""
 HOPELESS = 1.5
-"""Options whose first run takes this many times the best are not run again."""
+"""Options whose first runs take this many times the best are not run again."""
+NEGLIGIBLE = 0.02
+"""A kernel with less than this share of a candidate's time is left as it is."""
+FAILED = float("inf")
 
 
 class Kernel(Protocol):
@@ -31,95 +40,113 @@ class Kernel(Protocol):
     def default(self) -> Options: ...
     def more(self, options: Options) -> Sequence[Options]: ...
     def other(self, options: Options) -> Sequence[Options]: ...
+    def prepare(self, several: Sequence[Options]) -> None: ...
     def runner(self, options: Options) -> Callable[[], float]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The best options for a kernel, their seconds and the default's, and how many were tried."""
-
-    options: Options
-    time_s: float
-    default_s: float
-    tried: int
 
 
 @dataclass(slots=True)
 class KernelSearch:
-    """One search over one kernel's options. `clock` gives seconds; nothing is begun from `until` on.
+    """One search over one kernel's options. `clock` gives seconds.
 
-    `begins` is called before each trial, which compiles and runs what may hang.
+    `begins` is called before each trial, which compiles and runs what may hang; `at_once` kernels are compiled side by
+    side.
     """
 
     kernel: Kernel
-    until: float
     clock: Callable[[], float]
     rng: random.Random
+    at_once: int = 1
     begins: Callable[[], None] = lambda: None
-    _times: dict[Options, float] = field(default_factory=dict)
+    times: dict[Options, float] = field(default_factory=dict)
+    """Median seconds of all that was tried; infinite for what does not compile or run."""
 
-    def run(self) -> Found | None:
-        """None if not even the default could be compiled and timed."""
+    def time(self, options: Options, best_s: float = FAILED) -> float:
+        """Median seconds, as known."""
+        if options not in self.times:
+            self.begins()
+            self.times[options] = timed(self.kernel, options, best_s)
+        return self.times[options]
+
+    def run(self, until: float) -> Options:
+        """The best options found; the default if none are better beside it. Nothing is begun from `until` on."""
         default = self.kernel.default
-        default_s = self._time(default)
-        if default_s == float("inf"):
-            return None
-        best = self._descend(default)
+        best = self._descend(default, until)
         if default:
-            best = min(best, self._descend(()), key=self._times.__getitem__)
-        best = self._confirmed(best, default)
-        return Found(options=best, time_s=self._times[best], default_s=self._times[default], tried=len(self._times))
+            best = min(best, self._descend((), until), key=self.time)
+        return self._confirmed(best, default)
 
-    @property
-    def _over(self) -> bool:
-        return self.clock() >= self.until
-
-    def _descend(self, at: Options) -> Options:
+    def _descend(self, at: Options, until: float) -> Options:
         """Step by step, the first step that is better, until none is."""
-        self._time(at)
-        while not self._over:
-            more, other = list(self.kernel.more(at)), list(self.kernel.other(at))
-            first = more[:1]
-            rest = more[1:] + other
-            self.rng.shuffle(rest)
-            better = next((step for step in (*first, *rest) if self._is_better(step, at)), None)
+        while self.time(at) == FAILED or self.clock() < until:
+            better = next((step for step in self._steps(at, until) if self._is_better(step, at)), None)
             if better is None:
                 break
             at = better
         return at
 
-    def _is_better(self, step: Options, at: Options) -> bool:
-        if self._over or step in self._times:
-            return False
-        return self._time(step, best_s=self._times[at]) < BETTER * self._times[at]
-
-    def _time(self, options: Options, best_s: float = float("inf")) -> float:
-        """Median seconds; infinite for what does not compile or run."""
-        if options not in self._times:
+    def _steps(self, at: Options, until: float) -> Iterator[Options]:
+        """New steps, compiled some at a time. The first, which puts a kernel on threads, is tried first."""
+        more = list(self.kernel.more(at))
+        rest = more[1:] + list(self.kernel.other(at))
+        self.rng.shuffle(rest)
+        steps = (step for step in (*more[:1], *rest) if step not in self.times)
+        while (batch := list(islice(steps, self.at_once))) and self.clock() < until:
             self.begins()
-            self._times[options] = timed(self.kernel, options, best_s)
-        return self._times[options]
+            self.kernel.prepare(batch)
+            yield from batch
+
+    def _is_better(self, step: Options, at: Options) -> bool:
+        return self.time(step, self.times[at]) < BETTER * self.times[at]
 
     def _confirmed(self, best: Options, default: Options) -> Options:
-        """The best, unless beside the default it is none: of many that are timed once, some are lucky."""
-        if best == default:
-            return default
+        """Of many that are timed once, some are lucky: the best must be so again."""
+        if best == default or self.times[default] == FAILED:
+            return best
         self.begins()
-        for options in (best, default):
-            self._times[options] = timed(self.kernel, options)
-        return best if self._times[best] < BETTER * self._times[default] else default
+        seconds = [timed(self.kernel, options) for options in (best, default, best, default)]
+        return best if min(seconds[::2]) < BETTER * min(seconds[1::2]) else default
 
 
-def timed(kernel: Kernel, options: Options, best_s: float = float("inf")) -> float:
+def timed(kernel: Kernel, options: Options, best_s: float = FAILED) -> float:
     """Median seconds over runs that fill RUN_S; infinite for what does not compile or run."""
     try:
         run = kernel.runner(options)
         run()
         times = [run()]
-        while len(times) < 3 or (sum(times) < RUN_S and len(times) < 100):
-            if times[0] > HOPELESS * best_s:
-                break
+        while (len(times) < 3 or (sum(times) < RUN_S and len(times) < 100)) and min(times) < HOPELESS * best_s:
             times.append(run())
-    except Exception:  # noqa: BLE001 - tinygrad and its compilers raise anything; it is not an option, then
-        return float("inf")
+    except Exception:  # noqa: BLE001 - tinygrad and its compilers raise anything; these are no options, then
+        return FAILED
     return statistics.median(times)
+
+
+def with_options(
+    key: ConvKey, candidate: Candidate, *, seconds: float, seed: int, pool: Pool, at_once: int,
+    begins: Callable[[], None], clock: Callable[[], float] = time.monotonic,
+) -> Candidate:  # fmt: skip
+    """The candidate with the options found for its kernels within `seconds`; as it is where none are better.
+
+    Kernels get time as they take it, the slowest first. On the device itself: see `autotune.child`.
+    """
+    from strategies.graph.kernels import tunable_kernels
+
+    until, rng = clock() + seconds, random.Random(seed)
+    begins()
+    kernels = tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
+    searches = {
+        kernel.role: KernelSearch(kernel, clock, rng, at_once, begins)
+        for kernel in kernels
+        if not (kernel.role == "GHAT" and key.policy.frozen_weights)
+    }
+    spent = {role: search.time(search.kernel.default) for role, search in searches.items()}
+    known = {role: s for role, s in spent.items() if s < FAILED}
+    worth = [role for role in sorted(known, key=known.__getitem__, reverse=True)
+             if known[role] >= NEGLIGIBLE * sum(known.values())]  # fmt: skip
+    chosen = {}
+    for index, role in enumerate(worth):
+        share = known[role] / sum(known[later] for later in worth[index:])
+        now = clock()
+        best = searches[role].run(now + share * max(0.0, until - now))
+        if best != searches[role].kernel.default:
+            chosen[role] = next(kernel for kernel in kernels if kernel.role == role).chosen(best)
+    return replace(candidate, kernel_options=tuple(sorted(chosen.items())))

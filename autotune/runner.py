@@ -47,12 +47,16 @@ class Request:
     hopeless: float = HOPELESS
     keep: int = 0
     race: bool = False
+    options_s: float = 0.0
+    """Seconds within which options are first searched for the kernels of each candidate; what is measured, and in the
+    Measurement, is the candidate with these. 0: candidates are measured as they are."""
 
     def to_json(self) -> JsonObject:
         return {
             "key": self.key.to_json(), "candidates": [c.to_json() for c in self.candidates], "rounds": self.rounds,
             "round_s": self.round_s, "seed": self.seed, "limits": asdict(self.limits),
             "hopeless": self.hopeless, "keep": self.keep, "race": self.race,
+            "options_s": self.options_s,
         }  # fmt: skip
 
     @classmethod

@@ -20,6 +20,13 @@ STILL_IN = 1.5
 """A candidate this many times as slow as the best so far is stopped early: below it, noise could be to blame, and
 whoever learns from measurements wants to know by how much."""
 
+OPTIONS_SHARE = 0.3
+"""This share of a budget in seconds is kept back for the options of the best candidates' kernels."""
+
+OVERHEAD_S, LEAST_S, ENOUGH_S = 2.0, 3.0, 12.0
+"""What it takes to measure a candidate beside the search for its options; the shortest search worth it; what the best
+candidate gets before the next one gets any."""
+
 FINAL_SHARE = 0.4
 """At most this share of a budget in seconds is kept back for the final."""
 
@@ -95,15 +102,16 @@ class Session:
         return self._before_s + self._clock() - self._begun - self._waited_s
 
     def measure(
-        self, candidates: Sequence[Candidate], *, rounds: int, seed: int, keep: int = 0, race: bool = False
-    ) -> list[Measurement]:
-        """Measure candidates together; `keep` and `race` as in a Request. Raises TuneCancelledError instead if the
-        caller wants to stop, and DeviceUnavailableError with everything that was final recorded."""
+        self, candidates: Sequence[Candidate], *, rounds: int, seed: int, keep: int = 0, race: bool = False,
+        options_s: float = 0.0,
+    ) -> list[Measurement]:  # fmt: skip
+        """Measure candidates together; `keep`, `race` and `options_s` as in a Request. Raises TuneCancelledError
+        instead if the caller wants to stop, and DeviceUnavailableError with everything that was final recorded."""
         if self._should_stop():
             raise TuneCancelledError(f"stopped after {self.trials} candidates")
         request = Request(
             key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits,
-            hopeless=self._hopeless(), keep=keep, race=race,
+            hopeless=self._hopeless(), keep=keep, race=race, options_s=options_s,
         )  # fmt: skip
         begun = self._clock()
         try:
@@ -118,6 +126,8 @@ class Session:
         costs_s = [_cost_s(measurement, elapsed_s / len(candidates)) for measurement in measured]
         self._waited_s += max(0.0, elapsed_s - sum(costs_s))
         for measurement, cost_s in zip(measured, costs_s, strict=True):
+            if options_s and not measurement.ok and not measurement.candidate.kernel_options:
+                continue  # the search for options broke, which says nothing of the candidate without
             self._store.record(measurement)
             self.search.tell(measurement)
             self._count(measurement, cost_s)
@@ -134,8 +144,23 @@ class Session:
         if self.budget.seconds is None:
             return True
         typical_s = statistics.median(self._cost_s.values()) if self._cost_s else 0.0
+        options_s = OPTIONS_SHARE * self.budget.seconds
+        options_s = options_s if options_s >= OVERHEAD_S + LEAST_S else 0.0
+        return self.used_s + typical_s + self.final_s(finalists) + options_s <= self.budget.seconds
+
+    def options_s(self, finalists: Sequence[Candidate], candidates: int) -> float:
+        """Seconds to search for options of the next of so many candidates: of what is left of the budget before a final
+        among `finalists`, an even share for as many as have ENOUGH_S of it. 0 without a budget in seconds."""
+        if self.budget.seconds is None or candidates == 0:
+            return 0.0
+        left_s = max(0.0, self.budget.seconds - self.used_s - self.final_s(finalists))
+        share_s = left_s / max(1, min(candidates, int(left_s / ENOUGH_S))) - OVERHEAD_S
+        return share_s if share_s >= LEAST_S else 0.0
+
+    def final_s(self, finalists: Sequence[Candidate]) -> float:
+        """What a final among these is kept back, of a budget in seconds."""
         final_s = sum(self._final_s(candidate) for candidate in finalists)
-        return self.used_s + typical_s + min(final_s, FINAL_SHARE * self.budget.seconds) <= self.budget.seconds
+        return min(final_s, FINAL_SHARE * self.budget.seconds) if self.budget.seconds is not None else final_s
 
     def report(self, phase: Phase) -> None:
         """Tell the caller how it stands."""

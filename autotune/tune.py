@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
@@ -33,6 +34,9 @@ SUSPICIOUS = 0.5
 
 SAME = 1.25
 """By how much the confirming measurement may differ."""
+
+NEAR, MOST_PROMISING = 1.3, 2
+"""Options are searched for the kernels of at most so many candidates, within this multiple of the best."""
 
 MISHAPS = (Status.CRASHED, Status.TIMEOUT)
 """Failures that may come from outside."""
@@ -94,6 +98,9 @@ def tune(
         session.report("search")
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
+    for candidate, seconds in _promising(session, space):
+        session.measure([candidate], rounds=settings.rounds, seed=seed, options_s=seconds)
+        session.report("search")
     session.report("final")
     final = _confirmed(session, space, _final(session, space, seed), seed)
     winner = _decided(session, space, final, seed=seed, now=now())
@@ -143,7 +150,20 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     best = search.ratio(search.ranked()[0]) if challengers else 1.0
     settings = session.settings
     near = [c for c in challengers[: settings.close_finalists] if _ratio(search, c) < CLOSE * best]
-    return [m.candidate for m in defaults] + max(challengers[: settings.finalists], near, key=len)
+    chosen = [m.candidate for m in defaults] + max(challengers[: settings.finalists], near, key=len)
+    without = (replace(c, kernel_options=()) for c in chosen)  # options must be worth it
+    return list(dict.fromkeys([*chosen, *(c for c in without if _ratio(search, c) < math.inf)]))
+
+
+def _promising(session: Session, space: Space) -> Iterator[tuple[Candidate, float]]:
+    """The best candidates, whose kernels may have better options, and seconds to search for these."""
+    search = session.search
+    ranked = search.ranked()
+    done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
+    best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])][:MOST_PROMISING]
+    todo = [c for c in best if not c.kernel_options and c not in done]
+    while seconds := session.options_s(_finalists(session, space), len(todo)):
+        yield todo.pop(0), seconds
 
 
 def _ratio(search: Search, candidate: Candidate) -> float:

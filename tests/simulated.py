@@ -12,7 +12,7 @@ import numpy as np
 from autotune.measurement import Measurement, Status
 from autotune.runner import Request
 from autotune.space import Space
-from strategies.candidate import Candidate, Value
+from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.key import ConvKey, DeviceSpec
 from strategies.parameter import param
 from strategies.registry import Strategy
@@ -46,6 +46,8 @@ class Fused:
 def made(name: str, params: type, applies: bool = True) -> Strategy:
     return Strategy(name=name, params=params, lower=None, applies=lambda key: applies, about="")
 
+
+OPTIONS = KernelOptions(axes="L64", options=(("UPCAST", 0, 4),))
 
 SPACE = Space((
     made("direct", Nothing), made("fused", Fused), made("staged", Staged), made("tensor_winograd", Nothing),
@@ -82,12 +84,14 @@ def best_time_s(space: Space = SPACE, time_of: Callable[[Candidate], float] = ti
 @dataclass
 class SimulatedRunner:
     """A Runner. `noise` is relative, per round; `broken` maps candidates to how they fail; `program` gives
-    fingerprints; measuring a candidate moves the clock by `cost_s`."""
+    fingerprints; measuring a candidate moves the clock by `cost_s`, and searching for options of its kernels by the
+    time allowed: with them it takes `gain` of the time, if that is less."""
 
     time_of: Callable[[Candidate], float] = time_of
     noise: float = 0.02
     seed: int = 0
     cost_s: float = 1.0
+    gain: float = 1.0
     broken: Mapping[str, Status] = field(default_factory=dict)
     program: Callable[[Candidate], str] = lambda candidate: ""
     now: float = 1000.0
@@ -102,7 +106,7 @@ class SimulatedRunner:
     @property
     def measured(self) -> list[Candidate]:
         """Candidates of the search (each in a request of its own), in order."""
-        return [r.candidates[0] for r in self.requests if len(r.candidates) == 1]
+        return [r.candidates[0] for r in self.requests if len(r.candidates) == 1 and not r.options_s]
 
     def measure(self, request: Request, **_: Any) -> list[Measurement]:
         self.requests.append(request)
@@ -114,17 +118,21 @@ class SimulatedRunner:
         pass
 
     def _one(self, request: Request, candidate: Candidate, drift: np.ndarray, yardstick: np.ndarray) -> Measurement:
-        self.now += self.cost_s
+        cost_s = self.cost_s + request.options_s
+        self.now += cost_s
+        if request.options_s and self.gain < 1:
+            candidate = replace(candidate, kernel_options=(("product", OPTIONS),))
         measurement = Measurement(
             key=request.key, candidate=candidate, status=self.broken.get(candidate.strategy, Status.OK),
             fingerprint=self.program(candidate), attempt=uuid.uuid4().hex, measured_at=self.now,
-            conditions={"cost_s": self.cost_s, "host": "simulated"},
+            conditions={"cost_s": cost_s, "host": "simulated"},
         )  # fmt: skip
         if not measurement.ok:
             return replace(measurement, reason="as told")
-        mine = yardstick if candidate.strategy == "direct" else self._times(candidate, drift)
+        mine = yardstick if candidate == Candidate.of("direct") else self._times(candidate, drift)
         return replace(measurement, times_s=tuple(mine.tolist()), yardstick_times_s=tuple(yardstick.tolist()))
 
     def _times(self, candidate: Candidate, drift: np.ndarray) -> np.ndarray:
         spikes = np.where(self._rng.random(drift.size) < 0.05, 2.0, 1.0)
-        return self.time_of(candidate) * drift * spikes * self._rng.lognormal(0, self.noise, drift.size)
+        gain = self.gain if candidate.kernel_options else 1.0
+        return gain * self.time_of(candidate) * drift * spikes * self._rng.lognormal(0, self.noise, drift.size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from memory_store import MemoryStore
-from simulated import KEY, SPACE, SimulatedRunner, best_time_s, time_of
+from simulated import KEY, OPTIONS, SPACE, SimulatedRunner, best_time_s, time_of
 
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
@@ -138,6 +138,50 @@ def test_a_budget_in_seconds_holds_with_its_final(seconds: float) -> None:
     runner = SimulatedRunner()
     run(runner, trials=None, seconds=seconds)
     assert 0.7 * seconds <= runner.now - 1000 <= seconds + 1
+
+
+def test_the_kernels_of_the_best_get_options_that_must_be_worth_it() -> None:
+    store, runner = MemoryStore(), SimulatedRunner(gain=0.8)
+    winner = run(runner, store, trials=None, seconds=60)
+    assert winner.candidate.kernel_options
+    searched = [r for r in runner.requests if r.options_s]
+    assert 1 <= len(searched) <= 2
+    assert 0.2 * 60 <= sum(r.options_s for r in searched) <= 0.5 * 60
+    final = runner.requests[-1].candidates
+    assert winner.candidate in final
+    assert replace(winner.candidate, kernel_options=()) in final
+    assert winner.candidate in {m.candidate for m in store.measurements(KEY)}
+
+
+def test_options_that_do_not_help_win_nothing() -> None:
+    winner = run(SimulatedRunner(gain=0.999, noise=0.001), trials=None, seconds=60)
+    plain = run(SimulatedRunner(noise=0.001), trials=None, seconds=60)
+    assert replace(winner.candidate, kernel_options=()) == plain.candidate
+
+
+def test_direct_alone_has_the_whole_budget_for_its_kernel() -> None:
+    runner = SimulatedRunner(gain=0.7)
+    winner = run(runner, trials=None, seconds=30, space=replace(SPACE, strategies=SPACE.strategies[:1]))
+    assert winner.candidate == Candidate(strategy="direct", kernel_options=(("product", OPTIONS),))
+    assert winner.ratio.high < 0.8
+    assert [r.options_s > 20 for r in runner.requests] == [False, True, False]
+
+
+class Breaking(SimulatedRunner):
+    """Its process ends amid every search for options."""
+
+    def measure(self, request: Request, **options: Any) -> list[Measurement]:
+        measured = super().measure(request, **options)
+        broken = [replace(m, status=Status.CRASHED, reason="ended", times_s=()) for m in measured]
+        return broken if request.options_s else measured
+
+
+def test_a_search_for_options_that_breaks_says_nothing_of_the_candidate() -> None:
+    store, runner = MemoryStore(), Breaking()
+    winner = run(runner, store, trials=None, seconds=60)
+    assert any(r.options_s for r in runner.requests)
+    assert all(m.ok for m in store.measurements(KEY))
+    assert winner.candidate.strategy == "staged"
 
 
 def test_the_defaults_are_compared_whatever_the_budget() -> None:
@@ -325,7 +369,7 @@ def strict_store(monkeypatch: pytest.MonkeyPatch) -> None:
     def counting_measure(self: SimulatedRunner, request: Request, **_: Any) -> list[Measurement]:
         assert measured == recorded or isinstance(self, Killed)
         result = measure(self, request)
-        measured[0] += len(result)
+        measured[0] += 0 if request.options_s and isinstance(self, Breaking) else len(result)
         return result
 
     def counting_record(self: MemoryStore, measurement: Measurement) -> bool:

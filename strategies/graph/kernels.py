@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,12 +16,14 @@ from tinygrad.codegen.opt.postrange import Scheduler, args_from_ast
 from tinygrad.codegen.opt.search import get_kernel_actions
 from tinygrad.dtype import DType
 from tinygrad.engine.realize import time_call
+from tinygrad.helpers import NOOPT
 from tinygrad.renderer import Renderer
-from tinygrad.uop.ops import UOp
+from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import Candidate, KernelOptions, Option
-from strategies.graph.compiling import uncollected, within
+from strategies.graph.compiling import LoweringTimeoutError, Pool, compile_kernels
 from strategies.graph.fitting import REGISTERS, MisfitError, axes_of, bare, extent_of, fit, scheduler_of
+from strategies.graph.limits import limited
 from strategies.graph.options import kernel_calls, opt_of, option_of
 from strategies.graph.program import convolution, operands, roles_of, schedule
 from strategies.shape import ConvShape
@@ -43,6 +46,7 @@ class TunableKernel:
     kernel: UOp
     device: str
     by_hand: bool
+    pool: Pool | None = None
     _buffers: list[Tensor] = field(default_factory=list)
 
     @cached_property
@@ -56,7 +60,7 @@ class TunableKernel:
     @property
     def default(self) -> Options:
         """What it has if nobody searches."""
-        if self.by_hand:
+        if self.by_hand or NOOPT:
             return ()
         return tuple(map(option_of, hand_coded_optimizations(self._scheduler).applied_opts))
 
@@ -79,9 +83,19 @@ class TunableKernel:
             found += [(*options[:i], (op, axis, amount), *options[i + 1 :]) for amount in amounts]
         return [o for o in found if self._fits(o)]
 
+    def prepare(self, several: Sequence[Options]) -> None:
+        """Compile these side by side, as far as they compile; `runner` then finds them compiled."""
+        kernels = []
+        for options in several:
+            with suppress(MisfitError):
+                kernels.append(self._with_opts(options))
+        if self.pool is not None:
+            linear = UOp(Ops.LINEAR, src=tuple(kernel.call() for kernel in kernels))
+            self.pool.compile([linear], self.device, limit_s=LOWERING_S, timeout_s=2 * LOWERING_S)
+
     def runner(self, options: Options) -> Callable[[], float]:
         """Compiled, a function that runs it once and gives its seconds on the device. Raises MisfitError,
-        LoweringTimeoutError, or whatever tinygrad and its compilers raise."""
+        TimeoutError, or whatever tinygrad and its compilers raise."""
         program = self._compiled(options)
         if not self._buffers:
             buffers = args_from_ast(self.kernel, self.device)[0]
@@ -93,11 +107,19 @@ class TunableKernel:
         """What is compiled. Raises as `runner`."""
         return str(self._compiled(options).src[2].arg)
 
-    def _compiled(self, options: Options, limit_s: float = LOWERING_S) -> UOp:
+    def _with_opts(self, options: Options) -> UOp:
         opts = fit(self.kernel, self.axes, options, self.renderer)
-        kernel = self.kernel.replace(arg=replace(self.kernel.arg, opts_to_apply=opts))
-        with within(limit_s), uncollected():
-            return to_program(kernel, self.renderer)
+        return self.kernel.replace(arg=replace(self.kernel.arg, opts_to_apply=opts))
+
+    def _compiled(self, options: Options) -> UOp:
+        """Raises TimeoutError for what takes too long."""
+        linear = UOp(Ops.LINEAR, src=(self._with_opts(options).call(),))
+        try:
+            with limited(self.device):
+                compile_kernels(linear, self.device, LOWERING_S)
+        except LoweringTimeoutError as error:
+            raise TimeoutError(str(error)) from None
+        return to_program(linear.src[0].src[0], self.renderer)
 
     @cached_property
     def _scheduler(self) -> Scheduler:
@@ -117,7 +139,9 @@ class TunableKernel:
         return True
 
 
-def tunable_kernels(shape: ConvShape, candidate: Candidate, device: str) -> tuple[TunableKernel, ...]:
+def tunable_kernels(
+    shape: ConvShape, candidate: Candidate, device: str, *, pool: Pool | None = None
+) -> tuple[TunableKernel, ...]:
     """The kernels of a candidate, in order; where two have one role, the first of them. Nothing is compiled."""
     x, w = operands(shape, device)
     y = convolution(x, w, shape)
@@ -126,7 +150,8 @@ def tunable_kernels(shape: ConvShape, candidate: Candidate, device: str) -> tupl
     found: dict[str, TunableKernel] = {}
     for call, role in zip(calls, roles, strict=True):
         by_hand = call.src[0].arg.opts_to_apply == ()
-        found.setdefault(role, TunableKernel(role=role, kernel=bare(call.src[0]), device=device, by_hand=by_hand))
+        kernel = TunableKernel(role=role, kernel=bare(call.src[0]), device=device, by_hand=by_hand, pool=pool)
+        found.setdefault(role, kernel)
     return tuple(found.values())
 
 
