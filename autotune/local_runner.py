@@ -18,6 +18,7 @@ from autotune.conditions import changed, conditions
 from autotune.device_lock import DeviceLock
 from autotune.isolation import Outcome, measure_isolated
 from autotune.measurement import Measurement, Status
+from autotune.memory import candidate_memory_bytes
 from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
 from autotune.watchdog import PHASES, SHARED, Watchdog
 from strategies.key import DeviceSpec
@@ -99,7 +100,7 @@ class LocalRunner:
     def _run(self, request: Request, want_fresh: bool) -> Outcome:
         """Give a request to a child and watch it until it is done or broken."""
         child, fresh = self._ready_child(request.key.device, want_fresh)
-        watchdog = Watchdog(request.limits, self._clock)
+        watchdog = Watchdog(request.limits, self._clock, candidate_memory_bytes())
         measured: dict[int, Measurement] = {}
         child.send(request.to_json())
         try:

@@ -20,12 +20,13 @@ ROUND_S = 0.02
 class Limits:
     """What one candidate may cost. `prepare_s` covers scheduling, compiling and verifying, `run_s` one timing call;
     where one is exceeded the process is ended. `lowering_s` is how much processor time tinygrad may spend on one
-    kernel before the candidate is given up without harm to the process."""
+    kernel before the candidate is given up without harm to the process. `memory_bytes`, None: half of what the machine
+    that measures has, which is the most in any case."""
 
     prepare_s: float = 60.0
     lowering_s: float = 10.0
     run_s: float = 30.0
-    memory_bytes: int = 8 << 30
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,8 +30,10 @@ class Watchdog:
     candidates; every begin of `time` is one timing call and has `run_s` to itself.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], memory_bytes: int) -> None:
+        """`memory_bytes` is the most that this machine allows."""
         self._limits, self._clock = limits, clock
+        self._memory_bytes = min(limits.memory_bytes or memory_bytes, memory_bytes)
         self._spent_s: defaultdict[int, float] = defaultdict(float)
         self._since = clock()
         self.index = SHARED
@@ -46,8 +48,8 @@ class Watchdog:
 
     def check(self, memory_bytes: int) -> Breakage | None:
         """What is exceeded now, if anything."""
-        if memory_bytes > self._limits.memory_bytes:
-            return self.breakage(Status.CRASHED, f"used more than {_size(self._limits.memory_bytes)} of memory")
+        if memory_bytes > self._memory_bytes:
+            return self.breakage(Status.CRASHED, f"used more than {_size(self._memory_bytes)} of memory")
         elapsed_s, limit_s = self._clock() - self._since, self._limits.run_s
         if self.phase != "time":
             elapsed_s, limit_s = elapsed_s + self._spent_s[self.index], self._limits.prepare_s

@@ -21,6 +21,7 @@ import pytest
 from autotune.device_lock import DeviceBusyError, DeviceLock
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement, Status
+from autotune.memory import memory_bytes
 from autotune.runner import DeviceUnavailableError, Limits, Request, RunStoppedError
 from strategies.candidate import Candidate
 from strategies.key import ConvKey, DeviceSpec
@@ -382,3 +383,22 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < give_up_at, "it did not happen in time"
         time.sleep(0.02)
+
+
+def test_a_container_has_what_it_is_given(tmp_path: Path) -> None:
+    total = memory_bytes(tmp_path)
+    assert total == psutil.virtual_memory().total
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_bytes(tmp_path) == total
+    (tmp_path / "memory.max").write_text(f"{64 << 20}\n")
+    assert memory_bytes(tmp_path) == 64 << 20
+
+
+def test_memory_is_limited_by_the_machine_whatever_is_asked_for(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.local_runner.candidate_memory_bytes", lambda: 200 << 20)
+    for asked in (None, 1 << 40):
+        limits = {"prepare_s": 20.0, "memory_bytes": asked}
+        [hog] = make_runner().measure(request(do("hog"), limits=limits))
+        assert (hog.status, hog.reason) == (Status.CRASHED, "used more than 200 MiB of memory")
