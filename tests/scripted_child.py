@@ -25,6 +25,11 @@ def hang(request: Request) -> None:
     time.sleep(600)
 
 
+def linger(request: Request) -> None:
+    """Slow, and fine."""
+    time.sleep(1.5)
+
+
 def hang_with_compiler(request: Request) -> None:
     """As a compiler that never ends; its process id is left in the file named by SCRIPT_NOTES."""
     compiler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -80,7 +85,19 @@ def bug(request: Request) -> None:
 
 DEEDS: dict[str, Callable[[Request], None]] = {
     f.__name__: f
-    for f in (hang, hang_with_compiler, hang_with_lock, segfault, hog, garbage, exit_3, huge_stderr, poison, bug)
+    for f in (
+        hang,
+        linger,
+        hang_with_compiler,
+        hang_with_lock,
+        segfault,
+        hog,
+        garbage,
+        exit_3,
+        huge_stderr,
+        poison,
+        bug,
+    )
 }
 
 

@@ -25,7 +25,7 @@ from autotune.runner import NoWorkerError  # noqa: E402
 from db import DatabaseError, SqlStore, open_store  # noqa: E402
 from strategies.key import DeviceSpec  # noqa: E402
 from tests.databases import ROOT, new_database  # noqa: E402
-from tests.runner_contract import DEVICE, FINE, OpenRunner, RunnerContract, key, request  # noqa: E402
+from tests.runner_contract import DEVICE, FINE, OpenRunner, RunnerContract, do, key, request  # noqa: E402
 from tests.served import until  # noqa: E402
 from tests.values import a_measurement  # noqa: E402
 
@@ -184,6 +184,30 @@ def test_a_killed_workers_work_is_given_to_another(
     second = start_worker(address, tmp_path, spec)
     assert QueueRunner(store, spec).measure(slow)[0].ok
     assert end(second) == 0
+
+
+def test_work_for_another_device_is_refused_whatever_queue_it_came_by(store: SqlStore, worker: None) -> None:
+    task_id = store.post(queue_of(DEVICE), request(FINE, key=key(arch="another")))
+    task = until(lambda: (t := store.task(task_id)) and t.state is TaskState.DONE and t)
+    assert task.measurements == ()
+    assert "this worker measures on" in task.error
+    assert store.measurements(key(arch="another")) == []
+
+
+def test_a_worker_that_is_told_to_end_finishes_first(address: str, store: SqlStore, tmp_path: Path) -> None:
+    spec = DeviceSpec.from_json({**DEVICE.to_json(), "driver": "5"})
+    process = start_worker(address, tmp_path, spec)
+    slow = store.post(queue_of(spec), request(do("linger")))
+    until(lambda: store.task(slow).state is TaskState.RUNNING)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    next_one = store.post(queue_of(spec), request(FINE, seed=31))
+    assert process.wait(60) == 0  # a second signal would give it up
+    end(process)
+    assert [m.status for m in store.task(slow).measurements] == ["ok"]
+    assert store.task(next_one).state is TaskState.QUEUED
+    assert [worker.ended for worker in store.workers() if worker.device == spec] == [True]
+    store.withdraw(next_one)
 
 
 def test_lanes_are_living_workers(store: SqlStore, worker: None) -> None:
