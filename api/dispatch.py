@@ -16,8 +16,10 @@ from api.commands import (
     hold,
     lookup,
     model,
+    phases,
     run,
     serve,
+    sweep,
     token,
     tune,
     upkeep,
@@ -107,7 +109,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (tune, lookup, winners, explain, model, run, serve, worker, bundle, doctor, token, hold, upkeep):
+    for module in (
+        tune,
+        lookup,
+        winners,
+        explain,
+        model,
+        phases,
+        sweep,
+        run,
+        serve,
+        worker,
+        bundle,
+        doctor,
+        token,
+        hold,
+        upkeep,
+    ):
         module.register(commands)
     return parser
 

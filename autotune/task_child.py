@@ -19,7 +19,7 @@ from typing import Any
 
 from autotune.child import open_device, start_sentinel
 
-TASKS = {"inspect": "autotune.inspection", "survey": "autotune.survey"}
+TASKS = {"inspect": "autotune.inspection", "phases": "autotune.phases", "survey": "autotune.survey"}
 """The modules whose `answer(argument)` is called."""
 
 

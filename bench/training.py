@@ -88,7 +88,7 @@ class Run:
         if moved:
             first = self.model.conv.weight
             first.assign(Tensor(np.nextafter(first.numpy(), np.float32(np.inf)))).realize()
-        self.optimiser = nn.optim.SGD(self.parameters, lr=0.02, momentum=0.9)
+        self.optimiser = nn.optim.SGD(self.parameters, lr=0.005, momentum=0.9)
         self.images = Tensor.empty(batch, 3, 32, 32).contiguous().realize()
         self.classes = Tensor.zeros(batch, dtype="int32").contiguous().realize()
         self.step = TinyJit(self._step)

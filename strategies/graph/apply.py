@@ -17,8 +17,10 @@ class NotApplicableError(Exception):
     """The strategy does not apply to this convolution."""
 
 
-def lower(conv: Conv, candidate: Candidate, ranges: Ranges) -> UOp | None:
+def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") -> UOp | None:
     """The UOp that replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering as it is.
+
+    `until` stops a Winograd lowering on its way: see winowrite.PHASES.
 
     Its kernels get the candidate's options once they are known: see `fitting`.
 
@@ -31,7 +33,7 @@ def lower(conv: Conv, candidate: Candidate, ranges: Ranges) -> UOp | None:
     if strategy.lower is None:
         wanted = options.get("convolution")
         return wanting(conv.reduce, "convolution", wanted) if wanted is not None else None
-    new = strategy.lower(replace(conv, options=options), params, ranges)
+    new = strategy.lower(replace(conv, options=options, until=until), params, ranges)
     if new is None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return new

@@ -62,6 +62,8 @@ class Conv:
     couts: tuple[UOp, ...]
     device: str
     options: Mapping[str, KernelOptions] = field(default_factory=dict)
+    until: str = ""
+    """Where a Winograd lowering stops (see `winowrite.PHASES`); nowhere, except to be looked into."""
     """What the kernels of its lowering are to have, by role."""
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
+from tinygrad.codegen import to_program_cache
 from tinygrad.engine.jit import graph_split_rewrite
 from tinygrad.engine.realize import ExecContext, compile_linear, link_linear, pm_exec
 from tinygrad.helpers import BEAM
@@ -63,7 +64,7 @@ class Program:
 
     def __init__(
         self, shape: ConvShape, candidate: Candidate, device: str, *, compiled: bool = True,
-        options: Mapping[str, Sequence[Option]] = NONE, frozen_weights: bool = False,
+        options: Mapping[str, Sequence[Option]] = NONE, frozen_weights: bool = False, until: str = "",
     ) -> None:  # fmt: skip
         self.shape, self.candidate, self.device = shape, candidate, Device.canonicalize(device)
         self._x, self._w = operands(shape, self.device)
@@ -71,12 +72,17 @@ class Program:
         self._frozen = FrozenWeights() if frozen_weights else None
         if frozen_weights:
             self._w.assign(Tensor.zeros_like(self._w)).realize()  # only what there is can be frozen
-        linear = schedule(self._y, candidate, self._frozen)
+        linear = schedule(self._y, candidate, self._frozen, until=until)
         self.unmatched = set(options) - {ast_digest(call.src[0]) for call in kernel_calls(linear)}
         self.linear = with_options(linear, options)
         self.compile_s = 0.0
         if compiled:
             self.compile()
+
+    @property
+    def buffers(self) -> int:
+        """How many buffers its kernels fill, the output's included."""
+        return len({call.src[1 + call.src[0].arg.outs[0]] for call in self._calls})
 
     def compile(self, limit_s: float = math.inf) -> None:
         """What `__init__` leaves to be done if it is not to compile. Raises LoweringTimeoutError where tinygrad spends
@@ -155,6 +161,11 @@ class Program:
         return [call for call in self._linear.src if call.src[0].op is Ops.PROGRAM]
 
 
+def forget_compiled() -> None:
+    """Lower and compile again what was compiled before in this process: for who wants to know how long it takes."""
+    to_program_cache.clear()
+
+
 def operands(shape: ConvShape, device: str) -> tuple[Tensor, Tensor]:
     """Input and weight in buffers of their own, not set yet."""
     dtype = getattr(dtypes, shape.dtype)
@@ -172,14 +183,14 @@ def convolution(x: Tensor, w: Tensor, shape: ConvShape) -> Tensor:
     return x.conv2d(w, groups=shape.groups, stride=stride, dilation=dilation, padding=flat, dtype=dtype)
 
 
-def schedule(y: Tensor, candidate: Candidate, frozen: FrozenWeights | None = None) -> UOp:
-    """The kernels of `y` with its convolutions lowered by `candidate`, not compiled; those that transform `frozen`
-    weights have run and are left out. Raises NotApplicableError."""
+def schedule(y: Tensor, candidate: Candidate, frozen: FrozenWeights | None = None, *, until: str = "") -> UOp:
+    """The kernels of `y` with its convolutions lowered by `candidate`, as far as `until`, not compiled; those that
+    transform `frozen` weights have run and are left out. Raises NotApplicableError."""
     applied = 0
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
         nonlocal applied
-        result = [lower(conv, candidate, ranges) for conv in convs]
+        result = [lower(conv, candidate, ranges, until=until) for conv in convs]
         applied += sum(new is not None for new in result)
         return result
 

@@ -32,6 +32,10 @@ from strategies.graph.spread import split_consumer, threads
 
 Intermediate = Callable[[Coords], UOp]
 
+PHASES = ("XHAT", "+GHAT", "+MHAT", "+output")
+"""What there is after each part of a lowering: an output made of XHAT alone, of XHAT and GHAT, of MHAT, and the real
+one. The first three are of the output's shape, each element one of the intermediate's, and compute no convolution."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -92,6 +96,8 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
         mhat = _matmul(space, plan.workgroup, *operands)
     else:
         return None
+    if conv.until in PHASES[:-1]:
+        return _stopped(space, plan, mhat, *operands)
     by_hand = plan.workgroup is not None
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
     value = (_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat, by_hand)).cast(conv.reduce.dtype)
@@ -211,6 +217,26 @@ def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     conv, outs = space.conv, [axis.out for axis in space.axes]
     at = space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs])
     return kron(space.transform.at, [out % space.m for out in outs], lambda a: mhat({**at, "A": a}), nested)
+
+
+def _stopped(space: Frame, plan: Plan, mhat: Intermediate, *operands: Intermediate) -> UOp | None:
+    """One element of the intermediates for each of the output's; None for a product of workgroups, whose operands are
+    held as it needs them."""
+    conv, outs = space.conv, [axis.out for axis in space.axes]
+    at = {
+        **space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs]),
+        "A": [out % space.m for out in outs],
+    }
+    if plan.workgroup is not None:
+        return None
+    if conv.until == "+MHAT":
+        return mhat(at).cast(conv.reduce.dtype)
+    cout = conv.couts[-1] if conv.couts else UOp.const(0)
+    at["C"] = [cout % size for size in space.sizes["C"]]
+    result = _staged(space, plan.xhat, "XHAT", "AGBCTt", operands[0])(at)
+    if conv.until == "+GHAT":
+        result = result + _staged(space, plan.ghat, "GHAT", "AGCOo", operands[1])(at)
+    return result.cast(conv.reduce.dtype)
 
 
 def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate, by_hand: bool) -> UOp:
