@@ -18,7 +18,7 @@ from starlette.routing import Match
 from api.devices import UnknownDeviceError
 from api.text import one_line, printable
 from autotune.bundle import BundleError
-from autotune.job import BudgetError
+from autotune.job import BudgetError, QueueFullError
 from db import DatabaseError
 from strategies.candidate import CandidateFormatError
 from strategies.key import KeyFormatError
@@ -72,6 +72,7 @@ def install_handlers(app: FastAPI) -> None:
 
     for refused in (ShapeError, KeyFormatError, CandidateFormatError, BudgetError, UnknownDeviceError, BundleError):
         app.add_exception_handler(refused, answer(422))
+    app.add_exception_handler(QueueFullError, _on_queue_full)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -118,6 +119,12 @@ def _on_invalid(request: Request, error: Exception) -> Response:
         return problem(400, f"expected a JSON body: {reason}; send application/json", instance=request.url.path)
     members = [{"pointer": _pointer(item["loc"]), "detail": one_line(_explain(item))} for item in errors[:20]]
     return problem(422, _explain(first), instance=request.url.path, errors=members)
+
+
+def _on_queue_full(request: Request, error: Exception) -> Response:
+    response = problem(429, str(error), instance=request.url.path)
+    response.headers["Retry-After"] = "60"
+    return response
 
 
 def _on_database(request: Request, error: Exception) -> Response:

@@ -32,7 +32,9 @@ class Settings:
     `db` is a path or a database URL; `url` is the service that the command line talks to (empty: in process);
     `source` is what `autotune run` applies. `hosts` are names under which others reach the service, as through a
     reverse proxy; with `public_reads` nobody needs a token to read; `bundle_key` is the file
-    of the key that imported bundles must be signed with. Sizes are in bytes.
+    of the key that imported bundles must be signed with. One submitter may have
+    `max_queued` shapes in the queue; a shape may have tensors of `max_shape_bytes` in all and `max_shape_macs`
+    multiply-accumulates. Sizes are in bytes.
     """
 
     db: str
@@ -45,6 +47,9 @@ class Settings:
     public_reads: bool = False
     log_format: str = "text"
     bundle_key: str = ""
+    max_queued: int = 20_000
+    max_shape_bytes: int = 4 << 30
+    max_shape_macs: int = 1 << 40
     max_body_bytes: int = 1 << 20
     max_import_bytes: int = 64 << 20
 
@@ -102,10 +107,20 @@ class Settings:
             host="127.0.0.1" if host is None else host,
             port=8000 if port is None else port,
             hosts=tuple(name.strip().lower() for name in hosts or environ.get("AUTOTUNE_HOSTS", "").split(",") if name),
+            max_queued=_number(environ, "AUTOTUNE_MAX_QUEUED", 20_000),
+            max_shape_bytes=_number(environ, "AUTOTUNE_MAX_SHAPE_BYTES", 4 << 30),
+            max_shape_macs=_number(environ, "AUTOTUNE_MAX_SHAPE_MACS", 1 << 40),
             bundle_key=environ.get("AUTOTUNE_BUNDLE_KEY", ""),
             log_format=log_format or environ.get("AUTOTUNE_LOG_FORMAT") or "text",
             public_reads=public_reads or environ.get("AUTOTUNE_PUBLIC_READS", "") not in ("", "0"),
         )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "")
+    if text and not (text.isascii() and text.isdecimal() and int(text[:20]) > 0):
+        raise SettingsError(f"{name} must be a whole number above 0: got {text[:40]!r}")
+    return int(text[:20]) if text else default
 
 
 def default_database(environ: Mapping[str, str]) -> Path:

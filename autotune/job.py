@@ -19,6 +19,18 @@ class BudgetError(ValueError):
     """A budget that allows nothing, or is no budget at all."""
 
 
+class QueueFullError(RuntimeError):
+    """Whoever asks has as much in the queue as is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitter:
+    """Who submits a job, and how many keys of theirs may wait or run at once (None: any number)."""
+
+    name: str = ""
+    max_keys: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """How long a search may take per key: seconds, measured candidates, or whichever ends first."""

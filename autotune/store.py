@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
+from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from strategies.key import ConvKey
@@ -69,9 +69,12 @@ class Store(Protocol):
         Any state but revoked and banned makes a former decision the key's current winner.
         """
 
-    def submit(self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "") -> Job:
+    def submit(
+        self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "",
+        submitter: Submitter | None = None,
+    ) -> Job:  # fmt: skip
         """Queue a job. The same set of keys already queued or running returns that job, at the higher of the two
-        priorities. ValueError without keys."""
+        priorities. ValueError without keys, QueueFullError beyond what the submitter may have in the queue."""
 
     def job(self, job_id: str) -> Job | None:
         """The job of that id, or None."""

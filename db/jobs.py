@@ -12,7 +12,7 @@ from functools import lru_cache
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, true, update
 from sqlalchemy.orm import aliased
 
-from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
+from autotune.job import Budget, Claim, Job, JobState, QueueFullError, Submitter, Terms, Waiting, target_of
 from db.address import insert_new
 from db.codec import MAX_ID, decode, digest, encode, plain
 from db.keys import chunks, keep_keys
@@ -30,9 +30,10 @@ OPEN = (QUEUED, RUNNING)
 
 
 def submit(
-    connection: Connection, keys: Sequence[ConvKey], budget: Budget, terms: Terms, retry_of: str, now: float
-) -> Job:
-    """Queue a job, or return the active one with the same set of keys."""
+    connection: Connection, keys: Sequence[ConvKey], budget: Budget, terms: Terms, retry_of: str,
+    submitter: Submitter, now: float,
+) -> Job:  # fmt: skip
+    """Queue a job, or return the active one with the same set of keys. Raises QueueFullError."""
     distinct = list({key.digest: key for key in keys}.values())
     if not distinct:
         raise ValueError("a job needs at least one key: got none")
@@ -42,7 +43,7 @@ def submit(
     while not insert_new(
         connection, JobRow, name=name, keys_digest=keys_digest, state=QUEUED, budget=encode(budget.to_json()),
         done_keys=0, progress="{}", error="", created_at=now, priority=terms.priority, deadline=terms.deadline,
-        idle=terms.idle, retry_of=plain(retry_of),
+        idle=terms.idle, retry_of=plain(retry_of), submitter=plain(submitter.name),
     ):  # fmt: skip
         same = and_(JobRow.keys_digest == keys_digest, ACTIVE)
         urgent = update(JobRow).where(same, JobRow.priority < terms.priority)
@@ -60,7 +61,22 @@ def submit(
         for position, (key, row) in enumerate(zip(distinct, ids, strict=True))
     ]  # fmt: skip
     connection.execute(insert(JobKeyRow), rows)
+    _expect_room(connection, submitter)
     return _jobs(connection, JobRow.id == job_id)[0]
+
+
+def _expect_room(connection: Connection, submitter: Submitter) -> None:
+    """Counts what was just inserted, too: raising takes it back."""
+    if submitter.max_keys is None:
+        return
+    waits = JobKeyRow.state.in_((QUEUED, RUNNING))
+    query = select(func.count()).select_from(JobKeyRow).join(JobRow, JobRow.id == JobKeyRow.job_id)
+    count = connection.execute(query.where(ACTIVE, waits, JobRow.submitter == plain(submitter.name))).scalar_one()
+    if count > submitter.max_keys:
+        raise QueueFullError(
+            f"expected at most {submitter.max_keys} shapes of yours in the queue, found {count} with these: "
+            f"wait until some are done, or cancel some"
+        )
 
 
 def job(connection: Connection, name: str) -> Job | None:

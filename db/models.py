@@ -154,6 +154,8 @@ class JobRow(Base):
     deadline: Mapped[float | None] = mapped_column(Float)
     idle: Mapped[bool] = mapped_column(server_default=false())
     retry_of: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    submitter: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    """For whom: a token's id, or empty where none is needed."""
 
 
 class JobKeyRow(Base):

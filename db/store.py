@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from autotune.fleet import Task, Worker
-from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
+from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
@@ -48,6 +49,7 @@ class SqlStore:
         self._clock = clock
         self._engine: Engine = dialect.connect()
         self._pid = os.getpid()
+        self._writers = threading.Lock()
         self._counter, self._lookups = changes.Counter(self._engine), LookupCache()
         try:
             with self._explained():
@@ -152,9 +154,14 @@ class SqlStore:
 
     # Jobs
 
-    def submit(self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "") -> Job:
+    def submit(
+        self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "",
+        submitter: Submitter | None = None,
+    ) -> Job:  # fmt: skip
         with self._writing() as connection:
-            return jobs.submit(connection, keys, budget, terms or Terms(), retry_of, self._now(connection))
+            return jobs.submit(
+                connection, keys, budget, terms or Terms(), retry_of, submitter or Submitter(), self._now(connection)
+            )
 
     def job(self, job_id: str) -> Job | None:
         with self._reading() as connection:
@@ -378,8 +385,25 @@ class SqlStore:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         self._after_fork()
-        with self._explained(), self._engine.execution_options(**{WRITE: True}).begin() as connection:
+        with self._turn(), self._explained(), self._engine.execution_options(**{WRITE: True}).begin() as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Threads that write to a file take turns here: left to SQLite, which polls, many of them starve each other."""
+        if not self.reads_at_once:
+            yield
+            return
+        lock = self._writers  # a fork replaces it
+        if not lock.acquire(timeout=self._dialect.busy_timeout_s):
+            raise DatabaseBusyError(
+                f"{self}: expected to write within {self._dialect.busy_timeout_s:g} s, found it locked by other "
+                f"requests of this process all that time: try again, or ask less at once"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -399,6 +423,7 @@ class SqlStore:
         """A connection must not be used on both sides of a fork: the child forgets its parent's, unclosed."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
+            self._writers = threading.Lock()
             self._engine.dispose(close=False)
 
 

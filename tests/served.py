@@ -190,6 +190,9 @@ def main() -> None:
     database, port, trial_s, more = sys.argv[1:]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     values = {"max_body_bytes": 100_000, "max_import_bytes": 1_000_000, **json.loads(more)}
+    if clock := values.pop("clock", None):  # a file that says by how many seconds the clock is set off
+        truth = time.time
+        time.time = lambda: truth() + float(Path(clock).read_text() or 0)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     settings = Settings(db=database, port=int(port), **values)
     sock = listen(settings.host, settings.port)

@@ -16,14 +16,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from api.authority import PRESENTED
 from api.bodies import MAX_INT, TuneBody, TuneKeys
 from api.documents import job_document, job_summary
 from api.keys import body_keys, json_key
+from api.limits import expect_affordable
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
-from autotune.job import Job, JobState
-from db import DatabaseError
+from autotune.job import Job, JobState, Submitter
+from db import DatabaseError, Token
 
 POLL_S = 0.2
 HEARTBEAT_S = 15.0
@@ -34,26 +36,33 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 
 
 @router.post("/tune", status_code=202, responses={422: {"model": Problem}})
-def tune(body: TuneBody, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
+def tune(
+    body: TuneBody, request: Request, response: Response, service: Service = Depends(get_service)
+) -> dict[str, Any]:
     """Queue a job. The same keys already queued or running: that job."""
     budget, terms = body.parsed(), body.terms(time.time())
     if isinstance(body, TuneKeys):
         keys = [json_key(key) for key in body.keys]
     else:
         keys = body_keys(body.shape_bodies(), service.devices)
-    job = service.store.submit(keys, budget, terms)
+    expect_affordable([key.shape for key in keys], service.settings)
+    job = service.store.submit(keys, budget, terms, submitter=_submitter(request, service))
     return _accepted(service, job, response)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=202, responses={**MISSING, 409: {"model": Problem}})
-def retry(job_id: JobId, response: Response, service: Service = Depends(get_service)) -> dict[str, Any]:
+def retry(
+    job_id: JobId, request: Request, response: Response, service: Service = Depends(get_service)
+) -> dict[str, Any]:
     """A new job for what a failed or cancelled one did not get done, with the same budget and priority."""
     former = _find(service, job_id)
     keys = [key for key, state in zip(former.keys, former.states, strict=True) if state is not JobState.DONE]
     if not former.state.ended or not keys:
         raise ProblemError(409, f"job {job_id!r} is {former.state}: only a failed or cancelled one can be retried")
     terms = replace(former.terms, deadline=None)
-    return _accepted(service, service.store.submit(keys, former.budget, terms, retry_of=former.id), response)
+    submitter = _submitter(request, service)
+    job = service.store.submit(keys, former.budget, terms, retry_of=former.id, submitter=submitter)
+    return _accepted(service, job, response)
 
 
 @router.get("/jobs")
@@ -140,6 +149,11 @@ def _find(service: Service, job_id: str) -> Job:
     if found is None:
         raise ProblemError(404, f"no job {job_id!r}: GET /jobs lists those that there are")
     return service.jobs.explained(found)
+
+
+def _submitter(request: Request, service: Service) -> Submitter:
+    token: Token | None = request.scope.get(PRESENTED)
+    return Submitter(name="" if token is None else f"token:{token.id}", max_keys=service.settings.max_queued)
 
 
 def _accepted(service: Service, job: Job, response: Response) -> dict[str, Any]:
