@@ -60,6 +60,7 @@ layers: $(STAMP) ## Check who imports whom (import-linter)
 lock: $(STAMP) ## Write requirements/*.txt anew from pyproject.toml
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements/run.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) --extra image -c requirements/dev.txt -o requirements/image.txt
 
 LOCK = --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.arguments import add_database
 from api.console import CliError, Console
 from api.settings import Settings
 
+if TYPE_CHECKING:
+    from db import SqlStore
+
+HEARD_S = 60.0
 EXAMPLES = """examples:
   autotune worker --device METAL --db postgresql+psycopg://worker@host/autotune
   autotune worker                        the best device, the database of AUTOTUNE_DB
@@ -22,6 +26,9 @@ def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("worker", help="measure for services elsewhere", epilog=EXAMPLES)
     parser.add_argument("--device", metavar="NAME", default="auto", help="METAL, CUDA, CPU, ...; default: the best")
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether a worker of this machine was heard of lately"
+    )
     add_database(parser)
     parser.set_defaults(run=run)
 
@@ -51,8 +58,23 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         )
     try:
         with open_store(settings.db) as store:
+            if args.check:
+                return check(store, console)
             worker = FleetWorker(store, ProbedDevices(), device)
             console.note(f"autotune: worker {worker.name} for {worker.queue} at {store}")
             return worker.run()
     except (DatabaseUnreachableError, DatabaseBusyError) as error:
         raise CliError(str(error), status=DATABASE_LOST) from None
+
+
+def check(store: SqlStore, console: Console) -> int:
+    """0 if a worker of this machine was heard of within the last minute, 1 if not."""
+    import platform
+
+    mine = [w for w in store.workers() if w.name.startswith(f"{platform.node()}:") and not w.ended]
+    heard = min((worker.silent_s for worker in mine), default=None)
+    if heard is None or heard > HEARD_S:
+        since = "never" if heard is None else f"{heard:.0f} s ago"
+        raise CliError(f"expected a worker of {platform.node()} within the last {HEARD_S:.0f} s, found it last {since}")
+    console.note(f"heard of {heard:.0f} s ago")
+    return 0

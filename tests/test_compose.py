@@ -1,0 +1,84 @@
+"""docker-compose.yml and the Dockerfile, as far as that can be said without running them: bench/image.py runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+from image import stages, substituted  # noqa: E402
+
+from api.dispatch import build_parser  # noqa: E402
+
+SCHEMAS = (
+    os.environ.get("AUTOTUNE_COMPOSE_SCHEMA", ""),
+    "/usr/lib/python3/dist-packages/compose/config/compose_spec.json",
+)
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    text = (ROOT / "docker-compose.yml").read_text()
+    found: dict[str, Any] = yaml.safe_load(substituted(text, {"POSTGRES_PASSWORD": 'a "secret": #'}))
+    return found
+
+
+def test_it_is_what_the_specification_says(document: dict[str, Any]) -> None:
+    path = next((path for path in SCHEMAS if path and Path(path).is_file()), None)
+    if path is None:
+        pytest.skip(
+            "no schema here: apt-get install docker-compose, or name compose-spec.json by AUTOTUNE_COMPOSE_SCHEMA"
+        )
+    schema = json.loads(Path(path).read_text())
+    if "name" not in schema["properties"]:  # Debian's is of 2021
+        document = {key: value for key, value in document.items() if key != "name"}
+    jsonschema.Draft7Validator(schema).validate(document)
+
+
+def test_a_password_is_asked_for(document: dict[str, Any]) -> None:
+    assert document["services"]["db"]["environment"]["POSTGRES_PASSWORD"] == 'a "secret": #'
+    with pytest.raises(AssertionError, match=r"set it in \.env"):
+        substituted((ROOT / "docker-compose.yml").read_text(), {})
+
+
+def test_every_service_is_contained_watched_and_restarted(document: dict[str, Any]) -> None:
+    assert set(document["services"]) == {"db", "service", "worker", "cuda-worker"}
+    for name, item in document["services"].items():
+        assert (item["restart"], item["read_only"], item["cap_drop"]) == ("unless-stopped", True, ["ALL"]), name
+        assert item["healthcheck"]["test"][0] == "CMD"
+        assert all(port.startswith("127.0.0.1:") for port in item.get("ports", []))
+        assert {volume.partition(":")[0] for volume in item["volumes"]} <= document["volumes"].keys()
+        assert "secret" not in json.dumps({**item, "environment": None})
+    assert document["services"]["cuda-worker"]["profiles"] == ["cuda"]
+
+
+def test_every_command_is_one_of_ours(document: dict[str, Any]) -> None:
+    parser = build_parser()
+    for name in ("service", "worker", "cuda-worker"):
+        assert parser.parse_args(document["services"][name]["command"]).run
+    assert parser.parse_args(document["services"]["worker"]["healthcheck"]["test"][2:]).check
+
+
+def test_images_are_debian_and_end_without_root(document: dict[str, Any]) -> None:
+    found = {name: (base, dict(steps)) for name, base, steps in stages((ROOT / "Dockerfile").read_text())}
+    assert {item["build"]["target"] for item in document["services"].values() if "build" in item} == found.keys()
+    for base, steps in found.values():
+        assert base == "debian:bookworm-slim" or base in found
+        assert steps["USER"] in ("postgres", "autotune")
+
+
+def test_what_the_image_installs_is_locked_as_it_is_tested() -> None:
+    locked, tested = (
+        {line.split(" ")[0] for line in (ROOT / "requirements" / name).read_text().splitlines() if "==" in line}
+        for name in ("image.txt", "dev.txt")
+    )
+    assert {line for line in locked if not line.startswith("#")} <= tested
