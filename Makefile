@@ -11,7 +11,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format types layers lock wheel bench clean
+.PHONY: help install run test lint format types layers lock docs wheel bench clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ lock: $(STAMP) ## Write requirements/*.txt anew from pyproject.toml
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) --extra image -c requirements/dev.txt -o requirements/image.txt
 
 LOCK = --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE)
+
+docs: $(STAMP) ## Write docs/cli.md and docs/http.md anew from the code
+	@$(BIN)/python -m api.reference docs
 
 wheel: $(STAMP) ## Build dist/*.whl
 	@$(BIN)/python -m build --wheel --no-isolation

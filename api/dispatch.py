@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from api.arguments import Parser
 from api.commands import (
     bundle,
+    completion,
     doctor,
     explain,
     hold,
@@ -19,13 +20,14 @@ from api.commands import (
     phases,
     run,
     serve,
+    studies,
     sweep,
     token,
     tune,
     upkeep,
     winners,
     worker,
-)  # fmt: skip
+)
 from api.console import CliError, Console
 from api.devices import UnknownDeviceError
 from api.settings import Settings, SettingsError
@@ -125,6 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
         token,
         hold,
         upkeep,
+        studies,
+        completion,
     ):
         module.register(commands)
     return parser

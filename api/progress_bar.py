@@ -10,7 +10,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from api.console import Console
 from api.text import shorten
-from api.units import fraction
+from api.time_left import key_time_left_s
+from api.units import fraction, span
+from autotune.job import Budget
 from strategies.candidate import Candidate
 
 BAR = 16
@@ -42,7 +44,20 @@ class TuneBar:
 
     def show(self, progress: Mapping[str, Any]) -> None:
         """What the search says now."""
-        self._bar.update(self._task, completed=fraction(progress), said=shorten(describe(progress), self._room))
+        left = time_left(progress)
+        said = ", ".join(filter(None, [f"{left} left" if left else "", describe(progress)]))
+        self._bar.update(self._task, completed=fraction(progress), said=shorten(said, self._room))
+
+
+def time_left(progress: Mapping[str, Any]) -> str:
+    """`40 s` until the budget is used, as far as the progress says; empty where it does not."""
+    budget = progress.get("budget")
+    if not isinstance(budget, Mapping) or progress.get("phase") == "final":
+        return ""
+    left_s = key_time_left_s(
+        Budget.from_json(budget), float(progress.get("used_s", 0.0)), int(progress.get("trials", 0))
+    )
+    return "" if left_s is None else span(left_s)
 
 
 def describe(progress: Mapping[str, Any]) -> str:

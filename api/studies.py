@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from autotune.measurement import Measurement
 from autotune.space import STRATEGY, Space
 from autotune.statistics import median_ratio
+from autotune.store import Store
+from autotune.winner import Winner
 
 if TYPE_CHECKING:
     import optuna
@@ -63,3 +65,17 @@ def parameter_importance(space: Space, measurements: Sequence[Measurement], stra
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=sorted(varied))
     return {name.removeprefix(f"{strategy}."): share for name, share in found.items()}
+
+
+def studies(store: Store, winners: Sequence[Winner]) -> optuna.storages.InMemoryStorage:
+    """A study in memory for each of these winners' keys, of all that was measured for it. Nothing is written."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.InMemoryStorage()
+    for winner in winners:
+        trials = trials_of(Space.of(winner.key), store.measurements(winner.key))
+        if trials:
+            study = optuna.create_study(storage=storage, study_name=f"{winner.key} {winner.key.digest[:6]}")
+            study.add_trials(trials)
+    return storage

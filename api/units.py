@@ -11,9 +11,14 @@ from strategies.candidate import Candidate
 
 MAX_AGE_S = 1000 * 365 * 86400.0
 
+MINUTE_S, HOUR_S = 60.0, 3600.0
+
 
 class AgeError(ValueError):
     """A length of time that is none."""
+
+
+MINUTE_S, HOUR_S = 60.0, 3600.0
 
 
 def parse_age(text: str) -> float:
@@ -49,6 +54,13 @@ def amount(value: float) -> str:
 def share_text(share: float) -> str:
     """`48%`; below one percent, `0.4%`."""
     return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}"
+
+
+def span(seconds: float) -> str:
+    """`12 s`, `4 min`, `1.5 h`: how long something takes, for a person who waits."""
+    if seconds < MINUTE_S:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE_S:.0f} min" if seconds < HOUR_S else f"{seconds / HOUR_S:.1f} h"
 
 
 def ratio_text(ratio: Interval) -> str:

@@ -15,12 +15,16 @@ from api.doctor import Check, Level, examine
 from api.doctor_server import examine_server
 from api.settings import Settings
 
+EXAMPLES = """examples:
+  autotune doctor
+  autotune doctor --json
+  autotune doctor --server http://127.0.0.1:8000"""
 STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 
 
 def register(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("doctor", help="what is there, what is missing, what to do about it")
+    parser = commands.add_parser("doctor", help="what is there, what is missing, what to do about it", epilog=EXAMPLES)
     parser.add_argument(
         "--server", nargs="?", const="", metavar="URL",
         help="examine a running service instead (default: AUTOTUNE_URL, else http://127.0.0.1:8000)",

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from api.arguments import add_database, add_json, add_shape, policy_of, shape_of
+from api.commands.lookup import shape_arguments
 from api.commands.remote import client_of, shape_body
 from api.console import CliError, Console
 from api.documents import winner_document
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         winner = (_remote if settings.url else _local)(args, settings, console, shape, policy, budget)
     except KeyboardInterrupt:
         kept = "the job goes on without you: see GET /jobs" if settings.url else "what was measured is kept"
-        raise CliError(f"interrupted, {kept}; the same command goes on from there", status=INTERRUPTED) from None
+        again = f"autotune tune {shape_arguments(args)}"
+        raise CliError(f"interrupted, {kept}; the same command goes on from there: {again}", INTERRUPTED) from None
     if args.json:
         console.json(winner_document(None, winner))
     else:

@@ -11,7 +11,7 @@ from api.dashboard.layout import document, page_link, panel
 from api.dashboard.words import age, headline, shape_href, state_mark, strategy_mark
 from api.text import shorten
 from api.time_left import job_time_left_s
-from api.units import fraction
+from api.units import fraction, span
 from autotune.job import Job, JobState
 from strategies.key import ConvKey
 from strategies.shape import DTYPES
@@ -20,7 +20,6 @@ FIELDS = ("input", "weight", "padding", "stride", "dilation", "groups", "dtype",
 """What the form takes, and what a link to it may fill in."""
 MAX_NAMED = 12
 """Shapes of one job that are named; the rest is counted."""
-MINUTE, HOUR = 60.0, 3600.0
 
 
 def jobs_page(jobs: Sequence[Job], given: Mapping[str, str], *, now: float) -> str:
@@ -125,19 +124,13 @@ def _said(job: Job, now: float) -> list[Html]:
         said += [str(progress.get("waiting_for") or "waits for its turn"), _left(job)]
     else:
         took = (job.ended_at or now) - (job.started_at or job.ended_at or now)
-        said += [f"ended {_ago(now - (job.ended_at or now))}", f"took {_span(took)}"]
+        said += [f"ended {_ago(now - (job.ended_at or now))}", f"took {span(took)}"]
     return [tag("span", part) for part in said if part]
 
 
 def _left(job: Job) -> str:
     left_s = job_time_left_s(job)
-    return "" if left_s is None else f"about {_span(left_s)} left"
-
-
-def _span(seconds: float) -> str:
-    if seconds < MINUTE:
-        return f"{seconds:.0f} s"
-    return f"{seconds / MINUTE:.0f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"
+    return "" if left_s is None else f"about {span(left_s)} left"
 
 
 def _ago(seconds: float) -> str:

@@ -36,6 +36,7 @@ ACTIONS = {
     WinnerState.PINNED: ("Pin", "tuning no longer replaces it"),
     WinnerState.REVOKED: ("Revoke", "nobody applies it"),
     WinnerState.BANNED: ("Ban", "this lowering may never win here, another may"),
+    WinnerState.BANNED: ("Ban", "this candidate never wins this shape again, another may"),
     WinnerState.VERIFIED: ("Take back", "as it was measured"),
 }
 
