@@ -11,8 +11,6 @@ from tinygrad.dtype import AddrSpace, DType
 from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
-from strategies.graph.match import extent
-
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -42,14 +40,13 @@ def stored(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, device: str,
     return _stored(body, axes, sizes, _flat(axes, sizes), device, slot)
 
 
-def stored_singly(body: UOp, axes: Sequence[UOp], *, device: str, slot: int) -> Held:
-    """Likewise over ranges, with an index in which tinygrad sees no multiple of two or four.
+def stored_singly(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, device: str, slot: int) -> Held:
+    """Likewise, with an index in which tinygrad sees no multiple of two or four.
 
     tinygrad joins neighbouring stores by four. A C compiler grows its vectors from the stores, so it then stays at
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
-    sizes = [extent(axis) if axis.op is Ops.RANGE else 1 for axis in axes]
     loops = [r for r in loops_of(axes) if r.arg[-1] is AxisType.WEAK]
     index = _flat(axes, sizes) + (loops[0] & NEVER_SET) if loops else _flat(axes, sizes)
     return _stored(body, axes, sizes, index, device, slot)

@@ -1,6 +1,6 @@
-"""A kernel's loops spread over a GPU's threads by hand, in place of tinygrad's heuristics.
+"""A kernel's loops spread over threads by hand, in place of tinygrad's heuristics.
 
-Neighbouring threads take neighbours along the innermost axis, so that they read and write next to each other.
+On a GPU neighbouring threads take neighbours along the innermost axis, so that they read and write next to each other.
 tinygrad's heuristics put couts, which lie far apart in memory, on the threads of a kernel that transforms tiles back.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tinygrad import Device
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.kron import Ranges
@@ -50,6 +51,17 @@ def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> 
     return {
         r: index * count + ranges.new(count, AxisType.UPCAST) for r, index, count in zip(loops, outer, own, strict=True)
     }
+
+
+def share(sizes: Sequence[int], device: str) -> tuple[int, int]:
+    """Which of these loops, the outermost first, the threads of a CPU divide among them, and among how many.
+
+    The most threads that divide a loop evenly: the slowest ends the kernel.
+    """
+    renderer = Device[device].renderer
+    most = renderer.global_max[0] if renderer.has_threads and renderer.global_max is not None else 1
+    shares = [_divisor(size, most) for size in sizes]
+    return shares.index(max(shares)), max(shares)
 
 
 def _divisor(size: int, limit: int) -> int:

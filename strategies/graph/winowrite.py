@@ -28,7 +28,7 @@ from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import split_consumer, threads
+from strategies.graph.spread import share, split_consumer, threads
 
 Intermediate = Callable[[Coords], UOp]
 
@@ -44,7 +44,8 @@ class Stage:
     `layout` orders its buffer, `loops` its kernel's loops (by default the same); `upcast` names the axes held in
     registers, `local` those that the threads of a workgroup divide among them, the innermost to neighbours. With
     `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone. Without `joined` its stores
-    are not joined into vectors: see `buffers`.
+    are not joined into vectors: see `buffers`. `threaded` divides the outermost loop that divides evenly among the
+    threads of a CPU.
     """
 
     layout: str
@@ -53,6 +54,7 @@ class Stage:
     local: str = ""
     by_hand: bool = False
     joined: bool = True
+    threaded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +132,33 @@ def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermedia
     layout = [letter for letter in stage.layout if letter in letters]
     if sorted(loops) != sorted(layout) or any(space.sizes[letter] and letter not in layout for letter in letters):
         raise ValueError(f"layout {stage.layout!r} and loops {stage.loops!r} must each name all of {letters!r} once")
-    kinds = dict.fromkeys(stage.upcast, AxisType.UPCAST) | dict.fromkeys(stage.local, AxisType.LOCAL)
-    at = {
-        letter: [space.ranges.new(size, kinds.get(letter, AxisType.WEAK)) for size in space.sizes[letter]]
-        for letter in loops
-    }
+    at = _loops(space, stage, loops)
     body = value({letter: at.get(letter, ()) for letter in letters})
     body = _in_kernel(space.conv, role, body, by_hand=stage.by_hand)
-    ranges = [r for letter in layout for r in at[letter]]
-    if stage.joined:
-        return staged(body, ranges, device=space.conv.device)
-    return stored_singly(body, ranges, device=space.conv.device, slot=space.ranges.new_buffer())
+    axes = [r for letter in layout for r in at[letter]]
+    sizes = [size for letter in layout for size in space.sizes[letter]]
+    if not stage.joined:
+        return stored_singly(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
+    if stage.threaded:
+        return stored(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
+    return staged(body, axes, device=space.conv.device)
+
+
+def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list[UOp]]:
+    """An index along every axis, from loops of the kinds that the stage asks for, the first outermost."""
+    kinds = dict.fromkeys(stage.upcast, AxisType.UPCAST) | dict.fromkeys(stage.local, AxisType.LOCAL)
+    sizes = [(letter, size) for letter in letters for size in space.sizes[letter]]
+    divided, cores = None, 1
+    if stage.threaded:
+        divided, cores = share([size if letter not in kinds else 1 for letter, size in sizes], space.conv.device)
+    at: dict[str, list[UOp]] = {letter: [] for letter in letters}
+    for position, (letter, size) in enumerate(sizes):
+        if position == divided:
+            core = space.ranges.new(cores, AxisType.THREAD)
+            at[letter].append(core * (size // cores) + space.ranges.new(size // cores))
+        else:
+            at[letter].append(space.ranges.new(size, kinds.get(letter, AxisType.WEAK)))
+    return at
 
 
 def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:

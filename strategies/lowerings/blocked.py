@@ -34,13 +34,20 @@ class Blocked:
     kernels: str = param(
         "hand", ("hand", "product", "heuristics"), "which kernels tinygrad's heuristics leave alone: all, one, none"
     )
+    cores: str = param(
+        "one",
+        ("one", "all"),
+        "which of a CPU's cores the kernels made by hand use",
+        when=lambda chosen: chosen.get("kernels", "hand") == "hand",
+    )
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
+        {"vectors": "compiler", "cout_block": 8, "product": "AGOT", "cores": "all"},
         {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
         {**GPU, "tile_block": 8},
         {**GPU, "tile_block": 16},
-        {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo"},
+        {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo", "cores": "all"},
         {"cout_block": 8, "tile_block": 8},
     )
 
@@ -57,18 +64,20 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
     planes a multiple of 4096 bytes apart, which would send all points' stores to the same set of the cache.
     """
     hand = params.kernels == "hand"
+    threaded = hand and params.cores == "all"
     # the loop that walks GHAT's innermost axis is the innermost: every point's stores go on from where they were
     weight_loops = "GOoCA" if params.ghat.endswith("C") else "GCOoA" if params.ghat == "AGCOo" else "GOCoA"
     plan = Plan(
         tile=params.tile,
-        xhat=Stage(layout=params.xhat, loops="GTCtA" if hand else "", upcast="A", by_hand=hand),
-        ghat=Stage(layout=params.ghat, loops=weight_loops if hand else "", upcast="A", by_hand=hand),
+        xhat=Stage(layout=params.xhat, loops="GTCtA" if hand else "", upcast="A", by_hand=hand, threaded=threaded),
+        ghat=Stage(layout=params.ghat, loops=weight_loops if hand else "", upcast="A", by_hand=hand, threaded=threaded),
         mhat=Stage(
             layout=params.mhat,
             loops=f"{params.product}{params.mhat[-2:] if params.mhat[-2:] == 'to' else 'ot'}",
             upcast="ot",
             by_hand=params.kernels != "heuristics",
             joined=params.vectors == "tinygrad",
+            threaded=threaded,
         ),
         output=params.output,
         cout_block=params.cout_block,
