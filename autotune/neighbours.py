@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from autotune.measurement import Measurement, Status
-from autotune.space import Space
+from autotune.space import DEFAULTS, Space
 from autotune.statistics import median_ratio
 from autotune.store import Store
 from autotune.surrogate import Point, Surrogate
@@ -23,9 +23,8 @@ FARTHEST = 6.0
 """Beyond it nothing is learned: another kind of convolution, or sizes 64 times apart."""
 NEIGHBOURS = 4
 KNOWN = 2000
-POINTS_PER_KEY = 40
-LIKENESS = 0.25
-"""Distance in the model per unit of distance between keys: one power of two, likeness exp(-0.25)."""
+FASTEST, OTHERS = 25, 15
+"""Of a neighbour's measurements: from the fastest alone one would learn nothing of what is slow."""
 CAUTION = 1.0
 """A guess is what is best by its mean plus so many standard deviations: not the boldest candidate, the safest."""
 CONFIDENT = 1.96
@@ -52,15 +51,18 @@ def neighbours(store: Store, key: ConvKey) -> list[tuple[float, Winner]]:
 
 
 def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | None = None) -> list[Point]:
-    """What the neighbours' measurements say of candidates, the fastest of each neighbour first."""
+    """What the neighbours' measurements say: of the defaults, the fastest candidates and some of the others."""
     points = []
     for apart, winner in neighbours(store, key) if near is None else near:
         best: dict[Candidate, float] = {}
         for m in store.measurements(winner.key):
             if _timed(m):
                 best[m.candidate] = math.log(median_ratio(m.times_s, m.yardstick_times_s))
-        fastest = sorted(best.items(), key=lambda item: item[1])[:POINTS_PER_KEY]
-        points += [Point(candidate=c, value=v, distance=LIKENESS * apart) for c, v in fastest]
+        ranked = sorted(best.items(), key=lambda item: item[1])
+        rest = ranked[FASTEST:]
+        chosen = dict(ranked[:FASTEST] + rest[:: max(1, math.ceil(len(rest) / OTHERS))])
+        chosen |= {c: v for c, v in ranked if c.strategy in DEFAULTS}
+        points += [Point(candidate=c, value=v, distance=apart) for c, v in chosen.items()]
     return points
 
 

@@ -35,6 +35,9 @@ LOCAL_FROM = 10
 POOL = 500
 """Candidates that the model is asked about, at most: neighbours of the best few, and others by chance."""
 NEIGHBOURS_OF = 4
+WORTH = 0.03
+"""What the model is to expect at least, as a share of the best's time: less is noise, and a space full of equals would
+keep it busy."""
 LEARN_EVERY = 1.25
 """What matters to the model is learned anew when it has so many times the points that it last had."""
 
@@ -167,7 +170,7 @@ class Search:
         points = self._points()
         if not pool or not points:
             return None
-        best = min((v for v in self._values.values()), default=0.0)
+        best = min(self._values.values(), default=0.0) - WORTH
         learn = len(points) >= LEARN_EVERY * self._learned_from
         model = Surrogate(points, None if learn else self._weights)
         if learn:

@@ -23,6 +23,10 @@ NOISE = 0.03
 WEIGHTS = (0.02, 0.1, 0.4, 1.2)
 """How much a choice may matter: by how much it multiplies the exponent of likeness."""
 STRATEGY_WEIGHT = 1.5
+DISTANCE = "distance"
+DISTANCE_WEIGHTS = (0.005, 0.02, 0.06, 0.2, 0.6)
+"""How much the distance between shapes may matter, per power of two between their sizes."""
+USUAL = {"": STRATEGY_WEIGHT, DISTANCE: 0.06}
 SWEEPS = 2
 MAX_POINTS = 240
 """Of more measurements the most telling are kept: the fastest, and the latest of the others."""
@@ -54,9 +58,9 @@ class Surrogate:
         self._mean = float(np.median(values))
         self._scale = max(float(np.std(values)), 0.1)
         self._targets = (values - self._mean) / self._scale
-        given = {"": STRATEGY_WEIGHT, **(weights or {})}
-        self._weights = np.array([given.get(name, 0.4) for name in self._columns])
-        self._within = self._differences(self._rows, self._rows)
+        given = {**USUAL, **(weights or {})}
+        self._weights = np.array([given.get(name, 0.4) for name in (*self._columns, DISTANCE)])
+        self._within = self._differences(self._rows, self._rows, self._apart, self._apart)
         if weights is None:
             self._learn()
         self._inverse = np.linalg.inv(self._covariance())
@@ -64,13 +68,14 @@ class Surrogate:
 
     @property
     def weights(self) -> dict[str, float]:
-        """How much each choice matters, by its name; the strategy's is the empty one."""
-        return dict(zip(self._columns, self._weights.tolist(), strict=True))
+        """How much each choice matters, by its name; the strategy's is the empty one. And the distance of shapes."""
+        return dict(zip((*self._columns, DISTANCE), self._weights.tolist(), strict=True))
 
     def predict(self, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log(time / direct's time), for each candidate on the shape asked."""
         rows = self._encoded(candidates)
-        cross = np.exp(-self._differences(rows, self._rows) @ self._weights - self._apart[None, :])
+        here = np.zeros(len(candidates))
+        cross = np.exp(-self._differences(rows, self._rows, here, self._apart) @ self._weights)
         mean = self._mean + self._scale * (cross @ self._alpha)
         explained = np.einsum("ij,jk,ik->i", cross, self._inverse, cross)
         return mean, self._scale * np.sqrt(np.maximum(1.0 - explained, 1e-9))
@@ -87,9 +92,11 @@ class Surrogate:
     def _learn(self) -> None:
         best = self._likelihood()
         for _ in range(SWEEPS):
-            for column in range(1, len(self._columns)):
-                kept = self._weights[column]
-                for weight in WEIGHTS:
+            for column in range(1, len(self._weights)):
+                kept, last = self._weights[column], column == len(self._columns)
+                if last and not self._apart.any():
+                    continue
+                for weight in DISTANCE_WEIGHTS if last else WEIGHTS:
                     former, self._weights[column] = self._weights[column], weight
                     likelihood = self._likelihood()
                     if likelihood > best + 1e-9:
@@ -99,9 +106,8 @@ class Surrogate:
                 self._weights[column] = kept
 
     def _covariance(self) -> Floats:
-        shapes = np.abs(self._apart[:, None] - self._apart[None, :])
         noise = (NOISE / self._scale) ** 2 + 1e-6
-        covariance: Floats = np.exp(-self._within @ self._weights - shapes) + noise * np.eye(len(self._points))
+        covariance: Floats = np.exp(-self._within @ self._weights) + noise * np.eye(len(self._points))
         return covariance
 
     def _likelihood(self) -> float:
@@ -121,12 +127,13 @@ class Surrogate:
                     row[at] = ranks.get(value, -1.0)
         return rows
 
-    def _differences(self, a: Floats, b: Floats) -> Floats:
-        """By choice: 1 where it differs, for numbers how many steps apart."""
+    def _differences(self, a: Floats, b: Floats, a_apart: Floats, b_apart: Floats) -> Floats:
+        """By choice: 1 where it differs, for numbers how many steps apart. The last is the distance of the shapes."""
         result = np.abs(a[:, None, :] - b[None, :, :])
         named = [at for at, _, ordered in self._columns.values() if not ordered]
         result[:, :, named] = np.sign(result[:, :, named])
-        return result
+        shapes = np.abs(a_apart[:, None] - b_apart[None, :])
+        return np.concatenate([result, shapes[:, :, None]], axis=2)
 
 
 def _telling(points: Sequence[Point]) -> list[Point]:

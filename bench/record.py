@@ -5,11 +5,15 @@ that is bound to its processors, eight candidates to a request, their rounds int
 measured is written to --out every minute and at the end, and is not measured again by the next run with the same file.
 Searches are compared on such a file by bench/search.py. Slots share the memory's bandwidth and the processor's clock;
 ratios to `direct` of the same rounds bear with that, times would not.
+
+With --beam FILE, what `NUM_CPU_THREADS=WIDTH python bench/beam.py --shapes recorded` found on the same machine is timed
+against `direct` too, and kept with the seconds that it took.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import queue
@@ -20,18 +24,24 @@ import threading
 import time
 from pathlib import Path
 
-from recording import SHAPES, Recording, Trial, everything, subspace
-from shapes import conv_shape, label
+import numpy as np
+from convs import LOWERINGS, Beams
+from recording import Recording, Trial, everything, subspace
+from shapes import SHAPES, conv_shape, label
 
 from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
-from autotune.runner import Limits, Request
+from autotune.runner import ROUND_S, Limits, Request
 from autotune.statistics import median_ratio
+from autotune.timing import interleaved
+from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
+from strategies.graph.program import Program
 from strategies.key import ConvKey, DeviceSpec
 
+SIZES = SHAPES["recorded"]
 CHUNK = 8
 HOPELESS = 4.0
 """Slower than this many times `direct` is not timed exactly: no search ends there."""
@@ -46,6 +56,7 @@ def main() -> int:
     parser.add_argument("--deadline", default="25m", help="when to stop, as 90s or 25m (default %(default)s)")
     parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--beam", type=Path, metavar="FILE", help="results of bench/beam.py, to be timed")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     if options.slots * options.width > len(cpus):
@@ -54,8 +65,12 @@ def main() -> int:
     os.environ["NUM_CPU_THREADS"] = str(options.width)
     spec = describe_device("CPU")
     recording = opened(options.out, spec, options.slots)
+    if options.beam is not None:
+        os.sched_setaffinity(0, cpus[: options.width])
+        recording.beam = timed_beams(options.beam, spec)
+        os.sched_setaffinity(0, cpus)
     todo = chunks(recording, options.shape_index)
-    left = len(recording.candidates) * len(SHAPES) - sum(map(len, recording.trials))
+    left = len(recording.candidates) * len(SIZES) - sum(map(len, recording.trials))
     print(f"{left} candidates left to measure, {options.slots} slots", flush=True)
     until = time.monotonic() + (Budget.parse(options.deadline).seconds or 0.0)
     lock = threading.Lock()
@@ -100,6 +115,31 @@ def main() -> int:
     return 0
 
 
+def timed_beams(path: Path, spec: DeviceSpec) -> dict[int, tuple[float, float]]:
+    """The better of both lowerings with BEAM's options, over direct, and the seconds of its search, by shape."""
+    beams, result = Beams.read(path, spec), dict[int, tuple[float, float]]()
+    searches = json.loads(path.read_text(encoding="utf-8"))["searches"]
+    for number, size in enumerate(SIZES):
+        shape = conv_shape(*size)
+        took = {e["lowering"]: e["search_s"] for e in searches if e["shape"] == shape.to_json() and e["complete"]}
+        programs = {name: beams.program(shape, name, spec.device) for name in LOWERINGS if name in took}
+        found = {name: program for name, program in programs.items() if program is not None}
+        if not found:
+            continue
+        rng = np.random.default_rng(0)
+        x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
+        plain = Program(shape, Candidate.of("direct"), spec.device)
+        for program in (plain, *found.values()):
+            program.load(x, w)
+        runs = {"plain": plain.run, **{name: program.run for name, program in found.items()}}
+        times = interleaved(runs, yardstick="plain", rounds=21, round_s=ROUND_S, prune=False)
+        ratios = {name: median_ratio(times[name].times_s, times["plain"].times_s) for name in found}
+        best = min(ratios, key=ratios.__getitem__)
+        result[number] = (round(ratios[best], 4), took[best])
+        print(f"{label(shape)}: BEAM on {best}, {ratios[best]:.3f} of direct after {took[best]:.0f} s", flush=True)
+    return result
+
+
 def guarded(work: object, slot: int, folder: str) -> None:
     """A slot that fails says so; the others go on."""
     try:
@@ -113,7 +153,7 @@ def opened(path: Path, spec: DeviceSpec, slots: int) -> Recording:
     candidates = everything(subspace(ConvKey(shape=conv_shape(1, 64, 56), device=spec)))
     machine = {"device": spec.to_json(), "platform": platform.platform(), "slots": slots}
     if not path.exists():
-        return Recording(machine, list(SHAPES), candidates, [{} for _ in SHAPES])
+        return Recording(machine, list(SIZES), candidates, [{} for _ in SIZES])
     recording = Recording.read(path)
     if recording.machine["device"] != spec.to_json() or recording.candidates != candidates:
         sys.exit(f"record: {path} is of another device or subspace: give another --out")

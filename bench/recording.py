@@ -18,12 +18,6 @@ from strategies.key import ConvKey
 from strategies.parameter import Parameter, param, parameters_of
 from strategies.registry import Strategy
 
-SHAPES = (
-    (1, 16, 32), (1, 32, 28), (1, 32, 56), (1, 64, 28), (1, 64, 56), (1, 128, 14), (1, 128, 28), (1, 256, 7),
-    (1, 256, 14), (1, 512, 7), (8, 32, 28), (8, 64, 14),
-)  # fmt: skip
-"""batch, cin = cout, height = width; 3x3, padding 1. Small enough that a trial is quick."""
-
 GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "blocked": {
         "tile": (2, 4), "cout_block": (4, 8, 16), "tile_block": (8, 16), "channel_block": (1, 2),
@@ -53,12 +47,14 @@ class Trial:
 
 @dataclass(slots=True)
 class Recording:
-    """`trials[shape][candidate]`. `beam` holds, by shape, [ratio to direct, seconds of searching] of BEAM=2."""
+    """`trials[shape][candidate]`, both by number. `beam` holds, by the shape's number, what BEAM=2 came to on the
+    better of tinygrad's own lowerings, over direct without BEAM, and the seconds that it searched."""
 
     machine: dict[str, Any]
     shapes: list[tuple[int, int, int]]
     candidates: list[Candidate]
     trials: list[dict[int, Trial]] = field(default_factory=list)
+    beam: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Recording:
@@ -68,6 +64,7 @@ class Recording:
         recording = cls(
             machine=head["machine"], shapes=[tuple(s) for s in head["shapes"]],
             candidates=[Candidate.from_json(c) for c in head["candidates"]],
+            beam={int(shape): tuple(found) for shape, found in head["beam"].items()},
         )  # fmt: skip
         recording.trials = [{} for _ in recording.shapes]
         for shape, candidate, *values in rows:
@@ -77,6 +74,7 @@ class Recording:
     def write(self, path: Path) -> None:
         head = {
             "machine": self.machine, "shapes": self.shapes, "candidates": [c.to_json() for c in self.candidates],
+            "beam": self.beam,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
@@ -91,9 +89,9 @@ class Recording:
                 yield [shape, candidate, *dataclasses.astuple(trial)]
 
 
-def subspace(key: ConvKey) -> Space:
-    """The space of a key, its strategies' parameters cut down to GRID."""
-    return Space(tuple(_cut(item) for item in Space.of(key).strategies))
+def subspace(key: ConvKey, *, presets: bool = True) -> Space:
+    """The space of a key, its strategies' parameters cut down to GRID, with or without what they declare as good."""
+    return Space(tuple(_cut(item, presets) for item in Space.of(key).strategies))
 
 
 def everything(space: Space) -> list[Candidate]:
@@ -101,14 +99,15 @@ def everything(space: Space) -> list[Candidate]:
     return list(dict.fromkeys(itertools.chain(space.presets, space)))
 
 
-def _cut(item: Strategy) -> Strategy:
+def _cut(item: Strategy, with_presets: bool) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
     fields = [(p.name, type(p.default), _narrowed(p, grid[p.name])) for p in parameters_of(item.params)]
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
-    presets = [p for p in getattr(item.params, "presets", ()) if all(v in grid[name] for name, v in p.items())]
-    narrowed.presets = tuple(presets)
+    good = [p for p in getattr(item.params, "presets", ()) if all(v in grid[name] for name, v in p.items())]
+    if with_presets:
+        narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)
 
 

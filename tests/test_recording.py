@@ -1,0 +1,68 @@
+"""Recorded spaces: kept as they are, and searches replayed on them find what is there."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autotune.search import SAMPLERS
+from strategies.key import ConvKey, DeviceSpec
+from strategies.shape import ConvShape
+
+SPEC = DeviceSpec(device="CPU", arch="x86_64", cores=2)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """bench/recording.py and bench/search.py, whose directory is no package."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+    import recording
+    import search
+
+    yield recording, search
+    for name in ("recording", "search", "shapes"):
+        sys.modules.pop(name, None)
+
+
+def recorded(recording: Any, path: Path) -> Any:
+    """Three shapes; what a choice does to the time is the same on all of them, but for a little."""
+    sizes = [(1, 16, 32), (1, 32, 28), (1, 64, 28)]
+    key = ConvKey(shape=ConvShape.of((1, 16, 32, 32), (16, 16, 3, 3), padding=1), device=SPEC)
+    candidates = recording.everything(recording.subspace(key))
+    made = recording.Recording({"device": SPEC.to_json(), "slots": 1}, sizes, candidates)
+    for shape in range(len(sizes)):
+        made.trials.append({})
+        for number, candidate in enumerate(candidates):
+            value = -0.5 + sum(int.from_bytes(f"{pair}".encode()) % 97 / 250 for pair in candidate.params)
+            value += int(candidate.digest[shape : shape + 4], 16) / 2**16 * 0.05
+            ratio = math.exp(value - 2.0) if candidate.strategy == "blocked" else 1.0
+            made.trials[shape][number] = recording.Trial("ok", round(ratio, 4), 0.8, 0.4, "")
+    made.beam = {0: (0.6, 60.0)}  # of direct's time, after so many seconds
+    made.write(path)
+    return made
+
+
+def test_what_is_written_is_read(bench: tuple[Any, Any], tmp_path: Path) -> None:
+    made = recorded(bench[0], tmp_path / "space.jsonl.gz")
+    assert bench[0].Recording.read(tmp_path / "space.jsonl.gz") == made
+    assert len(made.candidates) == len(set(made.candidates)) >= 1000
+
+
+def test_searches_replayed_and_shapes_guessed(bench: tuple[Any, Any], tmp_path: Path) -> None:
+    recorded(bench[0], tmp_path / "space.jsonl.gz")
+    spaces = bench[1].recorded(tmp_path / "space.jsonl.gz", 1000, presets=False)
+    model, random = (bench[1].search(spaces[0], spaces, way, 0, 50) for way in ("model", "random"))
+    assert model.candidates <= 50 < random.candidates
+    assert model.beam_s < 60
+    assert model.over_beam < 1
+    assert set(SAMPLERS) >= {"model", "random"}
+    console = Console(width=200)
+    with console.capture() as said:
+        assert bench[1].held_out(spaces, console) == 0
+    assert "slower than the default by more than 2%: 0 of 3" in said.get()
