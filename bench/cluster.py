@@ -85,9 +85,8 @@ class Process:
 class Postgres(Process):
     """A server with one database, `autotune`, that checks its pages. Raises SystemExit where there is none."""
 
-    def __init__(self, folder: Path, *, listen: str = "", inside: Sequence[str] = ()) -> None:
-        """`listen`: addresses beside its socket, where everybody is trusted: only in a namespace of its own, which
-        `inside` enters."""
+    def __init__(self, folder: Path, *, listen: Sequence[str] = (), inside: Sequence[str] = ()) -> None:
+        """`listen`: addresses beside its socket, with TLS and passwords. `inside`: what enters a namespace."""
         self.programs, user = programs(), None
         if os.geteuid() == 0:  # it refuses to run as root
             user = pwd.getpwnam("postgres").pw_uid
@@ -96,11 +95,11 @@ class Postgres(Process):
         self.run("initdb", "-D", str(self.data), "--data-checksums", "--auth=trust", "--username=autotune",
                  "--encoding=UTF8", "--locale=C")  # fmt: skip
         if listen:
-            with (self.data / "pg_hba.conf").open("a") as rules:
-                rules.write("host all all 0.0.0.0/0 trust\n")
+            self._expect_tls(listen)
         drop = ["setpriv", f"--reuid={user}", "--clear-groups"] if inside and user is not None else []
         command = [*inside, *drop, str(self.programs / "postgres"), "-D", str(self.data), "-k", str(folder)]
-        command += ["-c", f"listen_addresses={listen}", "-c", "max_connections=200"]
+        command += ["-c", f"listen_addresses={','.join(listen)}", "-c", "max_connections=200"]
+        command += ["-c", f"ssl={'on' if listen else 'off'}"]
         super().__init__("postgresql", command, folder / "postgresql.log", user=None if inside else user)
         self.log.touch()
         os.chown(self.log, user if user is not None else -1, -1)
@@ -109,6 +108,31 @@ class Postgres(Process):
     def url(self) -> str:
         """Over its socket."""
         return f"postgresql+psycopg://autotune@/autotune?host={self.folder}"
+
+    @property
+    def certificate(self) -> Path:
+        """For clients that check whom they talk to."""
+        return self.folder / "server.crt"
+
+    def worker_role(self, password: str) -> None:
+        """db/worker_role.sql, once a service has set up the database."""
+        where = ("-h", str(self.folder), "-U", "autotune", "-d", "autotune")
+        self.run("psql", "-q", *where, "-v", f"password={password}", "-f", str(ROOT / "db" / "worker_role.sql"))
+
+    def _expect_tls(self, addresses: Sequence[str]) -> None:
+        names = ",".join(f"IP:{address}" for address in addresses)
+        key = self.data / "server.key"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=postgresql",
+             "-addext", f"subjectAltName={names}", "-keyout", key, "-out", self.certificate],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        shutil.copy(self.certificate, self.data / "server.crt")
+        for file in (key, self.data / "server.crt"):
+            file.chmod(0o600)
+            os.chown(file, self._as if self._as is not None else -1, -1)
+        with (self.data / "pg_hba.conf").open("a") as rules:
+            rules.write("hostssl all all 0.0.0.0/0 scram-sha-256\n")
 
     def create(self) -> None:
         """Start it, with its database."""

@@ -4,9 +4,9 @@
     sudo .venv/bin/python bench/netns.py --cut 25
 
 PostgreSQL and a service run in one network namespace, each of two workers in one of its own, with a lock directory of
-its own as if on a machine of its own. Packets between them go through this process, which drops every connection
-attempt towards a worker, and during a cut everything: nobody is told, as when a cable is pulled. Exit status 1 if
-anything does not hold. Linux and root only.
+its own as if on a machine of its own; they log in over TLS, with the rights of db/worker_role.sql. Packets between them
+go through this process, which drops every connection attempt towards a worker, and during a cut everything: nobody is
+told, as when a cable is pulled. Exit status 1 if anything does not hold. Linux and root only; needs openssl.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import secrets
 import select
 import struct
 import subprocess
@@ -38,6 +39,7 @@ from strategies.shape import ConvShape
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 TCP, SYN, ACK = 6, 0x02, 0x10
 MTU = 1500
+PASSWORD = secrets.token_urlsafe()
 WAIT_S = 300.0
 SHAPES = ((4, 8), (6, 8), (8, 8), (10, 8))
 PORTS = (22, 5432, 8000, 40000)
@@ -101,13 +103,15 @@ class Scene:
 
     def __init__(self, folder: Path, hub: str, homes: Sequence[str]) -> None:
         self.wires = [Wire(number, home, hub) for number, home in enumerate(homes, 1)]
-        self.postgres = Postgres(folder, listen="*", inside=("ip", "netns", "exec", hub))
-        environ = {"DEV": "CPU"}
+        addresses = [wire.outside_ip for wire in self.wires]
+        self.postgres = Postgres(folder, listen=addresses, inside=("ip", "netns", "exec", hub))
+        environ = {"DEV": "CPU", "PGPASSWORD": PASSWORD}
+        trust = f"sslmode=verify-full&sslrootcert={self.postgres.certificate}"
         serve = ["ip", "netns", "exec", hub, *autotune("serve", "--port", "8000", "--db", self.postgres.url)]
         self.service = Process("service", serve, folder / "service.log", environ=environ)
         self.workers = []
         for number, (home, wire) in enumerate(zip(homes, self.wires, strict=True), 1):
-            address = f"postgresql+psycopg://autotune@{wire.outside_ip}/autotune"
+            address = f"postgresql+psycopg://autotune_worker@{wire.outside_ip}/autotune?{trust}"
             # a lock directory of its own, as on another machine
             own = f'mount -t tmpfs none {runtime_directory()} && chmod 700 {runtime_directory()} && exec "$@"'
             command = ["ip", "netns", "exec", home, "unshare", "--mount", "sh", "-c", own, "sh"]
@@ -120,6 +124,8 @@ class Scene:
         """The whole piece; what does not hold, one line each."""
         self.postgres.create()
         with open_store(self.postgres.url) as store:
+            store.prepare_queue()
+            self.postgres.worker_role(PASSWORD)
             engine = create_engine(self.postgres.url)
             self._wait("two workers", lambda: sum(worker.alive for worker in store.workers()) == 2)
             faults = self._knock()
