@@ -21,11 +21,11 @@ class FleetLanes:
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
-        self._in_use: dict[str, bool] = {}
+        self._alive: dict[str, Worker] = {}
 
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         workers = self._store.workers() if waiting else []
-        self._in_use = {worker.name: worker.in_use for worker in workers}
+        self._alive = {worker.name: worker for worker in workers if worker.alive}
         lanes, missing = [], {}
         for wanted in waiting:
             known = [worker for worker in workers if worker.target == wanted.target]
@@ -47,12 +47,14 @@ class FleetLanes:
 
     def _lane(self, worker: Worker) -> Lane:
         runner = QueueRunner(self._store, worker.device)
+
+        def busy() -> bool:
+            return self._alive.get(worker.name, worker).in_use
+
         return Lane(
-            name=worker.name,
-            device=worker.device,
-            runner=lambda: runner,
-            busy=lambda: self._in_use.get(worker.name, worker.in_use),
-        )
+            name=worker.name, device=worker.device, runner=lambda: runner, busy=busy,
+            is_open=lambda: worker.name in self._alive,  # its successor is another lane
+        )  # fmt: skip
 
 
 class FleetDevices:

@@ -192,7 +192,7 @@ class JobRunner:
         was taken never stays running with nobody at it."""
         work = self._working[lane.name]
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and lane.is_open():
                 work.left.clear()
                 claim = self._store.claim(self._owner_of(lane.name), target=lane.target, busy=lane.busy())
                 if claim is None:

@@ -18,12 +18,14 @@ from strategies.key import ConvKey, DeviceSpec
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
     """One device that takes one key at a time. `name` is its own among all; `busy` says whether a program runs on it
-    that asked for tuning and must not be disturbed. `runner` may raise what opening a device raises."""
+    that asked for tuning and must not be disturbed, `is_open` whether it may take another key. `runner` may raise what
+    opening a device raises."""
 
     name: str
     device: DeviceSpec
     runner: Callable[[], Runner]
     busy: Callable[[], bool] = lambda: False
+    is_open: Callable[[], bool] = lambda: True
 
     @property
     def target(self) -> str:

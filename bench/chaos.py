@@ -31,7 +31,7 @@ from sqlalchemy import create_engine, text
 from db import DatabaseError, SqlStore, open_store
 
 TICK_S = 0.1
-PATIENT, PATIENCE_S = 0.5, 40.0
+PATIENT, PATIENCE_S = 0.5, 120.0
 """Half of the kills wait until something more was measured, or nothing ever would be; the others come in bursts."""
 START_S, END_S = 120.0, 1800.0
 CHILD = "autotune.child"
