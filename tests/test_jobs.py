@@ -413,10 +413,18 @@ def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest
             return answer
 
         jobs = SimpleNamespace(explained=lambda job: job)
-        service = SimpleNamespace(store=SimpleNamespace(job=said), jobs=jobs, stopping=threading.Event())
+
+        async def still_holds(_: object) -> bool:
+            return True
+
+        service = SimpleNamespace(
+            store=SimpleNamespace(job=said), jobs=jobs, stopping=threading.Event(),
+            authority=SimpleNamespace(still_holds=still_holds),
+        )  # fmt: skip
+        request: Any = SimpleNamespace()
 
         async def stream() -> list[str]:
-            return [part async for part in routes._stream(cast("Service", service), job, "")]
+            return [part async for part in routes._stream(cast("Service", service), request, job, "")]
 
         parts = asyncio.run(stream())
     assert [part.splitlines()[1] for part in parts[1:]] == ["event: job", "event: end"]
