@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from api.lanes import Lanes
     from db import SqlStore
 
-LOCK_TIMEOUT_S = 3.0
-"""How long a search waits for a device before its job says that it waits, and for whom."""
+LOCK_TIMEOUT_S = 20.0
+"""How long a search waits for a device before its job says that it waits, and for whom. It then waits anew, behind
+others: much shorter than their measurements, its turn would never come."""
 SERVING = "autotune: serving"
 """How the line begins that is written once requests are answered; it ends in the address."""
 EXAMPLES = """examples:
