@@ -15,10 +15,11 @@ import pytest
 
 pytest.register_assert_rewrite("tests.runner_contract")
 
+from api.devices import UnknownDeviceError  # noqa: E402
 from api.dispatch import main  # noqa: E402
-from api.fleet import FleetLanes  # noqa: E402
+from api.fleet import FleetDevices, FleetLanes  # noqa: E402
 from api.queue_runner import QueueRunner  # noqa: E402
-from autotune.fleet import TaskState, queue_of  # noqa: E402
+from autotune.fleet import TaskState, Worker, queue_of  # noqa: E402
 from autotune.job import Budget  # noqa: E402
 from autotune.local_runner import LocalRunner  # noqa: E402
 from autotune.runner import NoWorkerError  # noqa: E402
@@ -26,7 +27,7 @@ from db import DatabaseError, SqlStore, open_store  # noqa: E402
 from strategies.key import DeviceSpec  # noqa: E402
 from tests.databases import ROOT, new_database  # noqa: E402
 from tests.runner_contract import DEVICE, FINE, OpenRunner, RunnerContract, do, key, request  # noqa: E402
-from tests.served import until  # noqa: E402
+from tests.served import OneDevice, until  # noqa: E402
 from tests.values import a_measurement  # noqa: E402
 
 SCRIPTED = ROOT / "tests" / "scripted_child.py"
@@ -220,6 +221,24 @@ def test_lanes_are_living_workers(store: SqlStore, worker: None) -> None:
     assert "autotune worker --device METAL" in missing.advice
     for job in store.jobs():
         store.cancel(job.id)
+
+
+def test_devices_of_a_fleet_are_those_of_its_workers(tmp_path: Path) -> None:
+    with new_database("postgresql", tmp_path) as address, open_store(address) as store:
+        devices = FleetDevices(store, OneDevice())
+        assert devices.names() == ("CPU",)  # of this machine: nobody else is there yet
+        with pytest.raises(UnknownDeviceError, match=r"no worker for it so far.*autotune worker --device METAL"):
+            devices.describe("METAL")
+        mac = DeviceSpec(device="METAL", arch="Apple M3", cores=10, driver="15.1")
+        store.register(Worker(name="mac", device=mac))
+        assert devices.names() == ("METAL", "CPU")
+        assert devices.describe() == devices.describe("metal") == mac
+        store.retire("mac")
+        assert devices.describe("METAL") == mac  # known, if away: its jobs wait
+        newer = DeviceSpec(device="METAL", arch="Apple M4", cores=10)
+        store.register(Worker(name="newer", device=newer))
+        assert devices.describe("METAL") == newer
+        assert devices.describe("CPU").device == "CPU"
 
 
 def test_a_file_has_no_workers(tmp_path: Path) -> None:
