@@ -63,8 +63,8 @@ def create_app(
     app.add_middleware(TokenGuard, settings=settings, authority=service.authority)
     app.add_middleware(HostGuard, settings=settings)
     app.add_middleware(Observer, metrics=service.metrics)
+    app.include_router(lookup.answered)  # first: routes are tried in turn, and this one is asked most
     for module in (jobs, lookup, winners, kernels, bundle, workers, health, dashboard):
         app.include_router(module.router)
-    app.include_router(lookup.answered)
     app.mount("/static", dashboard.static_files())
     return app

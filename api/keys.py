@@ -22,27 +22,31 @@ def body_shape(body: ShapeBody) -> ConvShape:
     return _shape(_text([body.input, body.weight, body.options()]))
 
 
-def body_key(body: ShapeBody, devices: Devices) -> ConvKey:
-    """Raises ShapeError and UnknownDeviceError."""
-    return _key(body_shape(body), devices.describe(body.device, body.flags), body.policy.policy())
-
-
 def body_keys(bodies: Sequence[ShapeBody], devices: Devices) -> list[ConvKey]:
     """Of many, in order. All shapes come before any device: opening one may take seconds.
 
-    Raises as `body_key`, and KeyFormatError for more different devices than one request may name.
+    Raises ShapeError, UnknownDeviceError, and KeyFormatError for more different devices than one request may name.
     """
+    shapes = []
     for index, body in enumerate(bodies):
         try:
-            body_shape(body)
+            shapes.append(body_shape(body))
         except ShapeError as error:
             raise ShapeError(f"shapes[{index}]: {error}" if len(bodies) > 1 else str(error)) from None
-    different = {(body.device, None if body.flags is None else tuple(sorted(body.flags.items()))) for body in bodies}
-    if len(different) > MAX_DEVICES:
+    named = {_named(body): body for body in bodies}
+    if len(named) > MAX_DEVICES:
         raise KeyFormatError(
-            f"a request may name {MAX_DEVICES} different devices and flags: got {len(different)}; send several requests"
+            f"a request may name {MAX_DEVICES} different devices and flags: got {len(named)}; send several requests"
         )
-    return [body_key(body, devices) for body in bodies]
+    described = {name: devices.describe(body.device, body.flags) for name, body in named.items()}
+    return [
+        _key(shape, described[_named(body)], body.policy.policy()) for shape, body in zip(shapes, bodies, strict=True)
+    ]
+
+
+def _named(body: ShapeBody) -> tuple[object, ...]:
+    """What tells its device from another."""
+    return (body.device, None if body.flags is None else tuple(sorted(body.flags.items())))
 
 
 def query_shape(query: LookupQuery) -> ConvShape:
