@@ -102,7 +102,7 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "flipped": (1, lambda x, w, v: x.flip((1, 2, 3)).conv2d(w.flip((0, 2)))),
     "shrunk": (1, lambda x, w, v: x[1:, :, 1:6, 2:].conv2d(w[1:], padding=1)),
     "broadcast": (1, lambda x, w, v: x[:1, :1].expand(2, 4, 7, 6).contiguous().conv2d(w, padding=1)),
-    "a channel broadcast": (0, lambda x, w, v: x[:, :1].expand(2, 4, 7, 6).conv2d(w, padding=1)),
+    "a channel broadcast": (1, lambda x, w, v: x[:, :1].expand(2, 4, 7, 6).conv2d(w, padding=1)),
     "repeated": (1, lambda x, w, v: x.repeat((1, 1, 2, 1)).conv2d(w, padding=1)),
     "strided": (1, lambda x, w, v: x[:, :, ::2].conv2d(w, padding=1)),
     "padded before": (1, lambda x, w, v: x.pad((1, 2, 0, 1)).conv2d(w, padding=1)),

@@ -32,11 +32,11 @@ class Ranges:
 
     def __init__(self, first: int, first_buffer: int = 0, private: Collection[UOp] = ()) -> None:
         self._ids, self._buffers = itertools.count(first), itertools.count(first_buffer)
-        self._private = private
+        self.private = private
         self.split: dict[UOp, UOp] = {}
 
     def may_split(self, r: UOp) -> bool:
-        return r in self._private and r not in self.split
+        return r in self.private and r not in self.split
 
     def new(self, size: int, kind: AxisType = AxisType.WEAK) -> UOp:
         """A range over `size` values; of one value, the constant 0."""

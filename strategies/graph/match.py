@@ -8,7 +8,7 @@ the user called, is what makes a convolution, so views, flips, fused activations
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -65,6 +65,15 @@ class Conv:
     until: str = ""
     """Where a Winograd lowering stops (see `winowrite.PHASES`); nowhere, except to be looked into."""
     """What the kernels of its lowering are to have, by role."""
+    stands_for: UOp | None = None
+    """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
+    place: Callable[[UOp], UOp] = lambda value: value
+    """What is put in the graph for a value of `reduce`."""
+
+    @property
+    def node(self) -> UOp:
+        """The node of the graph that is replaced."""
+        return self.reduce if self.stands_for is None else self.stands_for
 
     @property
     def dtype(self) -> DType:
@@ -141,8 +150,8 @@ def _conv(reduce: UOp, activation: UOp, weight: UOp, axes: tuple[Axis, ...], dev
     taps, outs = {a.tap for a in axes}, {a.out for a in axes}
     summed = [r for r in reduce.src[1:] if r not in taps]
     loops = [r for r in in_activation if r not in summed and r not in taps and r not in outs]
-    if not all(r in in_activation and r in in_weight for r in summed):
-        return None  # a range that only one operand knows: a product of sums, not a convolution
+    if not all(r in in_weight for r in summed):
+        return None  # a range that only the activation knows: a product of sums; one that it lacks is broadcast
     if not all(is_static_range(r) for r in (*loops, *outs, *in_weight)):
         return None  # symbolic batch
     by_id = lambda ranges: tuple(sorted(ranges, key=lambda r: r.arg))  # noqa: E731
@@ -160,7 +169,7 @@ def _conv(reduce: UOp, activation: UOp, weight: UOp, axes: tuple[Axis, ...], dev
 
 
 def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
-    """The spatial axes, in the order of their output ranges."""
+    """The spatial axes, in the order of the weight's, whatever becomes of the output's."""
     in_weight = weight.ranges
     consumers: dict[UOp, list[UOp]] = {}
     for u in expression(activation):
@@ -170,7 +179,7 @@ def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, 
     axes = [a for a in found if a is not None and a.out not in summed and a.out not in in_weight]
     if len({a.out for a in axes}) != len(axes):
         return ()
-    return tuple(sorted(axes, key=lambda a: a.out.arg))
+    return tuple(sorted(axes, key=lambda a: a.tap.arg))
 
 
 def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:

@@ -10,8 +10,9 @@ from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
 from strategies.graph.buffers import Held, loops_of, stored
+from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, extent, match
+from strategies.graph.match import Conv, extent
 
 
 def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]) -> UOp:
@@ -23,14 +24,15 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
         sink, rangeify.pm_const_buffer_folding + rangeify.pm_remove_bufferize, name="before winowrite"
     )
     nodes = clean.toposort()
-    convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := match(u)) is not None]
-    if not convs:
-        return sink
     first = max((u.arg[0] for u in nodes if u.op is Ops.RANGE), default=-1) + 1
     slots = (u.arg.slot for u in nodes if u.op is Ops.BUFFER and isinstance(u.arg, ParamArg))
-    ranges = Ranges(first, max(slots, default=-1) + 1, _private(nodes))
+    ranges = Ranges(first, max(slots, default=-1) + 1)
+    convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
+    if not convs:
+        return sink
+    ranges.private = _private(nodes)
     answers = zip(convs, rewriter(convs, ranges), strict=True)
-    replacements = {conv.reduce: new for conv, new in answers if new is not None}
+    replacements = {conv.node: conv.place(new) for conv, new in answers if new is not None}
     return _replace(clean, replacements | ranges.split, ranges) if replacements else sink
 
 

@@ -1,0 +1,322 @@
+"""Convolutions that a graph does not spell as one: what they are equal to, and how to put the result in their place.
+
+Each form below looks at one REDUCE and gives another that computes the same, over ranges of its own where it needs
+them, and that `match` knows. What cannot be proven equal is left alone: index expressions are tabulated over all the
+values of their ranges, not recognised by how they are written.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tinygrad.dtype import Invalid, dtypes
+from tinygrad.uop.ops import AxisType, Ops, UOp
+
+from strategies.graph.buffers import staged
+from strategies.graph.kron import Ranges
+from strategies.graph.match import Conv, extent, is_static_range, match
+from strategies.graph.rebuild import BOUNDARY, expression, gated, rebuild
+from strategies.shape import MAX_SPATIAL_DIMS
+
+MAX_POINTS = 1 << 13
+"""Of one table: an axis of 2048 positions by as many as a filter of three taps is written over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spelling:
+    """`reduce` computes what the graph has, and `place` turns its value into the value of the node it stands for."""
+
+    reduce: UOp
+    place: Callable[[UOp], UOp]
+
+
+Form = Callable[[UOp, Ranges], Spelling | None]
+
+
+def find(reduce: UOp, ranges: Ranges) -> Conv | None:
+    """The convolution that this REDUCE computes, as it stands or as one of the forms below; None if it is none."""
+    best = match(reduce)
+    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS:
+        return best
+    for form in FORMS:
+        spelling = form(reduce, ranges)
+        conv = match(spelling.reduce) if spelling is not None else None
+        if spelling is None or conv is None:
+            continue
+        if best is None or _winograd_axes(conv) > _winograd_axes(best):
+            best = replace(conv, stands_for=reduce, place=spelling.place)
+    return best
+
+
+def _winograd_axes(conv: Conv) -> int:
+    return sum(axis.is_winograd for axis in conv.axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scatter:
+    """One axis of an input gradient: `out` gathers, for each of `taps` taps k, position `out - k + shift` of the
+    `size` positions of the output's gradient. In the graph both are functions of `summed` and `out`: k is written
+    `tap`, the position `at`; `valid` says at which points of the two something is added."""
+
+    summed: UOp
+    out: UOp
+    tap: UOp
+    at: UOp
+    taps: int
+    size: int
+    shift: int
+    grid: Mapping[UOp, list[int]]
+    valid: list[int]
+
+
+def input_gradient(reduce: UOp, ranges: Ranges) -> Spelling | None:
+    """The gradient of a convolution's input: windows undone, a sum over flat positions `s*a + y` that a gate sorts.
+
+        dx[c, y] = sum over s of (gate ? sum over o of dy[o, (s*a + y) % b] * w[o, c, (s*a + y) // b] : 0)
+                 = sum over o, j of dy[o, y + j - 2 + shift] * w[o, c, 2 - j]
+
+    a convolution of dy, padded, with the flipped filter.
+    """
+    if reduce.op is not Ops.REDUCE or reduce.arg != (Ops.ADD, 0) or not all(map(is_static_range, reduce.src[1:])):
+        return None
+    conditions, inner = _ungated(reduce.src[0])
+    if inner.op is not Ops.REDUCE or inner.arg != (Ops.ADD, 0) or not all(map(is_static_range, inner.src[1:])):
+        return None
+    product = inner.src[0].src[0] if inner.src[0].op is Ops.CAST else inner.src[0]
+    if product.op is not Ops.MUL or not dtypes.is_float(product.dtype):
+        return None
+    for gradient, weight in (product.src, product.src[::-1]):
+        found = [_scatter(s, conditions, gradient, weight) for s in reduce.src[1:]]
+        scatters = [scatter for scatter in found if scatter is not None]
+        if len(scatters) == len(found) and len({scatter.out for scatter in scatters}) == len(scatters):
+            return _as_convolution(reduce, inner, conditions, gradient, weight, scatters, ranges)
+    return None
+
+
+def _scatter(s: UOp, conditions: Sequence[UOp], gradient: UOp, weight: UOp) -> _Scatter | None:
+    mine = [condition for condition in conditions if s in condition.ranges]
+    outs = [r for r in dict.fromkeys(r for condition in mine for r in condition.ranges) if r is not s]
+    if len(outs) != 1 or not is_static_range(outs[0]) or extent(s) * extent(outs[0]) > MAX_POINTS:
+        return None
+    [out] = outs
+    taps = [u for u in expression(weight) if u.op is Ops.FLOORDIV and s in u.ranges]
+    ats = [u for u in expression(gradient) if u.op is Ops.FLOORMOD and s in u.ranges]
+    if len(taps) != 1 or len(ats) != 1:
+        return None
+    grid = {
+        s: [value for value in range(extent(s)) for _ in range(extent(out))],
+        out: [value for _ in range(extent(s)) for value in range(extent(out))],
+    }
+    tables = [_table(condition, grid) for condition in mine]
+    k, at = _table(taps[0], grid), _table(ats[0], grid)
+    if k is None or at is None or any(table is None for table in tables):
+        return None
+    valid = [n for n in range(len(grid[s])) if all(table is not None and table[n] is True for table in tables)]
+    reached = [(grid[out][n], k[n], at[n]) for n in valid]
+    if not reached or any(None in point for point in reached):
+        return None
+    count, size = 1 + max(tap for _, tap, _ in reached), 1 + max(position for *_, position in reached)
+    shift = reached[0][2] + reached[0][1] - reached[0][0]
+    expected = [
+        (y, tap, y - tap + shift) for y in range(extent(out)) for tap in range(count) if 0 <= y - tap + shift < size
+    ]
+    if sorted(reached) != expected:
+        return None
+    return _Scatter(
+        summed=s, out=out, tap=taps[0], at=ats[0], taps=count, size=size, shift=shift, grid=grid, valid=valid
+    )
+
+
+def _as_convolution(
+    reduce: UOp, inner: UOp, conditions: Sequence[UOp], gradient: UOp, weight: UOp, scatters: Sequence[_Scatter],
+    ranges: Ranges,
+) -> Spelling | None:  # fmt: skip
+    """The same sum over taps and the inner REDUCE's ranges."""
+    replacements: dict[UOp, UOp] = {}
+    gates: list[UOp] = []
+    steps: list[UOp] = []
+    for scatter in scatters:
+        last = scatter.taps - 1
+        step = ranges.new(scatter.taps, AxisType.REDUCE)
+        position, first = scatter.out + step, last - scatter.shift
+        replacements |= {scatter.tap: step * -1 + last, scatter.at: position - first}
+        gates += [(position < first).ne(UOp.const(True)), position < scatter.size + first]
+        steps.append(step)
+    operands = []
+    for operand in (gradient, weight):
+        wheres = _wheres(operand, scatters)
+        if wheres is None:
+            return None
+        operands.append(rebuild(rebuild(operand, wheres), replacements))
+    summed = {scatter.summed for scatter in scatters}
+    if any(summed & set(operand.ranges) for operand in operands):
+        return None
+    rest = [condition for condition in conditions if not summed & set(condition.ranges)]
+    product = gated(operands[0], gates) * operands[1]
+    value = product.cast(inner.src[0].dtype) if inner.src[0].op is Ops.CAST else product
+    return Spelling(
+        reduce=inner.replace(src=(value, *inner.src[1:], *steps)),
+        place=lambda new: gated(new.cast(reduce.dtype), rest),
+    )
+
+
+def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
+    """A convolution in another's loops: its output is padded, or its axes are cut or merged, by what consumes it.
+
+        y[r] = r inside ? x * w at r - 1 : 0                 ->  z[f] = x * w at f;  y[r] = r inside ? z[r - 1] : 0
+        y[r] = x * w at r // 2, of the couts at r % 2        ->  z[o, f] = x * w;    y[r] = z[r % 2, r // 2]
+
+    z is a buffer of its own: the consumer's loops are not those of the convolution.
+    """
+    if reduce.op is not Ops.REDUCE or reduce.arg != (Ops.ADD, 0) or not isinstance(reduce.device, str):
+        return None
+    product = reduce.src[0].src[0] if reduce.src[0].op is Ops.CAST else reduce.src[0]
+    if product.op is not Ops.MUL or not dtypes.is_float(product.dtype):
+        return None
+    loops = sorted((r for r in product.ranges if r not in reduce.src[1:]), key=lambda r: r.arg)
+    if not all(map(is_static_range, loops)):
+        return None
+    conditions = [condition for operand in product.src for condition in _ungated(operand)[0]]
+    replacements: dict[UOp, UOp] = {}
+    where: dict[UOp, UOp] = {}  # from the convolution's ranges to the consumer's indexes
+    gates: list[UOp] = []
+    for r in loops:
+        if digits := _digits(r, product):
+            fresh = {digit: ranges.new(size) for digit, size in digits.items()}
+            replacements |= fresh
+            where |= {new: digit for digit, new in fresh.items()}
+        elif bounds := _bounds(r, conditions):
+            first, end = bounds
+            new = ranges.new(end - first)
+            replacements[r], where[new] = new + first, r - first
+            gates += [(r < first).ne(UOp.const(True)), r < end]
+        else:
+            replacements[r] = new = ranges.new(extent(r))
+            where[new] = r
+    if list(where.values()) == loops:
+        return None  # as it stands
+    value = _simple(rebuild(reduce.src[0], replacements))
+    if any(r in value.ranges for r in loops):
+        return None
+    return Spelling(
+        reduce=reduce.replace(src=(value, *reduce.src[1:])),
+        place=lambda new: gated(staged(new, list(where), device=str(reduce.device)).read(list(where.values())), gates),
+    )
+
+
+def _digits(r: UOp, product: UOp) -> dict[UOp, int]:
+    """The pieces that a flat range is cut into, with their sizes: every combination occurs once. Empty if it is not."""
+    cuts = [u for u in expression(product) if u.op in (Ops.FLOORDIV, Ops.FLOORMOD) and list(u.ranges) == [r]]
+    inner = {s for u in cuts for s in u.toposort() if s is not u}
+    pieces = [u for u in cuts if u not in inner]
+    grid = {r: list(range(extent(r)))}
+    tables = [_table(u, grid) for u in pieces]
+    if len(pieces) < 2 or any(table is None for table in tables):
+        return {}
+    sizes = [1 + max(table) for table in tables if table is not None]
+    combinations = set(zip(*(table for table in tables if table is not None), strict=True))
+    return dict(zip(pieces, sizes, strict=True)) if len(combinations) == math.prod(sizes) == extent(r) else {}
+
+
+def _bounds(r: UOp, conditions: Sequence[UOp]) -> tuple[int, int] | None:
+    """The part of the range outside of which conditions on it alone make everything zero; None if that is nowhere."""
+    alone = [condition for condition in conditions if list(condition.ranges) == [r]]
+    tables = [_table(condition, {r: list(range(extent(r)))}) for condition in alone]
+    if not tables or any(table is None for table in tables):
+        return None
+    inside = [at for at in range(extent(r)) if all(table is not None and table[at] is True for table in tables)]
+    if len(inside) < 2 or len(inside) == extent(r) or inside[-1] - inside[0] + 1 != len(inside):
+        return None
+    return inside[0], inside[-1] + 1
+
+
+def _simple(value: UOp) -> UOp:
+    """The indexes and conditions of an expression simplified, and nothing else: beyond its loads there is a network."""
+    done: dict[UOp, UOp] = {}
+    for u in expression(value):
+        sources = tuple(done.get(s, s) for s in u.src)
+        if u.op is Ops.INDEX:
+            sources = (sources[0], *(index.simplify() for index in sources[1:]))
+        elif u.op is Ops.WHERE and not any(s.op in BOUNDARY for c in expression(sources[0]) for s in c.src):
+            sources = (sources[0].simplify(), *sources[1:])
+            if sources[0].op is Ops.CONST:
+                done[u] = sources[1] if sources[0].val else sources[2]
+                continue
+        done[u] = u if sources == u.src else u.replace(src=sources)
+    return done.get(value, value)
+
+
+def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None:
+    """The operand's choices by the summed ranges, as they are where something is added; None if they are not known."""
+    result: dict[UOp, UOp] = {}
+    for u in expression(operand):
+        if u.op is not Ops.WHERE:
+            continue
+        kept: list[UOp] = []
+        for condition in _conjuncts(u.src[0]):
+            scatter = next((each for each in scatters if each.summed in condition.ranges), None)
+            if scatter is None:
+                kept.append(condition)
+            elif (table := _table(condition, scatter.grid)) is None or any(table[n] is not True for n in scatter.valid):
+                return None
+        if len(kept) < len(_conjuncts(u.src[0])):
+            if kept:
+                return None  # a choice by other ranges as well: nothing that autograd writes
+            result[u] = rebuild(u.src[1], result)
+    return result
+
+
+def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
+    """The conditions outside of which a value is zero, and the value inside, casts between floats apart."""
+    conditions: list[UOp] = []
+    while True:
+        if value.op is Ops.WHERE and value.src[2].op is Ops.CONST and value.src[2].val == 0:
+            conditions += _conjuncts(value.src[0])
+            value = value.src[1]
+        elif value.op is Ops.CAST and dtypes.is_float(value.dtype) and dtypes.is_float(value.src[0].dtype):
+            value = value.src[0]
+        else:
+            return conditions, value
+
+
+def _conjuncts(condition: UOp) -> list[UOp]:
+    """What must all hold. A choice of nothing, `WHERE(a, b, Invalid)`, is one of those: it is never asked where a is
+    false."""
+    if condition.op is Ops.AND:
+        return [each for s in condition.src for each in _conjuncts(s)]
+    if condition.op is Ops.WHERE and condition.src[2].op is Ops.CONST and condition.src[2].val is Invalid:
+        return [*_conjuncts(condition.src[0]), *_conjuncts(condition.src[1])]
+    return [] if condition.op is Ops.CONST and condition.val is True else [condition]
+
+
+_OPERATORS: Mapping[Ops, Callable[..., object]] = {
+    Ops.ADD: operator.add, Ops.MUL: operator.mul, Ops.FLOORDIV: operator.floordiv, Ops.FLOORMOD: operator.mod,
+    Ops.CMPLT: operator.lt, Ops.CMPNE: operator.ne, Ops.AND: operator.and_, Ops.OR: operator.or_,
+}  # fmt: skip
+
+
+def _table(u: UOp, grid: Mapping[UOp, list[int]]) -> list[int] | None:
+    """An index expression at every point of the grid; None where it is Invalid, or in all if it holds anything else."""
+    points = len(next(iter(grid.values())))
+    tables: dict[UOp, list[int | None]] = {r: list(values) for r, values in grid.items()}
+    for node in u.toposort():
+        if node in tables:
+            continue
+        if node.op is Ops.CONST:
+            tables[node] = [node.val if isinstance(node.val, int) else None] * points
+        elif node.op is Ops.WHERE and all(s in tables for s in node.src):
+            tables[node] = [b if a else c for a, b, c in zip(*(tables[s] for s in node.src), strict=True)]
+        elif (apply := _OPERATORS.get(node.op)) is not None and all(s in tables for s in node.src):
+            pairs = zip(*(tables[s] for s in node.src), strict=True)
+            tables[node] = [None if a is None or b is None else apply(a, b) for a, b in pairs]  # type: ignore[misc]
+        elif node.op is not Ops.RANGE and not node.src:
+            tables[node] = [None] * points
+        else:
+            return None
+    return tables[u]  # type: ignore[return-value]
+
+
+FORMS: tuple[Form, ...] = (input_gradient, moved_output)
