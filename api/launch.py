@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """`launch.py SOURCE SCRIPT [ARGS]`."""
-    source, script, *rest = sys.argv[1:]
+    """`launch.py SOURCE ON_MISS SCRIPT [ARGS]`."""
+    source, on_miss, script, *rest = sys.argv[1:]
     sys.path[0] = str(ROOT)  # was this file's directory
     import autotune
     import strategies  # noqa: F401 - ours from here on: their sub-modules are found through them
@@ -34,22 +34,26 @@ def main() -> None:
         sys.stderr.write(f"autotune: {error}\n")
     sys.path[0] = str(Path(script).resolve().parent)
     sys.argv = [script, *rest]
-    autotune.install(source)
-    atexit.register(say_what_was_missed, autotune.stats)  # registered first, so said last
+    autotune.install(source, tune=on_miss == "tune")
+    atexit.register(say_what_was_missed, autotune.stats, asked=on_miss == "tune")  # registered first, so said last
+    if on_miss == "tune":
+        atexit.register(autotune.uninstall)  # a program may end before its misses were sent
     become(script)
 
 
-def say_what_was_missed(stats: Callable[[], Stats]) -> None:
+def say_what_was_missed(stats: Callable[[], Stats], *, asked: bool = False) -> None:
     """One line at the end of a program that met convolutions of which not all had a winner."""
     with contextlib.suppress(Exception):  # whatever the program made of stderr: its exit status stays its own
         said = stats()
         if said.hits < said.convolutions:
             from tinygrad import Device
 
-            sys.stderr.write(
-                f"autotune: {said.hits} of {said.convolutions} convolutions had a winner on {Device.DEFAULT}; tune one "
-                "with `autotune tune INPUT WEIGHT`, as in `autotune tune 1x64x56x56 64x64x3x3 --padding 1`\n"
-            )
+            advice = (
+                "the service was asked to tune the others" if asked else
+                "tune one with `autotune tune INPUT WEIGHT`, as in `autotune tune 1x64x56x56 64x64x3x3 --padding 1`"
+            )  # fmt: skip
+            had = f"{said.hits} of {said.convolutions} convolutions had a winner on {Device.DEFAULT}"
+            sys.stderr.write(f"autotune: {had}; {advice}\n")
 
 
 def become(script: str) -> None:

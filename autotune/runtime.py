@@ -47,7 +47,8 @@ def install(
 ) -> None:
     """Apply winners to every convolution that tinygrad schedules from now on, in all threads of this process.
 
-    `source` is the address of a service (`http://127.0.0.1:8000`), a SQLite database or an exported JSON file; by
+    `source` is the address of a service (`http://127.0.0.1:8000`), a SQLite database, an exported JSON file or
+    `starter`, which comes with the package; by
     default what AUTOTUNE_SOURCE names. `guesses` admits winners that were never measured on this device. `policy`
     is what the winners were tuned under. A TinyJit that has captured keeps its lowering until it is reset.
 

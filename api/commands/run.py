@@ -13,11 +13,13 @@ from api.console import Console, UsageError
 from api.settings import Settings
 from autotune.sources import SourceError, open_source
 
+ON_MISS = ("leave", "tune")
 LAUNCHER = Path(__file__).parent.parent / "launch.py"
 EXAMPLES = """examples:
   autotune run train.py --epochs 3
   autotune run --source http://127.0.0.1:8000 train.py
-  autotune run --source winners.json train.py"""
+  autotune run --source winners.json train.py
+  autotune run --source http://127.0.0.1:8000 --on-miss tune train.py    the second run is faster than the first"""
 
 
 def register(commands: Any) -> None:
@@ -26,6 +28,10 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--source", metavar="URL_OR_FILE",
         help="a service, a database or an exported file (default: AUTOTUNE_SOURCE, AUTOTUNE_URL, the database)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on-miss", choices=ON_MISS, default=ON_MISS[0],
+        help="tune: a service is asked to tune what has no winner, once the program has ended (default leave)",
     )  # fmt: skip
     add_database(parser)
     parser.add_argument("script", metavar="SCRIPT", help="the program")
@@ -42,7 +48,12 @@ def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
         open_source(source).close()
     except SourceError as error:
         raise UsageError(str(error)) from None
-    command = [sys.executable, str(LAUNCHER), source, args.script, *args.args]
+    if args.on_miss == "tune" and not source.startswith(("http://", "https://")):
+        raise UsageError(
+            f"expected the address of a service, which can tune, found {source}: start `autotune serve` and give its "
+            "address as --source"
+        )
+    command = [sys.executable, str(LAUNCHER), source, args.on_miss, args.script, *args.args]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, command)  # noqa: S606 - no shell, a list of arguments

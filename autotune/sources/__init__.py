@@ -15,17 +15,22 @@ from autotune.sources.http_source import HTTP_TIMEOUT_S, HttpSource
 from autotune.sources.json_source import JsonSource
 from autotune.sources.source import Source, SourceError
 from autotune.sources.sqlite_source import SqliteSource
+from autotune.sources.starter_source import NAME as STARTER
+from autotune.sources.starter_source import StarterSource
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 
 
 def open_source(spec: str | os.PathLike[str], *, token: str | None = None, timeout_s: float = HTTP_TIMEOUT_S) -> Source:
-    """The source at a URL (`http://`, `https://`) or in a file: a service's SQLite database or an exported bundle.
+    """The source at a URL (`http://`, `https://`) or in a file: a service's SQLite database or an exported bundle;
+    `starter` is what comes with the package.
 
     Nothing is read yet but the file's first bytes; a file that is missing may come later. `token` is AUTOTUNE_TOKEN
     unless given. Raises SourceError for an address of a kind that is not read here.
     """
     text = os.fspath(spec)
+    if text == STARTER:
+        return StarterSource()
     scheme, separator, rest = text.partition("://")
     if not separator:
         return _open_file(Path(text).expanduser())
@@ -50,4 +55,4 @@ def _open_file(path: Path) -> Source:
     return JsonSource(path) if is_json else SqliteSource(path)
 
 
-__all__ = ["HttpSource", "JsonSource", "Source", "SourceError", "SqliteSource", "open_source"]
+__all__ = ["HttpSource", "JsonSource", "Source", "SourceError", "SqliteSource", "StarterSource", "open_source"]

@@ -16,6 +16,8 @@ ASKED_AT_ONCE = 1000
 GATHER_S = 1.0
 """How long misses are gathered: a model's convolutions are scheduled one graph after the other, and make one job."""
 RETRY_S = 60.0
+CLOSE_S = 5.0
+"""How long what is still to be sent may take at the end of a program: seldom more than an instant."""
 
 
 class AskingSource:
@@ -57,7 +59,7 @@ class AskingSource:
             thread, self._thread = self._thread, None
         if thread is not None:
             self._misses.put(None)
-            thread.join(GATHER_S)
+            thread.join(CLOSE_S)
         self._source.close()
 
     def _ask(self) -> None:
