@@ -31,8 +31,8 @@ from sqlalchemy import create_engine, text
 from db import DatabaseError, SqlStore, open_store
 
 TICK_S = 0.1
-PATIENT, PATIENCE_S = 0.5, 120.0
-"""Half of the kills wait until something more was measured, or nothing ever would be; the others come in bursts."""
+PATIENT = 0.5
+"""This share of the kills waits until something more was measured, or nothing ever would be; others come in bursts."""
 START_S, END_S = 120.0, 1800.0
 CHILD = "autotune.child"
 DELIVERED = re.compile(r"task (\w+), attempt (\d+): delivered")
@@ -195,7 +195,7 @@ def _rage(chaos: Chaos) -> None:
     while sum(chaos.killed.values()) < options.kills:
         seen, patient = len(chaos.witness.attempts), chaos.random.random() < PATIENT
         now = time.monotonic()
-        least, most = now + chaos.random.expovariate(1.0 / options.pace), now + PATIENCE_S
+        least, most = now + chaos.random.expovariate(1.0 / options.pace), now + options.patience
         while time.monotonic() < least or (patient and len(chaos.witness.attempts) == seen and time.monotonic() < most):
             chaos.tend()
             chaos.look()
@@ -316,6 +316,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pace", type=float, default=1.0, metavar="SECONDS", help="between kills, on average, at the least (1)"
     )
+    parser.add_argument("--patience", type=float, default=120.0, metavar="SECONDS",
+                        help="how long half of them wait for progress, at the most (120)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", metavar="FOLDER", help="a new folder for database and logs (default: thrown away)")
     return parser.parse_args(arguments)
