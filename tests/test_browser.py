@@ -21,6 +21,7 @@ if CHROMIUM is None:
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+expect.set_options(timeout=20_000)  # other programs run here too
 THOUSAND = 1000
 VIEWS = ("/", "/map", "/compare", "/tuning", "/shape/")
 
@@ -189,7 +190,7 @@ def test_a_job_from_the_form_to_its_end(page: Page) -> None:
     job = page.locator(".job", has_text="1x8x12x12")
     expect(job.locator(".state")).to_have_text("running")
     expect(job).to_contain_text("left")
-    expect(job.locator(".state")).to_have_text("done", timeout=90_000)
+    expect(job.locator(".state")).to_have_text("done", timeout=300_000)
     job.get_by_role("link", name="See the winner").click()
     expect(page.locator("h1")).to_have_text("8 → 8 · 12×12 · 3×3")
     accessible(page)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from measured import fill, measured
 from optuna.study import get_all_study_names, load_study
 from rich.console import Console as RichConsole
+from served import served, until
 
 from api.cli import main
 from api.plots import bar, ratio_chart
@@ -145,3 +150,37 @@ def test_importance_is_a_share(database: Path) -> None:
     assert parameter_importance(space, measurements[:3], "blocked") == {}
     same = [replace(m, times_s=m.yardstick_times_s) for m in measurements]
     assert parameter_importance(space, same, "blocked") == {}
+
+
+def test_page_links_to_optunas_dashboard_while_it_runs(database: Path) -> None:
+    with served(database) as service:
+        with open_store(database) as store:
+            winner = next(w for _, w in store.winners(limit=100) if "28x28" in str(w.key) and "CPU" in str(w.key))
+        part = f"/dashboard/importance/{winner.key.digest}?blocked"
+        assert "Optuna" not in service.http.get(part).text
+        command = [sys.executable, "-m", "api.cli", "studies", "--db", str(database), "--port", str(free_port())]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                found = until(lambda: re.search(r'href="(http://[^"]+)"', service.http.get(part).text), 60)
+                answer = until(lambda: reached(f"{found[1]}/api/studies"), 60)
+            finally:
+                process.kill()
+                process.communicate()
+        assert winner.key.digest[:6] in str(answer)
+        assert "Optuna" not in service.http.get(part).text
+    with open_store(database) as store:
+        assert store.check() == []
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def reached(url: str) -> Any:
+    try:
+        return httpx.get(url).json()
+    except httpx.TransportError:
+        return None

@@ -38,8 +38,10 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         ) from None
     from api.server import PortError, listen
     from api.studies import studies
+    from api.studies_link import announced
 
     with open_database(settings) as store:
+        database = str(store)
         winners = [winner for _, winner in all_winners(store, device=args.device.upper() if args.device else None)]
         storage = studies(store, winners)
     if not storage.get_all_studies():
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         listen("127.0.0.1", args.port).close()  # says what is wrong in our words
     except PortError as error:
         raise CliError(str(error)) from None
-    console.note(f"autotune: Optuna's dashboard on a copy of {len(winners)} searches at http://127.0.0.1:{args.port}")
-    optuna_dashboard.run_server(storage, host="127.0.0.1", port=args.port)
+    url = f"http://127.0.0.1:{args.port}"
+    console.note(f"autotune: Optuna's dashboard on a copy of {len(storage.get_all_studies())} searches at {url}")
+    with announced(database, url):
+        optuna_dashboard.run_server(storage, host="127.0.0.1", port=args.port)
     return 0

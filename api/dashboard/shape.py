@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.dashboard import figures
-from api.dashboard.html import Html, tag
+from api.dashboard.html import Html, join, tag
 from api.dashboard.jobs import again_href
 from api.dashboard.kernels import kernels_panel
 from api.dashboard.layout import chart, command, document, page_link, panel
@@ -228,9 +228,12 @@ def _table(titles: Sequence[str], rows: Sequence[Html], label: str) -> Html:
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def importance_part(shares: Mapping[str, float], strategy: str) -> Html:
-    """What Optuna says of a strategy's parameters; loaded by itself, because it takes a second."""
-    if not shares:
-        return tag("p", f"Too little was measured of {strategy} to say.", class_="note")
+def importance_part(shares: Mapping[str, float], strategy: str, studies_url: str = "") -> Html:
+    """What Optuna says of a strategy's parameters; loaded by itself, because it takes a second. `studies_url` is where
+    its own dashboard runs."""
     said = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return chart("importance", finite_json(figures.importance(shares, strategy)), label=f"Importance: {said}")
+    drawn = chart("importance", finite_json(figures.importance(shares, strategy)), label=f"Importance: {said}")
+    return join([
+        drawn if shares else tag("p", f"Too little was measured of {strategy} to say.", class_="note"),
+        tag("p", tag("a", "The whole search in Optuna's dashboard", href=studies_url)) if studies_url else None,
+    ])  # fmt: skip

@@ -30,6 +30,7 @@ from api.problem import Problem, ProblemError
 from api.routes.winners import WinnerId, find_winner
 from api.service import Service, get_service
 from api.studies import parameter_importance
+from api.studies_link import running_at
 from autotune.device_lock import DeviceBusyError
 from autotune.job import Job
 from autotune.runner import DeviceUnavailableError
@@ -131,7 +132,7 @@ def importance(digest: Digest, request: Request, service: Service = Depends(get_
     winner = _winner(service, digest)
     strategy = request.url.query[:100]
     shares = parameter_importance(Space.of(winner.key), service.store.measurements(winner.key), strategy)
-    return _page(importance_part(shares, strategy))
+    return _page(importance_part(shares, strategy, running_at(str(service.store))))
 
 
 @router.get("/dashboard/kernels/{winner_id}")
