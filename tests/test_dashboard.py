@@ -18,6 +18,7 @@ from api.dashboard.jobs import jobs_page
 from api.dashboard.query import SIZES, SORTS, WinnersQuery
 from api.dashboard.winners import winners_page
 from api.dashboard.words import BAR_WIDTH, PALETTE, colour
+from api.settings import Settings
 from api.time_left import job_time_left_s, key_time_left_s
 from autotune.job import Budget, Job, JobState
 from autotune.winner import Interval, Winner, WinnerState
@@ -266,6 +267,7 @@ def test_time_left() -> None:
         ({"input": "1x64x56x56", "weight": "64x64x3x3", "groups": "3"}, "groups", "must divide"),
         ({"input": "1x64x56x56", "weight": "64x64x3x3", "device": "METAL"}, "device", "no device METAL"),
         ({"input": "1x64x56x56", "weight": "64x64x3x3", "budget": "long"}, "budget", "looks like 60s"),
+        ({"input": "64x64x256x256", "weight": "64x64x3x3"}, "input", "AUTOTUNE_MAX_SHAPE_MACS"),
         ({"input": "1x64x2x2", "weight": "64x64x3x3"}, "weight", "does not fit"),
         ({"input": "1x64x56x56"}, "weight", ""),
         ({}, "input", ""),
@@ -273,7 +275,7 @@ def test_time_left() -> None:
 )
 def test_form_says_what_is_wrong_and_where(tmp_path: Path, fields: dict[str, str], field: str, problem: str) -> None:
     with open_store(tmp_path / "a.db") as store:
-        answer = check(fields, OneDevice(), store)
+        answer = check(fields, OneDevice(), store, Settings(db=":", max_shape_macs=1 << 30))
     assert answer["field"] == field
     assert problem in answer["problem"]
     assert "body" not in answer

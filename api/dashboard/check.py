@@ -9,7 +9,9 @@ from api.dashboard.jobs import FIELDS
 from api.dashboard.words import shape_href, speedup
 from api.devices import Devices, UnknownDeviceError
 from api.keys import parse_numbers, parse_shape
-from api.settings import DEFAULT_BUDGET_S
+from api.limits import expect_affordable
+from api.problem import ProblemError
+from api.settings import DEFAULT_BUDGET_S, Settings
 from autotune.job import Budget, BudgetError
 from autotune.space import DEFAULTS, Space
 from autotune.store import Store
@@ -22,7 +24,7 @@ DEFAULT_VALUES = {
 }  # fmt: skip
 
 
-def check(given: Mapping[str, str], devices: Devices, store: Store) -> JsonObject:
+def check(given: Mapping[str, str], devices: Devices, store: Store, settings: Settings) -> JsonObject:
     """Either `problem` with the `field` it is about, or what would be tuned: `says`, and the `body` to post."""
     fields = {name: given.get(name, "").strip()[:100] or DEFAULT_VALUES.get(name, "") for name in FIELDS}
     for name in ("input", "weight"):
@@ -30,12 +32,15 @@ def check(given: Mapping[str, str], devices: Devices, store: Store) -> JsonObjec
             return {"field": name, "problem": "", "incomplete": True}
     try:
         shape = _shape(fields)
+        expect_affordable([shape], settings)
         budget = Budget.parse(fields["budget"])
         key = ConvKey(shape=shape, device=devices.describe(fields["device"] or None))
     except BudgetError as error:
         return {"field": "budget", "problem": str(error)}
     except (UnknownDeviceError, KeyFormatError) as error:
         return {"field": "device", "problem": str(error)}
+    except ProblemError as error:
+        return {"field": "input", "problem": error.detail}
     except ShapeError as error:
         return {"field": _field_of(str(error)), "problem": str(error)}
     return {"says": _says(key, store), "known": _known(key, store), "body": _body(fields, key, budget)}

@@ -98,7 +98,9 @@ def compare(request: Request, service: Service = Depends(get_service)) -> HTMLRe
 @router.get("/dashboard/check")
 def check_fields(request: Request, service: Service = Depends(get_service)) -> JSONResponse:
     """What the form's fields would tune, or what is wrong with them."""
-    return JSONResponse(check(dict(request.query_params), service.devices, service.store), headers=HEADERS)
+    return JSONResponse(
+        check(dict(request.query_params), service.devices, service.store, service.settings), headers=HEADERS
+    )
 
 
 @router.get("/dashboard/events")
