@@ -113,8 +113,9 @@ def aged(winner: Winner, asked: ConvKey) -> Winner:
 
 
 def is_stale(winner: Winner, here: ConvKey) -> bool:
-    """Whether driver, system or compiler are known on both sides and differ."""
-    pairs = zip(winner.key.device.surroundings, here.device.surroundings, strict=True)
+    """Whether driver, system, compiler or tinygrad are known on both sides and differ."""
+    then, now = ((*key.device.surroundings, key.device.tinygrad) for key in (winner.key, here))
+    pairs = zip(then, now, strict=True)
     return any(then and now and then != now for then, now in pairs)
 
 

@@ -13,6 +13,7 @@ from api.nearest import nearest
 from api.settings import Settings
 from api.tables import winners_table
 from autotune.client import ServiceError
+from autotune.neighbours import aged
 from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
@@ -60,7 +61,7 @@ def _local(args: argparse.Namespace, settings: Settings, shape: ConvShape, polic
     with open_database(settings) as store:
         found = store.winner(key)
         if found is not None and found.state not in WITHDRAWN_STATES:
-            return found, "", []
+            return aged(found, key), "", []
         known = [item for item in store.winners(limit=KNOWN) if item[1].state not in WITHDRAWN_STATES]
     close = nearest(shape, policy, key.device.device, known)
     why = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from api.arguments import add_database, add_json
@@ -13,7 +14,9 @@ from api.exchange import all_winners, nothing_known
 from api.plots import SUFFIXES, is_picture, ratio_chart, write_plot
 from api.settings import Settings
 from api.tables import winners_csv, winners_table
+from autotune.neighbours import is_stale
 from autotune.winner import Winner
+from strategies.key import DeviceSpec
 
 EXAMPLES = """examples:
   autotune winners --device CPU
@@ -32,6 +35,9 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--plot", nargs="?", const=TERMINAL, metavar="FILE", help="draw the ratios: here, or into FILE.png or FILE.svg"
     )
+    parser.add_argument(
+        "--stale", action="store_true", help="only those of another driver, system, compiler or tinygrad than here"
+    )
     add_database(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -44,6 +50,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     device = args.device.upper() if args.device else None
     find = _remote if settings.url else _local
     found = find(settings, device)
+    if args.stale:
+        found = stale(found)
     if args.json or args.format == "json":
         console.json({"winners": [winner_document(winner_id, winner) for winner_id, winner in found]})
     elif args.format == "csv":
@@ -56,6 +64,26 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         why = nothing_known(device, find(settings, None)) if device else "no winners yet"
         console.note(f"{why}; find one with `autotune tune 1x64x56x56 64x64x3x3 --padding 1`")
     return 0
+
+
+def stale(found: list[tuple[int, Winner]]) -> list[tuple[int, Winner]]:
+    """Those whose device this machine has, but not as they were measured: lookups serve them as provisional, and
+    `autotune tune` holds them against the defaults before anything else."""
+    from api.devices import ProbedDevices, UnknownDeviceError
+
+    devices, here = ProbedDevices(), dict[str, DeviceSpec | None]()
+    for _, winner in found:
+        name = winner.key.device.device
+        if name not in here:
+            try:
+                here[name] = devices.describe(name)
+            except UnknownDeviceError:
+                here[name] = None
+    return [(winner_id, winner) for winner_id, winner in found if _is_stale(winner, here[winner.key.device.device])]
+
+
+def _is_stale(winner: Winner, device: DeviceSpec | None) -> bool:
+    return device is not None and is_stale(winner, replace(winner.key, device=device))
 
 
 def _plot(winners: list[Winner], target: str, console: Console) -> None:

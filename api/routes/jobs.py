@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -19,6 +19,7 @@ from starlette.responses import StreamingResponse
 from api.authority import PRESENTED
 from api.bodies import MAX_INT, TuneBody, TuneKeys
 from api.documents import job_document, job_summary
+from api.guesses import keep_guesses
 from api.keys import body_keys, json_key
 from api.limits import expect_affordable
 from api.problem import Problem, ProblemError
@@ -37,9 +38,11 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description
 
 @router.post("/tune", status_code=202, responses={422: {"model": Problem}})
 def tune(
-    body: TuneBody, request: Request, response: Response, service: Service = Depends(get_service)
-) -> dict[str, Any]:
-    """Queue a job. The same keys already queued or running: that job."""
+    body: TuneBody, request: Request, response: Response, later: BackgroundTasks,
+    service: Service = Depends(get_service),
+) -> dict[str, Any]:  # fmt: skip
+    """Queue a job. The same keys already queued or running: that job. Until then lookups have a guess, where
+    neighbouring shapes are known."""
     budget, terms = body.parsed(), body.terms(time.time())
     if isinstance(body, TuneKeys):
         keys = [json_key(key) for key in body.keys]
@@ -47,6 +50,7 @@ def tune(
         keys = body_keys(body.shape_bodies(), service.devices)
     expect_affordable([key.shape for key in keys], service.settings)
     job = service.store.submit(keys, budget, terms, submitter=_submitter(request, service))
+    later.add_task(keep_guesses, service.store, keys)
     return _accepted(service, job, response)
 
 

@@ -19,6 +19,7 @@ from api.nearest import nearest
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
+from autotune.neighbours import aged
 from autotune.store import Store
 from autotune.winner import WITHDRAWN_STATES, Winner
 from strategies.key import ConvKey, Policy
@@ -71,7 +72,7 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
     if not found:
         raise _miss(service, shape, policy, device, keys)
-    return _json(json.dumps(winner_document(None, found[-1])))
+    return _json(json.dumps(winner_document(None, aged(found[-1], keys[0]) if len(keys) == 1 else found[-1])))
 
 
 @router.post("/lookup", responses={**FOUND, 422: {"model": Problem}}, response_class=Response)

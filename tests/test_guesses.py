@@ -1,0 +1,89 @@
+"""Guesses in the store: there while tuning is queued, never in front of what was measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from api.commands.winners import stale
+from api.devices import ProbedDevices
+from api.guesses import keep_guesses
+from autotune.measurement import Measurement, Status
+from autotune.space import Space
+from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
+from db import SqlStore, open_store
+from strategies.candidate import Candidate
+from strategies.key import ConvKey, DeviceSpec
+from strategies.shape import ConvShape
+
+SPEC = DeviceSpec(device="CPU", arch="x86_64", cores=2, tinygrad="0.14.0", os="then")
+DIRECT = Candidate.of("direct")
+
+
+def key(channels: int, spec: DeviceSpec = SPEC) -> ConvKey:
+    shape = ConvShape.of((1, channels, 28, 28), (channels, channels, 3, 3), padding=1)
+    return ConvKey(shape=shape, device=spec)
+
+
+def known(store: SqlStore, item: ConvKey) -> Winner:
+    """As if its presets had been measured: the last one is fastest, at a quarter of direct's time."""
+    presets = Space.of(item).presets
+    for number, candidate in enumerate(presets):
+        seconds = 1e-3 * 4 ** (-number / (len(presets) - 1))
+        store.record(
+            Measurement(
+                key=item, candidate=candidate, status=Status.OK, times_s=(seconds,) * 3, yardstick_times_s=(1e-3,) * 3,
+                attempt=f"{item.digest}{number}", measured_at=time.time(),
+            )
+        )  # fmt: skip
+    quarter = Interval(median=0.25, low=0.24, high=0.26)
+    winner = Winner(
+        key=item, candidate=presets[-1], state=WinnerState.VERIFIED, time_s=quarter, default=DIRECT,
+        default_time_s=Interval(median=1.0, low=1.0, high=1.0), ratio=quarter, decided_at=time.time(),
+    )  # fmt: skip
+    store.decide(winner)
+    return winner
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqlStore:
+    return open_store(str(tmp_path / "a.db"))
+
+
+def test_a_guess_stands_in_until_something_was_measured(store: SqlStore) -> None:
+    neighbours = [known(store, key(32)), known(store, key(128))]
+    assert keep_guesses(store, [key(64), key(32)]) == 1
+    found = store.lookup([key(64).digest])[key(64).digest]
+    assert found.state is WinnerState.GUESS
+    assert found.state not in APPLICABLE_STATES
+    assert found.candidate == neighbours[0].candidate
+    assert found.provenance["confidence"] > 0.8
+    assert keep_guesses(store, [key(64)]) == 0, "there is one"
+    measured = known(store, key(64))
+    assert store.winner(key(64)) == measured
+    assert keep_guesses(store, [key(64)]) == 0
+    assert store.winner(key(64)) == measured
+
+
+def test_nothing_known_nothing_guessed(store: SqlStore) -> None:
+    assert keep_guesses(store, [key(64)]) == 0
+
+
+def test_stale_ones_are_listed() -> None:
+    here = ProbedDevices().describe("CPU")
+    fresh, old, elsewhere = (
+        replace(here, os=os_name, device=device)
+        for os_name, device in ((here.os, "CPU"), ("Linux 2.4", "CPU"), ("Linux 2.4", "TPU"))
+    )
+    one = Interval(median=1.0, low=1.0, high=1.0)
+    winners = [
+        Winner(
+            key=key(64, spec), candidate=DIRECT, state=WinnerState.VERIFIED, time_s=one, default=DIRECT,
+            default_time_s=one, ratio=one,
+        )
+        for spec in (fresh, old, elsewhere)
+    ]  # fmt: skip
+    assert stale(list(enumerate(winners))) == [(1, winners[1])]
