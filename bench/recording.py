@@ -26,7 +26,7 @@ GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
         "output": ("auto",),
     },
 }  # fmt: skip
-"""What is recorded of a strategy's parameters; other strategies as they are, with all of their values."""
+"""What is recorded of a strategy's parameters, others at their defaults; other strategies with all of their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,11 @@ def _cut(item: Strategy, with_presets: bool) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
-    fields = [(p.name, type(p.default), _narrowed(p, grid[p.name])) for p in parameters_of(item.params)]
+    fields = [
+        (p.name, type(p.default), _narrowed(p, grid.get(p.name, (p.default,)))) for p in parameters_of(item.params)
+    ]
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
-    good = [p for p in getattr(item.params, "presets", ()) if all(v in grid[name] for name, v in p.items())]
+    good = [p for p in getattr(item.params, "presets", ()) if all(v in grid.get(name, ()) for name, v in p.items())]
     if with_presets:
         narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)
