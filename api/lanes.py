@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from api.devices import Devices, UnknownDeviceError
@@ -110,19 +110,12 @@ class LocalLanes:
 
 def difference(wanted: DeviceSpec, found: DeviceSpec) -> str:
     """`cores 8 there, 2 here`."""
-    fields = wanted.identity().keys() - {"flags"}
     mine, theirs = found.identity(), wanted.identity()
-    return ", ".join(f"{n} {theirs[n]} there, {mine[n]} here" for n in sorted(fields) if mine[n] != theirs[n])
+    fields = sorted((mine.keys() | theirs.keys()) - {"flags"})
+    return ", ".join(f"{n} {theirs.get(n)} there, {mine.get(n)} here" for n in fields if mine.get(n) != theirs.get(n))
 
 
 def as_measured_by(key: ConvKey, device: DeviceSpec) -> ConvKey:
     """The same key, by its digest, with the driver, system and compiler of the device that measures it."""
-    spec = key.device
-    return ConvKey(
-        shape=key.shape,
-        policy=key.policy,
-        device=DeviceSpec(
-            device=spec.device, arch=spec.arch, renderer=spec.renderer, cores=spec.cores, tinygrad=spec.tinygrad,
-            flags=spec.flags, driver=device.driver, os=device.os, compiler=device.compiler,
-        ),
-    )  # fmt: skip
+    spec = replace(key.device, driver=device.driver, os=device.os, compiler=device.compiler)
+    return ConvKey(shape=key.shape, policy=key.policy, device=spec)

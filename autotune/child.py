@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -65,11 +64,12 @@ def main(
     parser = argparse.ArgumentParser(prog="autotune.child", description="Measures for a tuner; not for the shell.")
     parser.add_argument("--requests", type=int, required=True, metavar="FD")
     parser.add_argument("--events", type=int, required=True, metavar="FD")
+    parser.add_argument("--life", type=int, required=True, metavar="FD")
     pipes = parser.parse_args(arguments)
-    start_sentinel(pipes.requests, pipes.events)
+    start_sentinel(pipes.life, pipes.events)
     with contextlib.suppress(OSError):  # Linux: where memory runs out, a candidate and its compilers go before others
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    for descriptor in (pipes.requests, pipes.events):
+    for descriptor in (pipes.requests, pipes.events, pipes.life):
         os.set_inheritable(descriptor, False)
 
     def emit(event: dict[str, Any]) -> None:
@@ -109,19 +109,20 @@ def _requests(descriptor: int) -> Iterator[Request]:
             yield Request.from_json(json.loads(line))
 
 
-def start_sentinel(requests: int, events: int) -> None:
-    """Fork a process that ends this process group once nobody holds the other end of `requests`.
+def start_sentinel(life: int, events: int) -> None:
+    """Fork a process that ends this process group once nobody holds the other end of `life`, a pipe for that alone.
 
     Not PR_SET_PDEATHSIG: it kills the child alone, before anyone could end the compilers that it has started, it
     fires when the thread that started the child ends rather than the tuner, and macOS has none. Not a thread: a
     kernel that hangs may hold the interpreter's lock. Forked first, the sentinel is small and has no device open.
+
+    A read that ends with the pipe works everywhere. To poll for the end of a pipe that carries data does not: macOS
+    returns from, or stays in, a poll that asks for nothing else.
     """
     if os.getpgrp() != os.getpid() or os.fork() != 0:  # started by hand in a shell: that group is not ours to end
         return
     os.close(events)  # or its end would not be seen while the sentinel lives
-    poll = select.poll()
-    poll.register(requests, 0)  # no data, only the end
-    poll.poll()
+    os.read(life, 1)  # nobody ever writes: the end
     time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)
 

@@ -27,29 +27,31 @@ class ChildBrokenError(RuntimeError):
 class ChildProcess:
     """One child in a session and process group of its own.
 
-    `command` gets `--requests FD --events FD` appended: it reads requests from the one and writes events to the
-    other, one JSON object a line (stdout is no place for either: tinygrad prints there). The end of the requests
-    tells it to end. `inherit` names further descriptors to pass on. For one thread at a time.
+    `command` gets `--requests FD --events FD --life FD` appended: it reads requests from the first and writes events
+    to the second, one JSON object a line (stdout is no place for either: tinygrad prints there). The end of the
+    requests tells it to end, and that of `life`, which carries nothing, whoever watches over it. `inherit` names
+    further descriptors to pass on. For one thread at a time.
     """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], inherit: Sequence[int] = ()) -> None:
         requests_read, self._requests = os.pipe()
         self._events, events_write = os.pipe()
+        life_read, self._life = os.pipe()
         self._incoming, self._outgoing, self._tail = bytearray(), bytearray(), bytearray()
         self._closed = False
         try:
             self._process = subprocess.Popen(
-                [*command, "--requests", str(requests_read), "--events", str(events_write)],
+                [*command, "--requests", str(requests_read), "--events", str(events_write), "--life", str(life_read)],
                 env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                start_new_session=True, pass_fds=(requests_read, events_write, *inherit),
+                start_new_session=True, pass_fds=(requests_read, events_write, life_read, *inherit),
             )  # fmt: skip
         except OSError:
-            os.close(self._requests)
-            os.close(self._events)
+            for descriptor in (self._requests, self._events, self._life):
+                os.close(descriptor)
             raise
         finally:
-            os.close(requests_read)
-            os.close(events_write)
+            for descriptor in (requests_read, events_write, life_read):
+                os.close(descriptor)
         assert self._process.stdout is not None
         self._output = self._process.stdout.fileno()
         for descriptor in (self._requests, self._events, self._output):
@@ -195,4 +197,5 @@ class ChildProcess:
     def _close_requests(self) -> None:
         if self._requests >= 0:
             os.close(self._requests)
+            os.close(self._life)
             self._requests = -1

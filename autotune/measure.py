@@ -198,6 +198,8 @@ def _compiled(request: Request, program: Program) -> Program | Measurement:
 def _verify(trial: _Trial, direct: Program, cases: tuple[Case, ...]) -> dict[int, Verdict]:
     """Leaves in the running what may win and is correct."""
     request = trial.request
+    for program in trial.programs.values():  # memory that nobody wrote holds whatever, and what is slow to multiply
+        program.load(cases[0].x, cases[0].w)
     quick = _interleaved(trial, direct, rounds=2, round_s=min(QUICK_ROUND_S, request.round_s))
     verdicts: dict[int, Verdict] = {}
     for index, program in list(trial.programs.items()):

@@ -28,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="autotune.task_child", description="For a tuner; not for the shell.")
     parser.add_argument("--requests", type=int, required=True, metavar="FD")
     parser.add_argument("--events", type=int, required=True, metavar="FD")
+    parser.add_argument("--life", type=int, required=True, metavar="FD")
     pipes = parser.parse_args(arguments)
-    start_sentinel(pipes.requests, pipes.events)
-    for descriptor in (pipes.requests, pipes.events):
+    start_sentinel(pipes.life, pipes.events)
+    for descriptor in (pipes.requests, pipes.events, pipes.life):
         os.set_inheritable(descriptor, False)
 
     def emit(**event: Any) -> None:

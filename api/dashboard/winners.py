@@ -127,7 +127,7 @@ def _row(winner: Winner, now: float) -> Html:
     return tag(
         "tr",
         tag("th", shape_cell(winner.key), scope="row"),
-        tag("td", device.device, tag("span", device.arch, class_="sub clip"), class_="some"),
+        tag("td", device.title, tag("span", device.arch, class_="sub clip"), class_="some"),
         tag("td", strategy_mark(winner.candidate.strategy),
             tag("span", parameters(winner.candidate), class_="sub clip", title=parameters(winner.candidate) or None)),
         tag("td", duration(winner.time_s.median), class_="n"),

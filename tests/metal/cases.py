@@ -1,0 +1,130 @@
+"""Which lowerings of which convolutions the stand-in executes: pairwise for every commit, in full on demand."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from strategies.candidate import Candidate
+from strategies.registry import get_strategy, strategies
+from strategies.shape import ConvShape
+from strategies.transform import TILES
+
+# Of the notes: three shapes (batch, channels, channels, height, width), then 16 channels at five sizes.
+NOTES = {f"{c}c {size}": ((1, c, size, size), (c, c, 3, 3)) for c, size in ((8, 32), (16, 32), (32, 64))}
+SIZES = {f"16c {size}": ((1, 16, size, size), (16, 16, 3, 3)) for size in (24, 48, 64, 96)}
+OTHERS = {
+    "odd": ((1, 5, 13, 11), (7, 5, 3, 3)),
+    "grouped": ((1, 8, 10, 10), (12, 4, 3, 3)),
+    "batched": ((3, 8, 9, 16), (8, 8, 3, 3)),
+}
+SHAPES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = NOTES | SIZES | OTHERS
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One program on METAL. `tensor_cores`: whether tinygrad may use simdgroup matrices."""
+
+    shape: str
+    dtype: str
+    tensor_cores: bool
+    candidate: Candidate
+
+    def __str__(self) -> str:
+        cores = "tensor cores" if self.tensor_cores else "no tensor cores"
+        return f"{self.shape}, {self.dtype}, {cores}: {self.candidate}"
+
+    @property
+    def conv(self) -> ConvShape:
+        """Padded by one; in groups where the weight has fewer channels."""
+        x, w = SHAPES[self.shape]
+        return ConvShape.of(x, w, padding=1, groups=x[1] // w[1], dtype=self.dtype)
+
+
+NAMES = tuple(item.name for item in strategies())
+FACTORS: Mapping[str, Sequence[Any]] = {
+    "shape": ("8c 32", "16c 32", "16c 24", *OTHERS),
+    "strategy": NAMES,
+    "tile": TILES,
+    "dtype": DTYPES,
+    "tensor_cores": (True, False),
+}
+
+
+def pairwise(seed: int = 0) -> list[Case]:
+    """Every two values of FACTORS meet in some case; every value of every parameter occurs."""
+    rng = random.Random(seed)
+    rows = [_case(row, rng) for row in covering(FACTORS, rng)]
+    return rows + list(_missing(rows, rng))
+
+
+def full(seed: int = 0) -> Iterator[Case]:
+    """Every shape with every strategy and tile, in both types, with tensor cores and without; and every blocking of
+    the product on every shape, the rest of `blocked` at random."""
+    rng = random.Random(seed)
+    for shape in SHAPES:
+        for strategy, tile, dtype, cores in itertools.product(NAMES, TILES, DTYPES, (True, False)):
+            if tile == TILES[0] or _takes(strategy, "tile"):
+                yield _case(
+                    {"shape": shape, "strategy": strategy, "tile": tile, "dtype": dtype, "tensor_cores": cores}, rng
+                )
+        choices = {p.name: p.choices for p in get_strategy("blocked").parameters}
+        blockings = itertools.product(*(choices[name] for name in ("cout_block", "tile_block", "channel_block")))
+        for couts, tiles, channels in blockings:
+            values = {name: rng.choice(values) for name, values in choices.items()}
+            values |= {"cout_block": couts, "tile_block": tiles, "channel_block": channels}
+            candidate = get_strategy("blocked").candidate(values)
+            yield Case(shape=shape, dtype=rng.choice(DTYPES), tensor_cores=rng.random() < 0.5, candidate=candidate)
+
+
+def covering(factors: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """Rows in which any two values of two factors meet: greedily, the best of some random rows that hold a pair which
+    is still missing."""
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(factors, 2) for x in factors[a] for y in factors[b]}
+    rows = []
+    while missing:
+        pair = min(missing, key=repr)
+        tries = [{name: rng.choice(values) for name, values in factors.items()} | dict(pair) for _ in range(20)]
+        best = max(tries, key=lambda row: len(_pairs(row) & missing))
+        missing -= _pairs(best)
+        rows.append(best)
+    return rows
+
+
+def _pairs(row: Mapping[str, Any]) -> set[Any]:
+    return set(itertools.combinations(row.items(), 2))
+
+
+def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
+    item = get_strategy(row["strategy"])
+    values = {p.name: rng.choice(p.choices) for p in item.parameters}
+    if _takes(item.name, "tile"):
+        values["tile"] = row["tile"]
+    return Case(
+        shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], candidate=item.candidate(values)
+    )
+
+
+def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
+    """One case more for each value of a parameter that no case has, as many of them at once as can be."""
+    seen = {(case.candidate.strategy, *pair) for case in cases for pair in case.candidate.params}
+    for item in strategies():
+        while left := {p.name: [v for v in p.choices if (item.name, p.name, v) not in seen] for p in item.parameters}:
+            if not any(left.values()):
+                break
+            values = {p.name: rng.choice(left[p.name] or p.choices) for p in item.parameters}
+            candidate = item.candidate(values)
+            before = len(seen)
+            seen |= {(item.name, *pair) for pair in candidate.params}
+            if len(seen) == before:  # a parameter that means nothing beside these values
+                seen |= {(item.name, name, value) for name, value in values.items()}
+                continue
+            yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate)
+
+
+def _takes(strategy: str, parameter: str) -> bool:
+    return any(p.name == parameter for p in get_strategy(strategy).parameters)

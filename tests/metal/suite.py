@@ -1,0 +1,193 @@
+"""Every lowering executed by the METAL stand-in and held against float64: `python tests/metal/suite.py --full`.
+
+A program passes if it stays within what METAL allows, does nothing that METAL does not define, is within the
+verification bound on several inputs, leaves a NaN where it belongs, and computes bit for bit the same whatever the
+order of its threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import metal
+
+metal.install()
+
+from tinygrad.codegen.opt import KernelOptError  # noqa: E402
+from tinygrad.device import CompileError  # noqa: E402
+from tinygrad.helpers import Context  # noqa: E402
+
+from autotune import verify  # noqa: E402
+from autotune.reference import convolve, inputs  # noqa: E402
+from metal.cases import Case, full, pairwise  # noqa: E402
+from metal.runtime import KernelFaultError  # noqa: E402
+from metal.source import describe  # noqa: E402
+from strategies.graph.apply import NotApplicableError  # noqa: E402
+from strategies.graph.limits import KernelLimitError  # noqa: E402
+from strategies.graph.program import Program  # noqa: E402
+from strategies.key import Policy  # noqa: E402
+from strategies.shape import ConvShape  # noqa: E402
+
+ORDERS = ("1", "7")
+"""Thread orders that must not change a bit: reversed, and at random."""
+PASSED = ("ok", "unlowered", "inapplicable")
+"""What is no fault of a kernel: tinygrad's heuristics may fail to lower one (a compile error to the tuner), a strategy
+may not apply."""
+INACCURATE_TILE = 6
+"""F(6, 3) has an error of its own above the floor: what counts here is that it is below the ceiling."""
+
+
+COLUMNS = (
+    "strategy", "programs", "ok", "with barriers", "with simdgroup matrices", "largest error, float32", "float16",
+    "largest source", "threadgroup memory",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """`status`: see PASSED; or wrong, fault, limit, refused (by the compiler). Sizes of the largest kernel."""
+
+    case: Case
+    status: str
+    reason: str = ""
+    error: float = 0.0
+    seconds: float = 0.0
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def run(case: Case) -> Outcome:
+    """Execute one case."""
+    begun = time.perf_counter()
+    try:
+        with Context(DEV="METAL", PARALLEL=0, TC=int(case.tensor_cores)), _without_collection():
+            program = Program(case.conv, case.candidate, "METAL")
+            verdict = verify.verify(program, _cases(program, case), case.conv, Policy())
+            fault = verdict.fault or _order_fault(program)
+    except NotApplicableError as error:
+        return Outcome(case=case, status="inapplicable", reason=str(error))
+    except KernelLimitError as error:
+        return Outcome(case=case, status="limit", reason=str(error))
+    except CompileError as error:
+        return Outcome(case=case, status="refused", reason=str(error))
+    except KernelOptError as error:
+        return Outcome(case=case, status="unlowered", reason=str(error))
+    except KernelFaultError as error:
+        return Outcome(case=case, status="fault", reason=str(error))
+    return Outcome(
+        case=case, status="wrong" if fault else "ok", reason=fault, error=verdict.error,
+        seconds=time.perf_counter() - begun, sizes=_sizes(program),
+    )  # fmt: skip
+
+
+def _cases(program: Program, case: Case) -> tuple[verify.Case, ...]:
+    """Inputs as verification uses them. direct is not run beside: its error is below the floor on these shapes."""
+    tile = dict(case.candidate.params).get("tile")
+    allowed = verify.CEILING["float32"] if tile == INACCURATE_TILE and case.dtype == "float32" else 0.0
+    return tuple(_input(program, case.conv, name, allowed) for name in ("normal", "integers"))
+
+
+def _input(program: Program, shape: ConvShape, name: str, allowed: float) -> verify.Case:
+    program.load(*inputs(shape, name, 0))
+    x, w = program.inputs()
+    error = allowed / verify.DIRECT_FACTOR
+    return verify.Case(name=name, x=x, w=w, expected=convolve(x, w, shape), direct_error=error)
+
+
+def _order_fault(program: Program) -> str:
+    expected = _output(program, "0")
+    for order in ORDERS:
+        if not np.array_equal(expected, _output(program, order)):
+            return f"another result with threads in order {order}"
+    return ""
+
+
+def _output(program: Program, order: str) -> np.ndarray:
+    os.environ["METAL_STAND_IN_ORDER"] = order
+    try:
+        program.poison()
+        program.run()
+        return program.output()
+    finally:
+        del os.environ["METAL_STAND_IN_ORDER"]
+
+
+def _sizes(program: Program) -> dict[str, int]:
+    kernels = [(kernel, describe(kernel.source)) for kernel in program.kernels]
+    return {
+        "source": max(len(kernel.source) for kernel, _ in kernels),
+        "threadgroup": max(sum(size for _, size in about.arrays) for _, about in kernels),
+        "parameters": max(len(about.parameters) for _, about in kernels),
+        "barriers": sum("threadgroup_barrier" in kernel.source for kernel, _ in kernels),
+        "matrices": sum("simdgroup_multiply" in kernel.source for kernel, _ in kernels),
+    }
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Lowering makes and keeps many small objects; looking through them again and again takes a third of the time."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def main() -> int:
+    """Prints a table by strategy, then what did not pass. Exit status 1 if anything did not."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--full", action="store_true", help="every strategy, tile and blocking on every shape")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N equal parts")
+    args = parser.parse_args()
+    part, parts = map(int, args.part.split("/"))
+    cases = (list(full()) if args.full else pairwise())[part - 1 :: parts]
+    begun, outcomes = time.time(), []
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
+        for outcome in pool.imap_unordered(run, cases):
+            outcomes.append(outcome)
+            sys.stderr.write(f"\r{len(outcomes)} of {len(cases)} ({time.time() - begun:.0f} s)")
+    sys.stdout.write(f"{report(outcomes, 'full' if args.full else 'pairwise', args.part)}\n")
+    return any(outcome.status not in PASSED for outcome in outcomes)
+
+
+def report(outcomes: list[Outcome], what: str, part: str) -> str:
+    """Markdown."""
+    by_strategy: defaultdict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_strategy[outcome.case.candidate.strategy].append(outcome)
+    lines = [
+        f"{what}, part {part}: {len(outcomes)} programs, "
+        + ", ".join(f"{count} {status}" for status, count in Counter(o.status for o in outcomes).most_common()),
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "| --- " * len(COLUMNS) + "|",
+    ]
+    for name in sorted(by_strategy):
+        ok = [o for o in by_strategy[name] if o.status == "ok"]
+        errors = [max((o.error for o in ok if o.case.dtype == d), default=0.0) for d in ("float32", "float16")]
+        lines.append(
+            f"| {name} | {len(by_strategy[name])} | {len(ok)} | {sum(o.sizes['barriers'] > 0 for o in ok)} | "
+            f"{sum(o.sizes['matrices'] > 0 for o in ok)} | {errors[0]:.1e} | {errors[1]:.1e} | "
+            f"{max((o.sizes['source'] for o in ok), default=0):,} | "
+            f"{max((o.sizes['threadgroup'] for o in ok), default=0):,} |"
+        )
+    failed = [f"- {o.status}: {o.case}: {o.reason}" for o in outcomes if o.status != "ok"]
+    return "\n".join([*lines, "", *sorted(failed)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

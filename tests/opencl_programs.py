@@ -1,0 +1,69 @@
+"""Programs on tinygrad's OpenCL device, run by test_opencl.py in a process of their own: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tinygrad import Device, Tensor
+from tinygrad.codegen.opt import Opt, OptOps
+from tinygrad.engine.realize import compile_linear
+
+from autotune.verify import prepare_cases, verify
+from strategies.candidate import Candidate
+from strategies.graph.program import Program
+from strategies.key import Policy
+from strategies.registry import strategies
+from strategies.shape import ConvShape
+
+SHAPES = (
+    ConvShape.of((1, 16, 16, 16), (16, 16, 3, 3), padding=1),
+    ConvShape.of((2, 8, 9, 11), (12, 4, 3, 3), padding=1, groups=2),
+)
+
+
+def convolutions() -> Iterator[dict[str, Any]]:
+    """Every strategy against float64, on one shape after the other in turns."""
+    lowerings = [item for item in strategies() if item.lower is not None]
+    for turn, shape in enumerate(SHAPES):
+        direct = Program(shape, Candidate.of("direct"), "CL")
+        cases = prepare_cases(shape, direct, 0)
+        for item in lowerings[turn :: len(SHAPES)]:
+            program = Program(shape, item.candidate(), "CL")
+            verdict = verify(program, cases, shape, Policy())
+            yield {"name": f"{item.name} on {shape}", "fault": verdict.fault, "error": verdict.error}
+
+
+def local_memory() -> dict[str, Any]:
+    """A sum through local memory, with a barrier: threads in groups, which no CPU kernel has."""
+    values = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    x = Tensor(values, device="CL").realize()
+
+    def summed() -> Tensor:
+        return x.sum(1).contiguous(arg=(Opt(OptOps.GROUPTOP, 0, 16), Opt(OptOps.LOCAL, 0, 4)))
+
+    [call] = compile_linear(summed().schedule_linear()).src
+    source = str(call.src[0].src[2].arg)
+    uses = "__local" in source and "barrier(CLK_LOCAL_MEM_FENCE)" in source
+    error = float(np.abs(summed().numpy() - values.astype(np.float64).sum(1)).max())
+    fault = "" if uses and error < 1e-4 else f"error {error}, {'uses' if uses else 'does not use'} local memory"
+    return {"name": "a sum in local memory", "fault": fault, "error": error}
+
+
+def main() -> int:
+    try:
+        Device["CL"]
+    except Exception as error:  # noqa: BLE001 - whatever a driver says is the reason
+        sys.stdout.write(json.dumps({"unavailable": " ".join(f"{type(error).__name__}: {error}".split())[:200]}) + "\n")
+        return 0
+    for result in (local_memory(), *convolutions()):
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Every strategy on METAL, pairwise with shapes, tiles, types and tensor cores: executed, watched, against float64."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from metal.cases import FACTORS, Case, covering, full, pairwise
+from metal.suite import PASSED, run
+
+from strategies.registry import strategies
+from tests.on_metal import fresh_metal, needs_metal
+
+
+@needs_metal
+@pytest.mark.usefixtures(fresh_metal.__name__)
+@pytest.mark.parametrize("case", pairwise(), ids=str)
+def test_a_lowering_on_metal(case: Case) -> None:
+    outcome = run(case)
+    assert outcome.status in PASSED, outcome.reason
+
+
+def test_every_two_values_meet() -> None:
+    rows = covering(FACTORS, random.Random(0))
+    for a, b in itertools.combinations(FACTORS, 2):
+        assert {(row[a], row[b]) for row in rows} == set(itertools.product(FACTORS[a], FACTORS[b]))
+
+
+@pytest.mark.parametrize("cases", [pairwise(), list(full())], ids=["pairwise", "full"])
+def test_every_value_of_every_parameter_occurs(cases: list[Case]) -> None:
+    seen = {(case.candidate.strategy, *pair) for case in cases for pair in case.candidate.params}
+    for item in strategies():
+        for parameter in item.parameters:
+            if parameter.when is None:
+                assert {(item.name, parameter.name, value) for value in parameter.choices} <= seen
