@@ -36,6 +36,7 @@ from metal.cases import Case, full, pairwise  # noqa: E402
 from metal.runtime import KernelFaultError  # noqa: E402
 from metal.source import describe  # noqa: E402
 from strategies.graph.apply import NotApplicableError  # noqa: E402
+from strategies.graph.compiling import LoweringTimeoutError  # noqa: E402
 from strategies.graph.limits import KernelLimitError  # noqa: E402
 from strategies.graph.program import Program  # noqa: E402
 from strategies.key import Policy  # noqa: E402
@@ -44,8 +45,10 @@ from strategies.shape import ConvShape  # noqa: E402
 ORDERS = ("1", "7")
 """Thread orders that must not change a bit: reversed, and at random."""
 PASSED = ("ok", "unlowered", "inapplicable")
-"""What is no fault of a kernel: tinygrad's heuristics may fail to lower one (a compile error to the tuner), a strategy
-may not apply."""
+"""What is no fault of a kernel: tinygrad's heuristics may fail to lower one, or take too long (a compile error or a
+timeout to the tuner), a strategy may not apply."""
+LOWERING_S = 30.0
+"""Seconds of processor time that tinygrad may take over one kernel."""
 INACCURATE_TILE = 6
 """F(6, 3) has an error of its own above the floor: what counts here is that it is below the ceiling."""
 
@@ -73,11 +76,14 @@ def run(case: Case) -> Outcome:
     begun = time.perf_counter()
     try:
         with Context(DEV="METAL", PARALLEL=0, TC=int(case.tensor_cores)), _without_collection():
-            program = Program(case.conv, case.candidate, "METAL")
+            program = Program(case.conv, case.candidate, "METAL", compiled=False)
+            program.compile(LOWERING_S)
             verdict = verify.verify(program, _cases(program, case), case.conv, Policy())
             fault = verdict.fault or _order_fault(program)
     except NotApplicableError as error:
         return Outcome(case=case, status="inapplicable", reason=str(error))
+    except LoweringTimeoutError as error:
+        return Outcome(case=case, status="unlowered", reason=str(error))
     except KernelLimitError as error:
         return Outcome(case=case, status="limit", reason=str(error))
     except CompileError as error:
@@ -102,8 +108,11 @@ def _cases(program: Program, case: Case) -> tuple[verify.Case, ...]:
 def _input(program: Program, shape: ConvShape, name: str, allowed: float) -> verify.Case:
     program.load(*inputs(shape, name, 0))
     x, w = program.inputs()
-    error = allowed / verify.DIRECT_FACTOR
-    return verify.Case(name=name, x=x, w=w, expected=convolve(x, w, shape), direct_error=error)
+    expected = convolve(x, w, shape)
+    return verify.Case(
+        name=name, x=x.astype(np.float32), w=w.astype(np.float32), expected=expected,
+        scale=float(np.abs(expected).max()) or 1.0, direct_error=allowed / verify.DIRECT_FACTOR,
+    )  # fmt: skip
 
 
 def _order_fault(program: Program) -> str:
@@ -159,7 +168,8 @@ def main() -> int:
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
         for outcome in pool.imap_unordered(run, cases):
             outcomes.append(outcome)
-            sys.stderr.write(f"\r{len(outcomes)} of {len(cases)} ({time.time() - begun:.0f} s)")
+            took = f"{len(outcomes)} of {len(cases)}, {time.time() - begun:.0f} s"
+            sys.stderr.write(f"{took}: {outcome.status} {outcome.case} {outcome.reason}\n")
     sys.stdout.write(f"{report(outcomes, 'full' if args.full else 'pairwise', args.part)}\n")
     return any(outcome.status not in PASSED for outcome in outcomes)
 
