@@ -102,8 +102,9 @@ class Hook:
         if known := self._reported.get(graph):
             self._last(known)
 
-    def _fitted(self, misfit: MisfitError | None) -> None:
+    def _fitted(self, misfit: MisfitError | None, seconds: float) -> None:
         """Of one kernel, amid a schedule."""
+        self._count(Stats(seconds=seconds))
         kernels = self._thread.kernels
         if misfit is None:
             self._thread.kernels = replace(kernels, kernels_with_options=kernels.kernels_with_options + 1)

@@ -33,6 +33,7 @@ from strategies.shape import ConvShape
 
 SHAPE = ConvShape.of((1, 4, 12, 12), (4, 4, 3, 3), padding=1)
 X, W = normal(*SHAPE.input_shape), normal(*SHAPE.weight_shape, seed=1)
+OWN = normal(*SHAPE.weight_shape, seed=4)
 BIAS, OTHER = normal(4, seed=2), normal(1, 4, 12, 12, seed=3)
 AXES = "L4 L12 L12 R4 R3 R3"
 UPCAST = (("UPCAST", 0, 2), ("UPCAST", 2, 2))
@@ -90,15 +91,8 @@ def shuffled() -> Tensor:
     return conv().reshape(1, 2, 2, 12, 12).transpose(1, 2).contiguous()
 
 
-MISFITS: dict[str, Callable[[], Tensor]] = {
-    "output channels in two loops": shuffled,
-    "two in one kernel": lambda: conv() + X.conv2d(W * 2, padding=1),
-}
-
-
-@pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_falls_back_for_that_kernel_alone(name: str, tmp_path: Path) -> None:
-    build = MISFITS[name]
+def test_what_does_not_fit_falls_back_for_that_kernel_alone(tmp_path: Path) -> None:
+    build = shuffled
     expected = build().numpy()
     with autotune.tuned(exported(tmp_path, DIRECT)):
         outputs: list[Array] = []
@@ -107,6 +101,20 @@ def test_what_does_not_fit_falls_back_for_that_kernel_alone(name: str, tmp_path:
         outputs.append(build().numpy())
     assert (did.fallbacks, did.kernels_with_options, did.option_fallbacks) == (0, 0, 1)
     assert all(np.array_equal(output, expected) for output in outputs)
+
+
+def test_convolutions_that_would_share_a_kernel_get_one_each(tmp_path: Path) -> None:
+    def build() -> Tensor:
+        return (conv() + X.conv2d(OWN, padding=1)).relu()
+
+    expected = build().numpy()
+    with autotune.tuned(exported(tmp_path, DIRECT)):
+        options: list[tuple[str, ...]] = []
+        did = counted(lambda: options.extend(options_of(build)))
+        output = build().numpy()
+    assert (did.applied, did.kernels_with_options, did.option_fallbacks) == (2, 2, 0)
+    assert options.count(("UPCAST:0:2", "UPCAST:2:2")) == 2
+    assert relative(output, expected) < TOLERANCE
 
 
 ABSURD: dict[str, KernelOptions] = {

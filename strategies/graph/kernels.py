@@ -14,7 +14,7 @@ from tinygrad.codegen.opt import OptOps
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler, args_from_ast
 from tinygrad.codegen.opt.search import get_kernel_actions
-from tinygrad.dtype import DType
+from tinygrad.dtype import AddrSpace, DType
 from tinygrad.engine.realize import time_call
 from tinygrad.helpers import NOOPT
 from tinygrad.renderer import Renderer
@@ -142,17 +142,26 @@ class TunableKernel:
 def tunable_kernels(
     shape: ConvShape, candidate: Candidate, device: str, *, pool: Pool | None = None
 ) -> tuple[TunableKernel, ...]:
-    """The kernels of a candidate, in order; where two have one role, the first of them. Nothing is compiled."""
+    """The kernels of a candidate, in order; where two have one role, the first of them; those that are written out by
+    hand down to their memory are none. Nothing is compiled."""
     x, w = operands(shape, device)
     y = convolution(x, w, shape)
     calls = kernel_calls(schedule(y, replace(candidate, kernel_options=())))
     roles = roles_of(calls, *(t.uop.base for t in (x, w, y)))
     found: dict[str, TunableKernel] = {}
     for call, role in zip(calls, roles, strict=True):
+        if is_written_out(call.src[0]):
+            continue
         by_hand = call.src[0].arg.opts_to_apply == ()
         kernel = TunableKernel(role=role, kernel=bare(call.src[0]), device=device, by_hand=by_hand, pool=pool)
         found.setdefault(role, kernel)
     return tuple(found.values())
+
+
+def is_written_out(kernel: UOp) -> bool:
+    """Whether a kernel has buffers in shared memory or registers already: options would take its loops apart."""
+    local = (AddrSpace.LOCAL, AddrSpace.REG)
+    return any(u.op is Ops.BUFFER and u.addrspace in local for u in kernel.toposort())
 
 
 def _filled(size: int, dtype: DType, device: str) -> Tensor:

@@ -62,9 +62,11 @@ class Conv:
     couts: tuple[UOp, ...]
     device: str
     options: Mapping[str, KernelOptions] = field(default_factory=dict)
+    """What the kernels of its lowering are to have, by role."""
     until: str = ""
     """Where a Winograd lowering stops (see `winowrite.PHASES`); nowhere, except to be looked into."""
-    """What the kernels of its lowering are to have, by role."""
+    shared: bool = False
+    """Whether tinygrad computes it in one kernel with another convolution."""
     stands_for: UOp | None = None
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value

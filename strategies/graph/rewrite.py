@@ -13,6 +13,7 @@ from strategies.graph.buffers import Held, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv, extent
+from strategies.graph.rebuild import expression
 
 
 def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]) -> UOp:
@@ -30,10 +31,20 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
     convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
     if not convs:
         return sink
+    shared = _sharing(nodes, [conv.node for conv in convs])
+    convs = [replace(conv, shared=conv.node in shared) for conv in convs]
     ranges.private = _private(nodes)
     answers = zip(convs, rewriter(convs, ranges), strict=True)
     replacements = {conv.node: conv.place(new) for conv, new in answers if new is not None}
     return _replace(clean, replacements | ranges.split, ranges) if replacements else sink
+
+
+def _sharing(nodes: Iterable[UOp], reduces: Sequence[UOp]) -> set[UOp]:
+    """Those of the REDUCEs that are in one kernel with another of them."""
+    if len(reduces) < 2:
+        return set()
+    kernels = ([r for r in reduces if r in expression(u.src[0])] for u in nodes if u.op in (Ops.STAGE, Ops.END))
+    return {r for kernel in kernels if len(kernel) > 1 for r in kernel}
 
 
 def _private(nodes: Iterable[UOp]) -> set[UOp]:

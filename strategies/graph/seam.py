@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,8 @@ class Attachment:
     after it. Where a rewritten graph cannot be scheduled, or later not be compiled or given memory, `failed` hears
     why, and the graph is scheduled once more, and from then on, as tinygrad alone would. Without `failed`, errors are
     raised. With `frozen`, what is computed of weights alone is computed once and kept there. `fitted` hears of every
-    kernel that was to have options: None where it has them, the reason where tinygrad decides instead; without
-    `fitted`, that is raised.
+    kernel that was to have options: None where it has them, the reason where tinygrad decides instead, and the seconds
+    that the trial took; without `fitted`, the reason is raised.
     """
 
     rewriter: Rewriter
@@ -82,7 +83,7 @@ class Attachment:
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
-    fitted: Callable[[MisfitError | None], None] | None = None
+    fitted: Callable[[MisfitError | None, float], None] | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     rewritten: set[bytes] = field(default_factory=set)
     """Keys of graphs in which something was replaced."""
@@ -227,16 +228,15 @@ def _grant(call: UOp, kernel: UOp) -> UOp | None:
     if not isinstance(kernel.arg, KernelInfo) or (wish := wish_of(kernel)) is None:
         return None
     fitted = _thread.attachment.fitted if _thread.attachment is not None else None
+    begun, misfit = time.perf_counter(), None
     try:
         kernel = granted(kernel, wish, opened(call.src[1].device).renderer)
     except MisfitError as error:
         if fitted is None:
             raise
-        kernel = refused(kernel, wish)
-        fitted(MisfitError(f"{wish.role}: {error}"))
-    else:
-        if fitted is not None:
-            fitted(None)
+        kernel, misfit = refused(kernel, wish), MisfitError(f"{wish.role}: {error}")
+    if fitted is not None:
+        fitted(misfit, time.perf_counter() - begun)
     return call.replace(src=(kernel, *call.src[1:]))
 
 
