@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from strategies.candidate import Candidate, Value
 from strategies.key import ConvKey
@@ -30,11 +31,12 @@ class Space:
     """
 
     strategies: tuple[Strategy, ...]
+    key: ConvKey | None = None
 
     @classmethod
     def of(cls, key: ConvKey) -> Space:
         """Every installed strategy that applies to the key; the defaults apply always or say no themselves."""
-        return cls(tuple(item for item in strategies() if item.applies(key)))
+        return cls(tuple(item for item in strategies() if item.applies(key)), key)
 
     @property
     def defaults(self) -> tuple[Candidate, ...]:
@@ -48,16 +50,12 @@ class Space:
     def presets(self) -> tuple[Candidate, ...]:
         """The defaults, then what strategies declare as good, then each other strategy as it is by default.
 
-        A strategy declares such as `presets` of its parameters' class: a ClassVar, a tuple of mappings. They come
-        before the rest, some of which is slow to compile: a short budget should have seen them.
+        What is declared comes first, a candidate of each strategy in turn: some of the rest is slow to compile, and a
+        short budget should have seen the best.
         """
         plain = [item.candidate() for item in self.strategies]
-        declared = [
-            item.candidate(good)
-            for item in self.strategies
-            if hasattr(item.params, "presets")
-            for good in ({}, *item.params.presets)
-        ]
+        turns = zip_longest(*(item.good(self.key) for item in self.strategies))
+        declared = [candidate for turn in turns for candidate in turn if candidate is not None]
         return tuple(dict.fromkeys([*self.defaults, *declared, *plain]))
 
     def choose(self, choose: Choose) -> Candidate | None:

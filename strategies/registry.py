@@ -50,6 +50,13 @@ class Strategy:
         bind(self.params, values)
         return Candidate.of(self.name, **canonical(self.params, values))
 
+    def good(self, key: ConvKey | None) -> tuple[Candidate, ...]:
+        """What the strategy declares as good for the key, the best guess first: `presets` of its parameters' class, a
+        sequence of mappings or a function from the key to one. A strategy that declares nothing has none."""
+        declared = getattr(self.params, "presets", ())
+        presets = declared(key) if callable(declared) else declared
+        return tuple(self.candidate(values) for values in presets)
+
     def bound(self, candidate: Candidate) -> Any:
         """The candidate's parameters as an instance of `params`; raises ParameterError."""
         return bind(self.params, dict(candidate.params))

@@ -37,7 +37,7 @@ def run(search: Search, runner: SimulatedRunner, trials: int) -> list[Candidate]
 
 def test_the_defaults_come_first_then_what_strategies_declare_as_good_then_every_strategy() -> None:
     class Good(Fused):
-        presets = ({"tile": 4, "unroll": 4},)
+        presets = ({}, {"tile": 4, "unroll": 4})
 
     space = Space((made("aaa", Fused), made("bbb", Good), made("direct", Nothing), made("tensor_winograd", Nothing)))
     assert [str(c) for c in islice(iter(Search(space).ask, None), 5)] == [

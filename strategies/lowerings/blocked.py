@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from strategies.candidate import Value
 from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
 
-GPU: Mapping[str, Value] = {
+CPU: Sequence[Mapping[str, Value]] = (
+    {"vectors": "compiler", "cout_block": 8, "product": "AGOT", "cores": "all"},
+    {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo", "cores": "all"},
+    {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
+    {},
+    {"cout_block": 8, "tile_block": 8},
+)
+_SPREAD: Mapping[str, Value] = {
     "kernels": "heuristics", "cout_block": 4, "xhat": "AGCTt", "ghat": "AGCOo", "mhat": "AGOoTt", "product": "AGOT",
 }  # fmt: skip
+GPU: Sequence[Mapping[str, Value]] = ({**_SPREAD, "tile_block": 8}, {**_SPREAD, "tile_block": 16})
 """What neighbouring threads touch lies together, and threads are left to tinygrad's heuristics."""
 
 
@@ -42,14 +50,12 @@ class Blocked:
     )
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
 
-    presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
-        {"vectors": "compiler", "cout_block": 8, "product": "AGOT", "cores": "all"},
-        {"vectors": "compiler", "cout_block": 8, "product": "AGOT"},
-        {**GPU, "tile_block": 8},
-        {**GPU, "tile_block": 16},
-        {"vectors": "compiler", "cout_block": 16, "tile_block": 4, "mhat": "GOTAto", "ghat": "AGOCo", "cores": "all"},
-        {"cout_block": 8, "tile_block": 8},
-    )
+    @staticmethod
+    def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
+        if key is None or key.device.device == "CPU":
+            return CPU
+        shape = key.shape
+        return () if shape.cin // shape.groups % 4 == 0 else GPU  # where its channels divide, shared_memory is for GPUs
 
 
 @strategy("blocked", Blocked)

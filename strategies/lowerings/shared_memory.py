@@ -25,6 +25,7 @@ class SharedMemory:
     output: str = param("inline", ("inline", "staged"), "where the last transform goes")
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
+        {},
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4},
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4, "tile": 2},
         {"depth": 32},
