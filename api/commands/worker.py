@@ -38,12 +38,12 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     import logging
 
     from api.devices import ProbedDevices
+    from api.logs import configure
     from api.worker import DATABASE_LOST, FleetWorker
     from autotune.compiler import CCompilerError, ensure_c_compiler
     from db import DatabaseBusyError, DatabaseUnreachableError, open_store
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("autotune").setLevel(logging.INFO)
+    configure(settings.log_format)
     for library in ("procrastinate", "psycopg.pool"):  # tracebacks of what the worker says in one line
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
