@@ -13,6 +13,7 @@ from http import HTTPStatus
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problem import problem
@@ -100,6 +101,8 @@ class TokenGuard:
             answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}; nothing acknowledged was lost, try again")
             answer.headers["Retry-After"] = "5"
             return await answer(scope, receive, send)
+        if token is None and not secret and need is not None and not _taken(scope):
+            return await self.app(scope, receive, send)  # 405 or 404, whoever asks: nothing can happen
         if (secret and token is None) or (token is None and need is not None):
             found = "one that is unknown, revoked or expired" if secret else "none"
             answer = problem(
@@ -115,6 +118,13 @@ class TokenGuard:
             return await problem(HTTPStatus.FORBIDDEN, detail)(scope, receive, send)
         scope[PRESENTED] = token
         return await self.app(scope, receive, send)
+
+
+def _taken(scope: Scope) -> bool:
+    """Whether a route takes this; reading is not looked at, so that what there is stays unknown."""
+    if scope["method"] not in WRITING_METHODS:
+        return True
+    return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
 
 
 def presented(headers: Headers) -> str:
