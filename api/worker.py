@@ -195,11 +195,13 @@ class FleetWorker:
 
 async def _tidy(app: Any) -> None:
     """procrastinate keeps what a killed worker had begun; the tasks themselves were given to others long ago."""
+    from procrastinate.exceptions import ConnectorException
     from procrastinate.jobs import Status
 
     while True:
-        for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_S):
-            await app.job_manager.finish_job(job, status=Status.FAILED, delete_job=True)
+        with contextlib.suppress(ConnectorException):  # the worker itself notices that the database is away
+            for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_S):
+                await app.job_manager.finish_job(job, status=Status.FAILED, delete_job=True)
         await asyncio.sleep(TIDY_S)
 
 
