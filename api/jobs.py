@@ -19,7 +19,7 @@ from autotune.device_lock import DeviceBusyError
 from autotune.fleet import Worker
 from autotune.job import Budget, Claim, Job, JobState, target_of
 from autotune.progress import Progress
-from autotune.runner import NoWorkerError, Runner
+from autotune.runner import DeviceUnavailableError, NoWorkerError, Runner
 from autotune.session import TuneCancelledError
 from autotune.store import Store
 from autotune.winner import Winner
@@ -29,6 +29,8 @@ from strategies.shape import JsonObject
 
 IDLE_S = 1.0
 BUSY_S = 2.0
+DEVICE_TRIES = 3
+"""How often a device may be unusable before the key fails: once or twice somebody may have killed its process."""
 REPORT_S = 0.2
 RELEASE_S = 60.0
 """How long without a job the warm children, and what they hold of their devices, are kept."""
@@ -237,7 +239,7 @@ class JobRunner:
         return self._store.finish
 
     def _tune_key(self, claim: Claim, lane: Lane, work: Work) -> None:
-        report = Report(self._store, claim, work.left)
+        report, unusable = Report(self._store, claim, work.left), 0
         while True:
             report.check()
             try:
@@ -250,6 +252,12 @@ class JobRunner:
                 report.waiting(str(error))
                 raise
             except DeviceBusyError as error:
+                report.waiting(str(error))
+                work.left.wait(BUSY_S)
+            except DeviceUnavailableError as error:
+                unusable += 1
+                if unusable == DEVICE_TRIES:
+                    raise
                 report.waiting(str(error))
                 work.left.wait(BUSY_S)
             else:
