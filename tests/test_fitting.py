@@ -6,6 +6,7 @@ Whatever they are and wherever they come from, a program computes what it would 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -23,8 +24,10 @@ from values import a_winner
 
 import autotune
 from autotune import bundle, decisions, hook
+from autotune.models import resnet18
 from strategies.candidate import Candidate, KernelOptions
 from strategies.graph.device import describe_device, opened
+from strategies.graph.find import find_convolutions
 from strategies.graph.fitting import MisfitError, fit
 from strategies.graph.kernels import tunable_kernels
 from strategies.key import ConvKey
@@ -218,3 +221,22 @@ def test_a_schedule_that_tinygrad_has_cached_has_its_options(tmp_path: Path) -> 
 
 def test_the_renderer_is_that_of_the_device() -> None:
     assert opened("CPU").renderer is KERNEL.renderer
+
+
+def test_every_convolution_of_resnet18_has_its_winner_applied(tmp_path: Path) -> None:
+    """`direct` with options for each; nothing is compiled. What the network fuses into a sum of its own, or reads with
+    another step than the shape in the key, is left to tinygrad."""
+    model, image = resnet18()
+    device, direct, winners = describe_device("CPU"), Candidate.of("direct"), []
+    for shape in find_convolutions(lambda: model(image)):
+        [kernel] = tunable_kernels(shape, direct, "CPU")
+        options = (("convolution", kernel.chosen((("UPCAST", 0, 2),))),)
+        winner = a_winner(ConvKey(shape=shape, device=device), decided_at=1.0, state="verified")
+        winners.append(replace(winner, candidate=replace(direct, kernel_options=options)))
+    bundle.write(tmp_path / "winners.json", winners)
+    with autotune.tuned(str(tmp_path / "winners.json")), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "autotune: options found for a kernel do not fit it here")
+        did = counted(lambda: model(image).schedule_linear())
+    assert (did.convolutions, did.hits, did.applied, did.misses, did.fallbacks) == (20, 20, 20, 0, 0)
+    assert did.kernels_with_options + did.option_fallbacks == 20
+    assert did.kernels_with_options >= 16
