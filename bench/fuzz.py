@@ -88,7 +88,8 @@ def _run(service: Served, token: str | None, seed: int, options: argparse.Namesp
     ]  # fmt: skip
     for header, value in _headers(token).items():
         command += ["--header", f"{header}: {value}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as directory:  # for what it keeps beside itself
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print("\n".join(line[:300] for line in (done.stdout + done.stderr).splitlines()))
     return done.returncode == 0
