@@ -56,9 +56,9 @@ FACTORS: Mapping[str, Sequence[Any]] = {
 
 
 def pairwise(seed: int = 0) -> list[Case]:
-    """Every two values of FACTORS meet in some case; every value of every parameter occurs."""
+    """Every two values of FACTORS meet in some case; every preset and every value of every parameter occurs."""
     rng = random.Random(seed)
-    rows = [_case(row, rng) for row in covering(FACTORS, rng)]
+    rows = [_case(row, rng) for row in covering(FACTORS, rng)] + list(_presets())
     return rows + list(_missing(rows, rng))
 
 
@@ -107,6 +107,13 @@ def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
     return Case(
         shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], candidate=item.candidate(values)
     )
+
+
+def _presets() -> Iterator[Case]:
+    """What strategies declare as good: a search measures these first."""
+    for item in strategies():
+        for values in getattr(item.params, "presets", ()):
+            yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=item.candidate(values))
 
 
 def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
