@@ -9,7 +9,7 @@ import pytest
 from metal.cases import FACTORS, Case, covering, full, pairwise
 from metal.suite import PASSED, run
 
-from strategies.registry import strategies
+from strategies.registry import get_strategy, strategies
 from tests.on_metal import fresh_metal, needs_metal
 
 
@@ -19,6 +19,15 @@ from tests.on_metal import fresh_metal, needs_metal
 def test_a_lowering_on_metal(case: Case) -> None:
     outcome = run(case)
     assert outcome.status in PASSED, outcome.reason
+
+
+@needs_metal
+@pytest.mark.usefixtures(fresh_metal.__name__)
+@pytest.mark.xfail(strict=True, reason="tinygrad computes another sum with tensor cores: see docs/metal.md")
+def test_one_lowering_that_verification_rejects() -> None:
+    candidate = get_strategy("deferred_mhat").candidate()
+    outcome = run(Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate))
+    assert outcome.status == "ok", outcome.reason
 
 
 def test_every_two_values_meet() -> None:

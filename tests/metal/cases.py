@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autotune.space import Space
 from strategies.candidate import Candidate
+from strategies.key import ConvKey, DeviceSpec
 from strategies.registry import get_strategy, strategies
 from strategies.shape import ConvShape
 from strategies.transform import TILES
@@ -111,9 +113,11 @@ def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
 
 def _presets() -> Iterator[Case]:
     """What strategies declare as good: a search measures these first."""
-    for item in strategies():
-        for values in getattr(item.params, "presets", ()):
-            yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=item.candidate(values))
+    x, w = SHAPES["16c 32"]
+    device = DeviceSpec(device="METAL", arch="Apple9", renderer="MetalRenderer")
+    for candidate in Space.of(ConvKey(shape=ConvShape.of(x, w, padding=1), device=device)).presets:
+        if hasattr(get_strategy(candidate.strategy).params, "presets"):
+            yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate)
 
 
 def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
