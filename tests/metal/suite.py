@@ -47,6 +47,8 @@ ORDERS = ("1", "7")
 PASSED = ("ok", "unlowered", "inapplicable")
 """What is no fault of a kernel: tinygrad's heuristics may fail to lower one, or take too long (a compile error or a
 timeout to the tuner), a strategy may not apply."""
+MISLOWERED = ("deferred_mhat", ("form", "nested"))
+"""With tensor cores tinygrad computes another sum for some shapes of it (docs/metal.md): verification rejects them."""
 LOWERING_S = 30.0
 """Seconds of processor time that tinygrad may take over one kernel."""
 INACCURATE_TILE = 6
@@ -69,6 +71,13 @@ class Outcome:
     error: float = 0.0
     seconds: float = 0.0
     sizes: dict[str, int] = field(default_factory=dict)
+
+
+def passed(outcome: Outcome) -> bool:
+    """Whether the outcome is as it should be, or wrong where tinygrad is known to be."""
+    candidate = outcome.case.candidate
+    mislowered = candidate.strategy == MISLOWERED[0] and MISLOWERED[1] in candidate.params and outcome.case.tensor_cores
+    return outcome.status in PASSED or (outcome.status == "wrong" and mislowered)
 
 
 def run(case: Case) -> Outcome:
@@ -171,7 +180,7 @@ def main() -> int:
             took = f"{len(outcomes)} of {len(cases)}, {time.time() - begun:.0f} s"
             sys.stderr.write(f"{took}: {outcome.status} {outcome.case} {outcome.reason}\n")
     sys.stdout.write(f"{report(outcomes, 'full' if args.full else 'pairwise', args.part)}\n")
-    return any(outcome.status not in PASSED for outcome in outcomes)
+    return not all(map(passed, outcomes))
 
 
 def report(outcomes: list[Outcome], what: str, part: str) -> str:
