@@ -86,6 +86,11 @@ class Search:
         return math.exp(self._values[measurement.candidate.digest])
 
     @property
+    def has_presets(self) -> bool:
+        """Whether some presets have not been asked for yet."""
+        return bool(self._presets)
+
+    @property
     def since_better(self) -> int:
         """Candidates other than presets measured since the best last improved."""
         return self._since_better

@@ -143,10 +143,16 @@ class Session:
         """The same for a repetition, which counts as no trial."""
         if self.budget.seconds is None:
             return True
-        typical_s = statistics.median(self._cost_s.values()) if self._cost_s else 0.0
         options_s = OPTIONS_SHARE * self.budget.seconds
-        options_s = options_s if options_s >= OVERHEAD_S + LEAST_S else 0.0
-        return self.used_s + typical_s + self.final_s(finalists) + options_s <= self.budget.seconds
+        if options_s < OVERHEAD_S + LEAST_S or self.search.has_presets:  # options of what is not even the best so far
+            options_s = 0.0
+        return self.used_s + self._typical_s() + self.final_s(finalists) + options_s <= self.budget.seconds
+
+    def _typical_s(self) -> float:
+        """What one more candidate takes. `direct`, the first, also pays for the reference that all are held against."""
+        direct = self.search.space.defaults[0].digest
+        costs_s = [cost_s for digest, cost_s in self._cost_s.items() if digest != direct] or [*self._cost_s.values()]
+        return statistics.median(costs_s) if costs_s else 0.0
 
     def options_s(self, finalists: Sequence[Candidate], candidates: int) -> float:
         """Seconds to search for options of the next of so many candidates: of what is left of the budget before a final
