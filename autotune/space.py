@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from strategies.candidate import Candidate, Value
 from strategies.key import ConvKey
-from strategies.parameter import canonical
+from strategies.parameter import ParameterError, canonical
 from strategies.registry import Strategy, strategies
 
 DEFAULTS = ("direct", "tensor_winograd")
@@ -72,9 +72,13 @@ class Space:
 
     def choices(self, candidate: Candidate) -> dict[str, tuple[Value, tuple[Value, ...]]] | None:
         """The choices that make this candidate, each with the values there were; None if none do (it is of another
-        release, has kernel options, or is the only one of its strategy)."""
-        wanted: dict[str, Value] = {STRATEGY: candidate.strategy}
-        wanted.update({f"{candidate.strategy}.{name}": value for name, value in candidate.params})
+        release, has kernel options, or is the only one of its strategy). A parameter that the strategy had not yet when
+        the candidate was measured has its default."""
+        whole = self._completed(candidate)
+        if whole is None:
+            return None
+        wanted: dict[str, Value] = {STRATEGY: whole.strategy}
+        wanted.update({f"{whole.strategy}.{name}": value for name, value in whole.params})
         made: dict[str, tuple[Value, tuple[Value, ...]]] = {}
 
         def replay(name: str, values: Sequence[Value]) -> Value:
@@ -86,7 +90,14 @@ class Space:
             again = self.choose(replay)
         except (KeyError, ValueError):  # not chosen here, or not among the values
             return None
-        return made if again == candidate else None
+        return made if again == whole else None
+
+    def _completed(self, candidate: Candidate) -> Candidate | None:
+        item = next((item for item in self.strategies if item.name == candidate.strategy), None)
+        try:
+            return None if item is None or candidate.kernel_options else item.candidate(dict(candidate.params))
+        except ParameterError:
+            return None
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
         """Those that differ from `candidate` in one parameter."""

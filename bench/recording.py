@@ -91,7 +91,7 @@ class Recording:
 
 def subspace(key: ConvKey, *, presets: bool = True) -> Space:
     """The space of a key, its strategies' parameters cut down to GRID, with or without what they declare as good."""
-    return Space(tuple(_cut(item, presets) for item in Space.of(key).strategies))
+    return Space(tuple(_cut(item, key, presets) for item in Space.of(key).strategies))
 
 
 def everything(space: Space) -> list[Candidate]:
@@ -99,15 +99,15 @@ def everything(space: Space) -> list[Candidate]:
     return list(dict.fromkeys(itertools.chain(space.presets, space)))
 
 
-def _cut(item: Strategy, with_presets: bool) -> Strategy:
+def _cut(item: Strategy, key: ConvKey, with_presets: bool) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
-    fields = [
-        (p.name, type(p.default), _narrowed(p, grid.get(p.name, (p.default,)))) for p in parameters_of(item.params)
-    ]
+    allowed = {p.name: grid.get(p.name, (p.default,)) for p in parameters_of(item.params)}
+    fields = [(p.name, type(p.default), _narrowed(p, allowed[p.name])) for p in parameters_of(item.params)]
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
-    good = [p for p in getattr(item.params, "presets", ()) if all(v in grid.get(name, ()) for name, v in p.items())]
+    declared = (dict(candidate.params) for candidate in item.good(key))
+    good = [values for values in declared if all(v in allowed[name] for name, v in values.items())]
     if with_presets:
         narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)

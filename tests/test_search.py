@@ -65,6 +65,11 @@ def test_choices_make_the_candidate_again(rng: random.Random) -> None:
         assert len(shared) < len(candidate.params) or len(other.params) != len(candidate.params)
 
 
+def test_a_parameter_added_since_has_its_default() -> None:
+    before = Candidate.of("fused", tile=2)
+    assert SPACE.choices(before) == SPACE.choices(Candidate.of("fused", tile=2, unroll=1))
+
+
 NO_OPTIONS = KernelOptions(axes="g4", options=())
 
 
@@ -72,7 +77,7 @@ NO_OPTIONS = KernelOptions(axes="g4", options=())
     "candidate",
     [
         Candidate.of("unknown", tile=2), Candidate.of("direct"), Candidate.of("fused", tile=3, unroll=1),
-        Candidate.of("fused", tile=2), Candidate.of("fused", tile=2, unroll=1, more=1),
+        Candidate.of("fused", tile=2, unroll=1, more=1),
         replace(Candidate.of("fused", tile=2, unroll=1), kernel_options=(("product", NO_OPTIONS),)),
     ],
 )  # fmt: skip
