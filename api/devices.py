@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from strategies.flags import FLAG_VALUE
 from strategies.key import DeviceSpec, KeyFormatError
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -24,7 +25,6 @@ FAILURE_S = 30.0
 """How long a failure holds: of all requests that wait for a driver that hangs, one pays PROBE_TIMEOUT_S."""
 MAX_ANSWERS = 256
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}(:[A-Za-z0-9_]{1,16})*")
-FLAG_VALUE = re.compile(r"[-A-Za-z0-9_,.]{1,32}")
 
 
 class UnknownDeviceError(LookupError):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from strategies.flags import KERNEL_FLAGS
+from strategies.flags import KERNEL_FLAGS, is_flag
 from strategies.key import DeviceSpec
 
 DISTURBING_FLAGS = (
@@ -28,7 +28,7 @@ def child_environment(environ: Mapping[str, str], device: str, spec: DeviceSpec)
     of the graph do not reach the pool.
     """
     result = {name: value for name, value in environ.items() if name not in DROPPED}
-    result.update(dict(spec.flags))
+    result.update((name, value) for name, value in spec.flags if is_flag(name, value))
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     result.update(

@@ -45,7 +45,7 @@ class ChildProcess:
                 env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 start_new_session=True, pass_fds=(requests_read, events_write, life_read, *inherit),
             )  # fmt: skip
-        except OSError:
+        except (OSError, ValueError):  # ValueError: an environment that cannot be one
             for descriptor in (self._requests, self._events, self._life):
                 os.close(descriptor)
             raise

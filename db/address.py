@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from db.errors import DatabaseError, DatabaseUnreachableError
@@ -50,8 +50,16 @@ def dialect_for(address: str | os.PathLike[str], busy_timeout_s: float) -> Diale
     if backend == "sqlite" and url.database and url.database != ":memory:":
         return Sqlite(Path(url.database), busy_timeout_s)
     if backend in ("postgresql", "postgres"):
-        return Postgresql(url, busy_timeout_s)
+        return Postgresql(_password_in_its_place(url), busy_timeout_s)
     raise DatabaseUnreachableError(f"{_EXPECTED}, found {url.render_as_string(hide_password=True)}: name one of those")
+
+
+def _password_in_its_place(url: URL) -> URL:
+    """`?password=` is libpq's other way to say it, and no rendering would hide it."""
+    password = url.query.get("password")
+    if not isinstance(password, str):
+        return url
+    return url.difference_update_query(["password"]).set(password=url.password or password)
 
 
 def insert_new(connection: Connection, row: type, **values: object) -> bool:

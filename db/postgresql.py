@@ -112,7 +112,10 @@ def _encrypted(url: URL) -> URL:
     not.
     """
     hosts = [url.host or "", *_texts(url.query.get("host", ())), *_texts(url.query.get("hostaddr", ()))]
-    if all(not host or host.startswith(("/", "@")) or host in LOOPBACK for host in hosts):
+    if not any(hosts):  # libpq takes it from elsewhere
+        hosts = [os.environ.get("PGHOST", ""), os.environ.get("PGHOSTADDR", "")]
+    named = url.query.get("service") or os.environ.get("PGSERVICE")  # a file says where that is: it may be anywhere
+    if not named and all(not host or host.startswith(("/", "@")) or host in LOOPBACK for host in hosts):
         return url
     mode = url.query.get("sslmode") or os.environ.get("PGSSLMODE")
     if mode is None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from strategies.flags import is_flag
 from strategies.shape import ConvShape, JsonObject
 
 KEY_VERSION = 1
@@ -78,6 +79,11 @@ class DeviceSpec:
             "flags must be a list of [name, value] pairs",
         )
         values["flags"] = tuple((str(name), str(value)) for name, value in pairs)
+        # they become a process's environment: nothing but tinygrad's own settings, with plain values
+        unknown = sorted(name for name, value in values["flags"] if not is_flag(name, value))
+        _expect(
+            not unknown, f"{', '.join(map(repr, unknown))}: not among the flags that change kernels, or no plain value"
+        )
         texts = ("device", "arch", "renderer", "tinygrad", "driver", "os", "compiler", "simulated")
         _expect(all(isinstance(values.get(t, ""), str) for t in texts), f"{', '.join(texts)} must be text")
         _expect(isinstance(values.get("cores", 0), int), "cores must be a whole number")

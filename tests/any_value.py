@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.winner import Interval, Winner, WinnerState
 from strategies.candidate import Candidate, KernelOptions
+from strategies.flags import FLAG_VALUE, KERNEL_FLAGS
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.shape import DTYPES, ConvShape
 
@@ -21,10 +22,11 @@ json_values = st.recursive(
     max_leaves=6,
 )
 json_objects = st.dictionaries(texts, json_values, max_size=3)
+flags = st.dictionaries(st.sampled_from(KERNEL_FLAGS), st.from_regex(FLAG_VALUE, fullmatch=True), max_size=3)
 devices = st.builds(
     DeviceSpec,
     device=texts, arch=texts, renderer=texts, cores=counts, tinygrad=texts, driver=texts, os=texts, compiler=texts,
-    flags=st.dictionaries(texts, texts, max_size=3).map(lambda flags: tuple(sorted(flags.items()))),
+    flags=flags.map(lambda chosen: tuple(sorted(chosen.items()))),
 )  # fmt: skip
 policies = st.builds(
     Policy,

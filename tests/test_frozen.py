@@ -228,6 +228,19 @@ def test_a_sharded_weight() -> None:
             assert relative(xs.conv2d(ws, padding=1).numpy(), expected) < TOLERANCE
 
 
+def test_what_else_is_made_of_a_weight_and_stacked() -> None:
+    """A kernel of the weight alone whose result is read as one of several devices' parts."""
+    x, w = normal(1, 4, 8, 9), normal(4, 4, 3, 3, seed=1)
+    devices = (f"{w.device}", f"{w.device}:1")
+    expected = x.conv2d(w, padding=1).numpy(), (w * 2).numpy()
+    with autotune.forced("four_buffer", frozen_weights=True):
+        for _ in range(2):
+            y, both = x.conv2d(w, padding=1), (w * 2).shard(devices) + 0
+            Tensor.realize(y, both)
+            assert relative(y.numpy(), expected[0]) < TOLERANCE
+            assert np.array_equal(both.numpy(), expected[1])
+
+
 def test_a_transform_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory for it, say: the filter is transformed at every run, as without the promise."""
 

@@ -93,6 +93,8 @@ def test_json_and_back(key: ConvKey) -> None:
         ({"device": {"device": "CPU", "cores": "2"}}, "cores must be"),
         ({"device": {"device": "CPU", "flags": {"BEAM": 2}}}, "flags must be"),
         ({"device": {"device": "CPU", "flags": [["BEAM"]]}}, "flags must be"),
+        ({"device": {"device": "CPU", "flags": [["LD_PRELOAD", "x"]]}}, "'LD_PRELOAD': not among the flags"),
+        ({"device": {"device": "CPU", "flags": [["BEAM", "2;x"]]}}, "'BEAM': not among the flags"),
         ({"policy": {"max_error": 0}}, "positive number"),
         ({"policy": {"max_error": True}}, "positive number"),
         ({"policy": {"max_workspace_bytes": -1}}, "0 or more"),

@@ -24,6 +24,7 @@ from db import (  # noqa: E402
     SqlStore,
     open_store,
 )
+from db.address import dialect_for  # noqa: E402
 from db.postgresql import Postgresql  # noqa: E402
 from tests.databases import child, new_database  # noqa: E402
 from tests.store_contract import StoreContract  # noqa: E402
@@ -119,6 +120,7 @@ def test_an_address_of_another_kind(address: str, expected: str) -> None:
         ("postgresql://me@10.0.0.7/a", "require"), ("postgresql:///a?host=db.example", "require"),
         ("postgresql:///a?host=/run/pg,db.example", "require"), ("postgresql:///a?hostaddr=10.0.0.7", "require"),
         ("postgresql://localhost/a", None), ("postgresql://127.0.0.1:5433/a", None), ("postgresql:///a", None),
+        ("postgresql:///a?service=production", "require"),
         ("postgresql:///a?host=/run/postgresql", None), ("postgresql://localhost/a?sslmode=disable", "disable"),
     ],
 )  # fmt: skip
@@ -267,3 +269,13 @@ def test_a_closed_store_opens_again(path: Path) -> None:
     store.close()
     assert store.record(a_measurement("one"))
     store.close()
+
+
+def test_a_server_named_by_the_environment_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "db.example")
+    assert Postgresql(make_url("postgresql:///a"), 1.0).url.query.get("sslmode") == "require"
+
+
+def test_a_password_among_the_parameters_is_not_shown() -> None:
+    dialect = dialect_for("postgresql://me@localhost/a?password=secret", 1.0)
+    assert "secret" not in str(dialect)

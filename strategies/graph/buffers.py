@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce as fold
 
-from tinygrad.dtype import AddrSpace, DType
+from tinygrad.dtype import AddrSpace, DType, strong_dtype
 from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
@@ -65,9 +65,10 @@ def loops_of(axes: Sequence[UOp]) -> list[UOp]:
 
 
 def _stored(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], index: UOp, device: str, slot: int) -> Held:
-    buffer = _buffer(math.prod(sizes), body.dtype, device, slot)
-    filled = buffer.after(buffer.index(index).store(body).end(*loops_of(axes)))
-    return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)))
+    dtype = strong_dtype(body.dtype)  # a buffer has the width of what is put in it, readers see what they saw
+    buffer = _buffer(math.prod(sizes), dtype, device, slot)
+    filled = buffer.after(buffer.index(index).store(body.cast(dtype)).end(*loops_of(axes)))
+    return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)).cast(body.dtype))
 
 
 def _buffer(size: int, dtype: DType, device: str, slot: int) -> UOp:

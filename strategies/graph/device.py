@@ -193,5 +193,5 @@ def _output(*command: str) -> str:
 
 def has_shared_memory(device: str) -> bool:
     """Whether threads of the device form workgroups that share memory."""
-    renderer = Device[device].renderer
+    renderer = opened(device).renderer
     return bool(renderer.has_local and renderer.has_shared)

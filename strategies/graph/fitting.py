@@ -33,6 +33,7 @@ MOST_THREADS = 1024
 """Of a work group, on any device that tinygrad knows."""
 REGISTERS = frozenset({AxisType.UPCAST, AxisType.UNROLL})
 GROUP = frozenset({AxisType.LOCAL, AxisType.WARP, AxisType.GROUP_REDUCE})
+BY_HAND = GROUP | {AxisType.UPCAST, AxisType.THREAD}
 AMOUNT = frozenset({"UPCAST", "UNROLL", "LOCAL", "GROUP", "GROUPTOP", "THREAD", "PADTO"})
 
 
@@ -72,8 +73,10 @@ def granted(kernel: UOp, wish: Wish, renderer: Renderer) -> UOp:
 
 
 def refused(kernel: UOp, wish: Wish) -> UOp:
-    """The kernel without, as if nobody had wished."""
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if wish.by_hand else None))
+    """The kernel without, as if nobody had wished. One that holds loops made by hand, its own or those of another
+    convolution in it, is not for tinygrad's heuristics: they would put threads on top of its threads."""
+    by_hand = wish.by_hand or any(u.op is Ops.RANGE and u.arg[-1] in BY_HAND for u in kernel.toposort())
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if by_hand else None))
 
 
 def bare(kernel: UOp) -> UOp:

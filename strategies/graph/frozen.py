@@ -73,7 +73,7 @@ class FrozenWeights:
             kept: dict[UOp, UOp] = {}
             for call in calls:
                 out, weight = call.src[1:]
-                if written.count(out) == 1 and weight not in written:
+                if written.count(out) == 1 and weight not in written and not _inside(out, linear):
                     transform = self._transform_of(weight, call.src[0], out, run=run)
                     if transform is not None:
                         kept[out] = transform
@@ -135,7 +135,9 @@ def weight_slots(convs: Iterable[Conv], replaced: Iterable[bool]) -> Iterator[in
     convs = list(convs)
     inputs = {leaf for conv in convs for leaf in _leaves(conv.activation)}
     for conv, is_replaced in zip(convs, replaced, strict=True):
-        if is_replaced and len(leaves := _leaves(conv.weight)) == 1:
+        # a Winograd convolution's: of a product, 1x1, either operand may be the one that was called the weight
+        winograd = any(axis.is_winograd for axis in conv.axes)
+        if is_replaced and winograd and len(leaves := _leaves(conv.weight)) == 1:
             [leaf] = leaves
             if leaf.op is Ops.PARAM and leaf.arg.slot >= 0 and leaf not in inputs:
                 yield leaf.arg.slot
@@ -164,6 +166,12 @@ def _outputs(call: UOp) -> set[UOp]:
     elif call.src[0].op is Ops.COPY:
         arguments = arguments[:1]
     return {u for argument in arguments for u in argument.toposort() if u.op is Ops.BUFFER}
+
+
+def _inside(buffer: UOp, linear: UOp) -> bool:
+    """Whether some call reads the buffer as part of an argument: stacked with those of other devices."""
+    arguments = {s for call in linear.src for s in call.src[1:] if s is not buffer and s.op is not Ops.BUFFER}
+    return any(buffer in s.toposort() for s in arguments)
 
 
 def _written_slots(kernel: UOp) -> frozenset[int]:

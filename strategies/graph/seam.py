@@ -35,7 +35,7 @@ import tinygrad.schedule
 import tinygrad.tensor
 from tinygrad.device import Buffer
 from tinygrad.engine.realize import get_call_arg_uops
-from tinygrad.helpers import Context
+from tinygrad.helpers import NUM_CPU_THREADS, Context
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
@@ -360,7 +360,7 @@ def _may_compile() -> bool:
 
 def _marked(big_sink: UOp, sinks: Sequence[UOp], attachment: Attachment) -> UOp:
     """The graph with the mark that tells its schedule from those made under other conditions."""
-    mark = f"autotune {attachment.number} {flags_in_force()}"
+    mark = f"autotune {attachment.number} {flags_in_force()} {NUM_CPU_THREADS.value}"
     marked = {u: u.replace(arg=mark) for u in sinks}
     if list(sinks) == [big_sink.src[0]]:  # almost always: one function, nothing nested in it
         return big_sink.replace(src=(marked[big_sink.src[0]], *big_sink.src[1:]))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tinygrad import Device
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
+from strategies.graph.device import opened
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Axis, Conv, extent
 
@@ -58,7 +58,7 @@ def share(sizes: Sequence[int], device: str) -> tuple[int, int]:
 
     The most threads that divide a loop evenly: the slowest ends the kernel.
     """
-    renderer = Device[device].renderer
+    renderer = opened(device).renderer
     most = renderer.global_max[0] if renderer.has_threads and renderer.global_max is not None else 1
     shares = [_divisor(size, most) for size in sizes]
     return shares.index(max(shares)), max(shares)
