@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.limits import checking
 
+PARENT_S = 2.0
 AGAIN_S = 1.0  # an exception raised while Python finalises an object is lost: it is raised again after so long
 
 
@@ -126,7 +128,8 @@ class Pool:
         if len(todo) < 2 or self._workers < 2:
             return
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, context, _end_with_parent, (os.getpid(),))
         settings = {variable.key: variable.value for variable in to_program_context}
         jobs: dict[Future[tuple[UOp, float]], tuple[object, ...]] = {}
         try:
@@ -151,6 +154,17 @@ class Pool:
                 process.kill()
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a process of the pool: end when the parent is gone, killed or not. It would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _compiled(ast: UOp, renderer: Renderer, limit_s: float) -> tuple[UOp, float]:

@@ -1,0 +1,44 @@
+"""The processes that compile kernels end when whoever started them is gone, killed or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from strategies.graph.compiling import _end_with_parent
+
+def busy(parent, watched):
+    if watched:
+        _end_with_parent(parent)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=busy, args=(os.getpid(), sys.argv[1] == "watched"))
+    process.start()
+    time.sleep(3)
+    Path(sys.argv[2]).write_text(str(process.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_compile_process_ends_with_its_parent(tmp_path: Path, watched: bool) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    pid = tmp_path / "pid"
+    subprocess.run([sys.executable, str(script), "watched" if watched else "not", str(pid)], timeout=60)
+    started = psutil.Process(int(pid.read_text()))
+    until = time.monotonic() + (20 if watched else 4)
+    while started.is_running() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert started.is_running() == (not watched)  # the other shows that nothing else would have ended it
+    if not watched:
+        started.kill()
