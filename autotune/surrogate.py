@@ -86,7 +86,7 @@ class Surrogate:
         gain = (best - mean) / deviation
         density = np.exp(-0.5 * gain**2) / math.sqrt(2 * math.pi)
         below = 0.5 * (1 + np.vectorize(math.erf)(gain / math.sqrt(2)))
-        improvement: Floats = deviation * (gain * below + density)
+        improvement: Floats = deviation * np.maximum(gain * below + density, 0.0)  # rounding may leave it just below
         return improvement
 
     def _learn(self) -> None:
