@@ -17,15 +17,14 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from cluster import Postgres, Process, autotune
+from cluster import Postgres, Process, autotune, work_folder
 from sqlalchemy import create_engine, text
 
 from db import DatabaseError, SqlStore, open_store
@@ -166,7 +165,7 @@ class Chaos:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what was killed, what was kept and what does not hold."""
     options = _options(arguments)
-    with _folder(options.keep) as folder:
+    with work_folder(options.keep, "chaos-") as folder:
         chaos, begun = Chaos(options, folder), time.monotonic()
         try:
             chaos.start()
@@ -295,16 +294,6 @@ def _engine_url(database: str) -> str:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
-
-
-@contextlib.contextmanager
-def _folder(keep: str | None) -> Iterator[Path]:
-    if keep is not None:
-        Path(keep).mkdir(parents=True)
-        yield Path(keep).resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

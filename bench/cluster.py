@@ -9,15 +9,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 ROOT = Path(__file__).parent.parent
 START_S = 60.0
+
+
+@contextlib.contextmanager
+def work_folder(keep: str | None, prefix: str) -> Iterator[Path]:
+    """A new folder: `keep`, which stays, or a temporary one."""
+    if keep is not None:
+        Path(keep).mkdir(parents=True)
+        yield Path(keep).resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 class Process:

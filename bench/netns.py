@@ -20,13 +20,12 @@ import select
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cluster import Postgres, Process, autotune
+from cluster import Postgres, Process, autotune, work_folder
 from sqlalchemy import Engine, create_engine, text
 
 from api.devices import ProbedDevices
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if sys.platform != "linux" or os.geteuid() != 0:
         raise SystemExit("expected root on Linux, which may make network namespaces: use sudo")
-    with _namespaces(3) as (hub, *homes), _folder(options.keep) as folder:
+    with _namespaces(3) as (hub, *homes), work_folder(options.keep, "netns-") as folder:
         scene = Scene(folder, hub, homes)
         try:
             faults = scene.play(options.cut)
@@ -273,16 +272,6 @@ def _namespaces(count: int) -> Iterator[list[str]]:
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
-
-
-@contextlib.contextmanager
-def _folder(keep: str | None) -> Iterator[Path]:
-    if keep is not None:
-        Path(keep).mkdir(parents=True)
-        yield Path(keep).resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="netns-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 if __name__ == "__main__":
