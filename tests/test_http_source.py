@@ -44,7 +44,7 @@ def test_a_token_that_is_none() -> None:
         (b"[" * 100_000, "expected JSON"),
         ({"winners": {KEYS[0].digest: None}}, "found one that cannot be read"),
         ({"winners": {a_key(99).digest: a_winner(a_key(99)).to_json()}}, "found others: do not trust"),
-        ({"winners": {KEYS[0].digest: a_winner(KEYS[1]).to_json()}}, "do not trust this source"),
+        ({"winners": {KEYS[0].digest: a_winner(KEYS[1]).to_json()}}, "found others: do not trust"),
         (b" " * 20_000, "expected at most 10000 bytes"),
     ],
 )  # fmt: skip
