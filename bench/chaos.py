@@ -3,9 +3,11 @@
     python bench/chaos.py --kills 200 --database postgresql     service, two workers, their children, PostgreSQL
     python bench/chaos.py --kills 200 --database sqlite         service and its child, on one machine
     python bench/chaos.py --kills 12 --shapes 3 --database sqlite --seed 1
+    python bench/chaos.py --kills 200 --database postgresql --deadline 540     all of it within 540 s
 
 Real processes under a supervisor that starts them again. A witness reads the database all the while, and the workers'
-logs say what was acknowledged to them. Exit status 1 if anything does not hold.
+logs say what was acknowledged to them. The last line is the verdict; exit status 1 if anything does not hold. Needs no
+root; PG_BIN and PG_USER name PostgreSQL's programs and user (bench/cluster.py).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from cluster import Postgres, Process, autotune, work_folder
+from cluster import Postgres, Process, StuckError, autotune, work_folder
 from sqlalchemy import create_engine, text
 
 from db import DatabaseError, SqlStore, open_store
@@ -33,6 +35,10 @@ TICK_S = 0.1
 PATIENT = 0.5
 """This share of the kills waits until something more was measured, or nothing ever would be; others come in bursts."""
 START_S, END_S = 120.0, 1800.0
+RAGE = 0.6
+"""This share of a deadline is for the kills; the rest is for the jobs to end, and to look at what is left."""
+LOOK_S = 30.0
+"""What looking takes, at the most: of a deadline it is kept back from the jobs."""
 CHILD = "autotune.child"
 DELIVERED = re.compile(r"task (\w+), attempt (\d+): delivered")
 ENDED = ("done", "failed", "cancelled")
@@ -67,6 +73,17 @@ class Chaos:
         ]
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0)
         self.witness, self.killed = Witness(), Counter[str]()
+        self.begun = time.monotonic()
+
+    def left_s(self, share: float) -> float:
+        """Seconds until that share of the deadline is over; without one, for ever."""
+        deadline_s: float = self.options.deadline
+        return share * deadline_s - (time.monotonic() - self.begun) if deadline_s else float("inf")
+
+    @property
+    def kills(self) -> int:
+        """How many there were."""
+        return sum(self.killed.values())
 
     @property
     def processes(self) -> list[Process]:
@@ -84,11 +101,11 @@ class Chaos:
         self.wait("the service to answer", lambda: self.ask("GET", "/readyz") is not None, START_S)
 
     def wait(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Raises SystemExit if it does not come true in time."""
+        """Raises StuckError if it does not come true in time."""
         give_up_at = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > give_up_at:
-                raise SystemExit(f"waited {timeout_s:g} s in vain for {what}: see the logs in {self.folder}")
+                raise StuckError(f"waited {timeout_s:.0f} s in vain for {what}")
             self.tend()
             time.sleep(TICK_S)
 
@@ -120,6 +137,7 @@ class Chaos:
         kinds = ["service", "child"] + (["worker", "child", "postgresql"] if self.postgres else [])
         while not self._kill(self.random.choice(kinds)):
             self.tend()
+            self.look()
             time.sleep(TICK_S)
 
     def _kill(self, kind: str) -> bool:
@@ -166,45 +184,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what was killed, what was kept and what does not hold."""
     options = _options(arguments)
     with work_folder(options.keep, "chaos-") as folder:
-        chaos, begun = Chaos(options, folder), time.monotonic()
+        chaos = Chaos(options, folder)
         try:
-            chaos.start()
-            chaos.post()
-            _rage(chaos)
-            print(f"{sum(chaos.killed.values())} kills in {time.monotonic() - begun:.0f} s: {_counted(chaos.killed)}")
-            chaos.wait("every job to end", chaos.ended, END_S)
-            chaos.look()
-            for process in [chaos.service, *chaos.workers]:
-                process.end()
-            faults = _faults(chaos)
-            for process in chaos.processes:
-                ends = {f"status {status}": count for status, count in process.exits.items()}
-                print(f"{process.name} ended {sum(process.exits.values())} times: {_counted(ends)}")
+            faults = _played(chaos)
+        except StuckError as error:
+            faults = [str(error), *_last_words(chaos)]
         finally:
             for process in reversed(chaos.processes):
                 process.end(5.0)
     for fault in faults:
         print(f"DOES NOT HOLD: {fault}")
-    print("everything holds" if not faults else f"{len(faults)} faults")
+    run = f"{options.database}, {chaos.kills} kills, {options.shapes} shapes, seed {options.seed}"
+    verdict = "everything holds" if not faults else f"{len(faults)} faults"
+    print(f"verdict after {time.monotonic() - chaos.begun:.0f} s ({run}): {verdict}")
     return 1 if faults else 0
+
+
+def _played(chaos: Chaos) -> list[str]:
+    """From the first process to the last; what does not hold. Raises StuckError."""
+    chaos.start()
+    chaos.post()
+    _rage(chaos)
+    print(f"{chaos.kills} kills in {time.monotonic() - chaos.begun:.0f} s: {_counted(chaos.killed)}", flush=True)
+    calm = time.monotonic()
+    chaos.wait("every job to end", chaos.ended, min(END_S, max(0.0, chaos.left_s(1.0) - LOOK_S)))
+    print(f"every job has ended {time.monotonic() - calm:.0f} s after the last kill", flush=True)
+    chaos.look()
+    for process in [chaos.service, *chaos.workers]:
+        process.end()
+    faults = _faults(chaos)
+    for process in chaos.processes:
+        ends = {f"status {status}": count for status, count in process.exits.items()}
+        print(f"{process.name} ended {sum(process.exits.values())} times: {_counted(ends)}")
+    return faults
+
+
+def _last_words(chaos: Chaos) -> list[str]:
+    """What jobs say of themselves, and the end of each log, for whoever finds out why."""
+    answer = chaos.ask("GET", "/jobs?limit=10")
+    jobs = answer["jobs"] if answer is not None else []
+    said = [f"job {j['id']} is {j['state']}, {j['done_keys']} of {len(j['keys'])} shapes done, {j['progress']}"[:600]
+            for j in (jobs if isinstance(jobs, list) else []) if j["state"] not in ENDED]  # fmt: skip
+    for process in chaos.processes:
+        print("\n".join([f"-- the end of {process.name}'s log", *process.tail()]))
+    return said
 
 
 def _rage(chaos: Chaos) -> None:
     options = chaos.options
-    while sum(chaos.killed.values()) < options.kills:
+    while chaos.kills < options.kills:
         seen, patient = len(chaos.witness.attempts), chaos.random.random() < PATIENT
+        # where a deadline is near, nobody waits for longer than it allows all that are still to come
+        share_s = max(0.0, chaos.left_s(RAGE)) / (options.kills - chaos.kills)
         now = time.monotonic()
-        least, most = now + chaos.random.expovariate(1.0 / options.pace), now + options.patience
+        least = now + min(chaos.random.expovariate(1.0 / options.pace), share_s)
+        most = now + min(options.patience, 3.0 * share_s)
         while time.monotonic() < least or (patient and len(chaos.witness.attempts) == seen and time.monotonic() < most):
             chaos.tend()
             chaos.look()
             time.sleep(TICK_S)
         chaos.kill_one()
-        if chaos.ended():  # faster than we are: more of the same
+        if chaos.left_s(RAGE) > 0 and chaos.ended():  # faster than we are: more of the same
             chaos.post()
-        count = sum(chaos.killed.values())
-        if count % 10 == 0:
-            print(f"{count} kills, {len(chaos.witness.attempts)} measurements seen", file=sys.stderr, flush=True)
+        if chaos.kills % 10 == 0:
+            print(
+                f"{time.monotonic() - chaos.begun:.0f} s: {chaos.kills} kills, "
+                f"{len(chaos.witness.attempts)} measurements seen",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
 
 def _faults(chaos: Chaos) -> list[str]:
@@ -232,8 +279,8 @@ def _faults(chaos: Chaos) -> list[str]:
 
 def _lost(chaos: Chaos, store: SqlStore) -> list[str]:
     """Of measurements that were seen, jobs that were taken, results that workers were told are kept."""
-    faults = []
-    missing = chaos.witness.attempts - read_attempts(chaos.database)
+    faults, recorded = [], read_attempts(chaos.database)
+    missing = chaos.witness.attempts - recorded
     if missing:
         faults.append(f"{len(missing)} measurements were in the database and are not any more")
     unknown = [job for job in chaos.witness.jobs if store.job(job) is None]
@@ -242,7 +289,6 @@ def _lost(chaos: Chaos, store: SqlStore) -> list[str]:
     for task, attempt in chaos.acknowledged():
         found = store.task(task)
         kept = found is not None and (found.attempt, str(found.state)) == (attempt, "done")
-        recorded = read_attempts(chaos.database)
         if not kept or any(m.attempt not in recorded for m in found.measurements):
             faults.append(f"a worker was told that attempt {attempt} at task {task} counts, and it does not")
     return faults
@@ -307,6 +353,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--patience", type=float, default=120.0, metavar="SECONDS",
                         help="how long half of them wait for progress, at the most (120)")  # fmt: skip
+    parser.add_argument("--deadline", type=float, default=0.0, metavar="SECONDS",
+                        help="for all of it: the kills then come as fast as that takes (0: none)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", metavar="FOLDER", help="a new folder for database and logs (default: thrown away)")
     return parser.parse_args(arguments)

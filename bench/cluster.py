@@ -1,4 +1,10 @@
-"""Processes for chaos.py and netns.py: a PostgreSQL of our own, and programs that are started again when they end."""
+"""Processes for chaos.py and netns.py: a PostgreSQL of our own, and programs that are started again when they end.
+
+PostgreSQL's programs are those of PG_BIN, else the newest of Debian's, else those on the PATH. Carried from another
+machine they keep their tree (`usr/lib/postgresql/15` beside `usr/share/postgresql/15`: they find one from the other),
+and LD_LIBRARY_PATH names the libraries that came with them. Where root starts them they run as PG_USER, by default
+`postgres` if there is such a user, else `nobody`: initdb refuses root.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,15 +39,20 @@ def work_folder(keep: str | None, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+class StuckError(Exception):
+    """Something did not come true in time."""
+
+
 class Process:
     """A program under a supervisor: `tend` starts it again `pause_s` after it ended. Its output goes to `log`."""
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, *, environ: Mapping[str, str] | None = None,
-        pause_s: float = 0.5, user: int | None = None,
+        pause_s: float = 0.5, rights: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """`rights`: of `subprocess.Popen`, whom it runs as."""
         self.name, self.log, self.exits = name, log, Counter[int]()
-        self._command, self._pause_s, self._user = list(command), pause_s, user
+        self._command, self._pause_s, self._rights = list(command), pause_s, dict(rights or {})
         self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._start_at = 0.0
@@ -64,7 +76,7 @@ class Process:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ,
-                    cwd=self.log.parent, start_new_session=True, user=self._user,
+                    cwd=self.log.parent, start_new_session=True, **self._rights,
                 )  # fmt: skip
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> bool:
@@ -83,6 +95,10 @@ class Process:
             return [child for child in psutil.Process(self.pid).children(recursive=True) if _runs(child, of)]
         return []
 
+    def tail(self, lines: int = 8) -> list[str]:
+        """What it said last."""
+        return self.log.read_text(errors="replace").splitlines()[-lines:] if self.log.exists() else []
+
     def end(self, timeout_s: float = 30.0) -> int | None:
         """SIGTERM, and SIGKILL to all of it after `timeout_s`; its exit status."""
         if self._process is None:
@@ -99,22 +115,29 @@ class Postgres(Process):
 
     def __init__(self, folder: Path, *, listen: Sequence[str] = (), inside: Sequence[str] = ()) -> None:
         """`listen`: addresses beside its socket, with TLS and passwords. `inside`: what enters a namespace."""
-        self.programs, user = programs(), None
-        if os.geteuid() == 0:  # it refuses to run as root
-            user = pwd.getpwnam("postgres").pw_uid
-            os.chown(folder, user, -1)
-        self.folder, self.data, self._as = folder, folder / "data", user
+        self.programs, owner = programs(), server_user()
+        self._tool_rights: dict[str, Any] = {}
+        if owner is not None:
+            self._tool_rights = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+        self._owner = (-1, -1) if owner is None else (owner.pw_uid, owner.pw_gid)
+        os.chown(folder, *self._owner)
+        self.folder, self.data = folder, folder / "data"
+        self._expect_programs()
         self.run("initdb", "-D", str(self.data), "--data-checksums", "--auth=trust", "--username=autotune",
                  "--encoding=UTF8", "--locale=C")  # fmt: skip
         if listen:
             self._expect_tls(listen)
-        drop = ["setpriv", f"--reuid={user}", "--clear-groups"] if inside and user is not None else []
+        drop = []
+        if inside and owner is not None:
+            drop = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
         command = [*inside, *drop, str(self.programs / "postgres"), "-D", str(self.data), "-k", str(folder)]
         command += ["-c", f"listen_addresses={','.join(listen)}", "-c", "max_connections=200"]
         command += ["-c", f"ssl={'on' if listen else 'off'}"]
-        super().__init__("postgresql", command, folder / "postgresql.log", user=None if inside else user)
+        super().__init__(
+            "postgresql", command, folder / "postgresql.log", rights={} if inside else self._tool_rights
+        )  # fmt: skip
         self.log.touch()
-        os.chown(self.log, user if user is not None else -1, -1)
+        os.chown(self.log, *self._owner)
 
     @property
     def url(self) -> str:
@@ -125,6 +148,17 @@ class Postgres(Process):
     def certificate(self) -> Path:
         """For clients that check whom they talk to."""
         return self.folder / "server.crt"
+
+    def _expect_programs(self) -> None:
+        """Raises SystemExit where they do not run as the user they must run as: an unreadable folder, a missing
+        library."""
+        command = [str(self.programs / "initdb"), "--version"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, cwd=self.folder, **self._tool_rights)
+        except (OSError, subprocess.CalledProcessError) as error:
+            found = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+            user = self._tool_rights.get("user", os.geteuid())
+            raise SystemExit(f"expected that user {user} can run {command[0]}, found: {found}") from None
 
     def worker_role(self, password: str) -> None:
         """db/worker_role.sql, once a service has set up the database."""
@@ -142,7 +176,7 @@ class Postgres(Process):
         shutil.copy(self.certificate, self.data / "server.crt")
         for file in (key, self.data / "server.crt"):
             file.chmod(0o600)
-            os.chown(file, self._as if self._as is not None else -1, -1)
+            os.chown(file, *self._owner)
         with (self.data / "pg_hba.conf").open("a") as rules:
             rules.write("hostssl all all 0.0.0.0/0 scram-sha-256\n")
 
@@ -170,17 +204,34 @@ class Postgres(Process):
     def run(self, program: str, *arguments: str, check: bool = True) -> int:
         """One of its programs; the exit status."""
         return subprocess.run(
-            [str(self.programs / program), *arguments], user=self._as, cwd=self.folder, check=check, timeout=300,
-            stdout=subprocess.DEVNULL,
+            [str(self.programs / program), *arguments], cwd=self.folder, check=check, timeout=300,
+            stdout=subprocess.DEVNULL, **self._tool_rights,
         ).returncode  # fmt: skip
+
+
+def server_user() -> pwd.struct_passwd | None:
+    """Whom PostgreSQL runs as where root starts it; None: as whoever starts it. Raises SystemExit for nobody known."""
+    if os.geteuid() != 0:
+        return None
+    wanted = [os.environ["PG_USER"]] if "PG_USER" in os.environ else ["postgres", "nobody"]
+    for name in wanted:
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise SystemExit(f"expected a user to run PostgreSQL as, found none of {', '.join(wanted)}: name one by PG_USER")
 
 
 def programs() -> Path:
     """Where PostgreSQL's programs are."""
+    if given := os.environ.get("PG_BIN"):
+        if not Path(given, "initdb").is_file():
+            raise SystemExit(f"expected PostgreSQL's programs at PG_BIN={given}, found no initdb there")
+        return Path(given).resolve()
     on_path = shutil.which("initdb")
     installed = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if on_path is None and not installed:
-        raise SystemExit("expected PostgreSQL's programs, found none: install it (Debian: postgresql)")
+        raise SystemExit(
+            "expected PostgreSQL's programs, found none: install it (Debian: postgresql), or name them by PG_BIN"
+        )
     return max(installed, default=None) or Path(str(on_path)).resolve().parent
 
 

@@ -6,7 +6,8 @@
 PostgreSQL and a service run in one network namespace, each of two workers in one of its own, with a lock directory of
 its own as if on a machine of its own; they log in over TLS, with the rights of db/worker_role.sql. Packets between them
 go through this process, which drops every connection attempt towards a worker, and during a cut everything: nobody is
-told, as when a cable is pulled. Exit status 1 if anything does not hold. Linux and root only; needs openssl.
+told, as when a cable is pulled. The last line is the verdict; exit status 1 if anything does not hold. Linux and root
+only; needs ip, setpriv and openssl. PG_BIN and PG_USER name PostgreSQL's programs and user (bench/cluster.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cluster import Postgres, Process, autotune, work_folder
+from cluster import Postgres, Process, StuckError, autotune, work_folder
 from sqlalchemy import Engine, create_engine, text
 
 from api.devices import ProbedDevices
@@ -84,16 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if sys.platform != "linux" or os.geteuid() != 0:
         raise SystemExit("expected root on Linux, which may make network namespaces: use sudo")
+    begun = time.monotonic()
     with _namespaces(3) as (hub, *homes), work_folder(options.keep, "netns-") as folder:
         scene = Scene(folder, hub, homes)
         try:
             faults = scene.play(options.cut)
+        except StuckError as error:
+            faults = [str(error)]
+            for process in scene.processes:
+                print("\n".join([f"-- the end of {process.name}'s log", *process.tail()]))
         finally:
             for process in reversed(scene.processes):
                 process.end(10.0)
     for fault in faults:
         print(f"DOES NOT HOLD: {fault}")
-    print("everything holds" if not faults else f"{len(faults)} faults")
+    verdict = "everything holds" if not faults else f"{len(faults)} faults"
+    print(f"verdict after {time.monotonic() - begun:.0f} s (a cut of {options.cut:g} s): {verdict}")
     return 1 if faults else 0
 
 
@@ -209,7 +216,7 @@ class Scene:
         give_up_at = time.monotonic() + WAIT_S
         while not condition():
             if time.monotonic() > give_up_at:
-                raise SystemExit(f"waited {WAIT_S:g} s in vain for {what}: see the logs (--keep FOLDER)")
+                raise StuckError(f"waited {WAIT_S:g} s in vain for {what}")
             for process in self.processes:
                 process.tend()
             time.sleep(0.02)

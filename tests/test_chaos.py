@@ -30,7 +30,7 @@ def test_a_dozen_kills_lose_nothing(database: str) -> None:
     few = ("--shapes", "2", "--trials", "2", "--patience", "20")
     said = run("chaos.py", "--kills", "12", "--seed", "1", "--database", database, *few)
     assert "12 kills" in said
-    assert said.endswith("everything holds\n")
+    assert said.endswith("seed 1): everything holds\n")
 
 
 @pytest.mark.skipif(
@@ -40,4 +40,4 @@ def test_a_worker_that_is_cut_off_comes_back_too_late() -> None:
     said = run("netns.py", "--cut", "25")
     assert "workers can dial out only" in said
     assert "answered too late" in said
-    assert said.endswith("everything holds\n")
+    assert said.endswith("25 s): everything holds\n")
