@@ -25,9 +25,8 @@ from strategies.graph.seam import Attachment
 from strategies.key import ConvKey, DeviceSpec, Policy
 
 if TYPE_CHECKING:
-    from tinygrad.uop.ops import UOp
-
     from strategies.graph.kron import Ranges
+    from strategies.graph.lowered import Lowered
     from strategies.graph.match import Conv
 
 Reports = tuple[Report, ...]
@@ -66,7 +65,7 @@ class Hook:
             frozen=FrozenWeights(self._not_kept) if policy.frozen_weights else None,
         )  # fmt: skip
 
-    def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
+    def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
         """What replaces each convolution. Counted once it is clear that tinygrad took it: see `_scheduled`."""
         with self._timed():
             try:
@@ -83,7 +82,7 @@ class Hook:
             self._explain(report for _, report in lowered)
             return [new for new, _ in lowered]
 
-    def _before(self, _: bytes) -> None:
+    def _before(self) -> None:
         self._thread.reports, self._thread.kernels = (), Stats()
         with self._timed():
             try:
@@ -167,7 +166,7 @@ def _best(answers: Sequence[Answer]) -> Answer:
 
 def _lowered(
     conv: Conv, keys: tuple[ConvKey, ...], answer: Answer, ranges: Ranges
-) -> tuple[UOp | None, Report]:  # fmt: skip
+) -> tuple[Lowered | None, Report]:  # fmt: skip
     """What replaces a convolution, and what to say of it."""
     if answer.candidate is None:
         return None, _reported(conv, keys, Outcome.MISS, answer.origin)

@@ -13,12 +13,11 @@ from strategies.key import ConvKey
 from strategies.parameter import Parameter, ParameterError, bind, canonical, parameters_of
 
 if TYPE_CHECKING:
-    from tinygrad.uop.ops import UOp
-
     from strategies.graph.kron import Ranges
+    from strategies.graph.lowered import Lowered
     from strategies.graph.match import Conv
 
-Lowering = Callable[["Conv", Any, "Ranges"], "UOp | None"]
+Lowering = Callable[["Conv", Any, "Ranges"], "Lowered | None"]
 
 
 class UnknownStrategyError(LookupError):
@@ -30,7 +29,7 @@ class Strategy:
     """A way to lower a convolution.
 
     `params` is a frozen dataclass whose fields are declared with `param`. `lower` turns a matched convolution into
-    the UOp that replaces its REDUCE; None means that it does not apply to this graph. `lower` itself is None for
+    what replaces its REDUCE; None means that it does not apply to this graph. `lower` itself is None for
     the lowering that tinygrad does anyway. `applies` says so from the key alone, before anything is built.
     """
 

@@ -18,6 +18,7 @@ from strategies.candidate import Candidate
 from strategies.graph import seam
 from strategies.graph.device import describe_device
 from strategies.graph.frame import frame
+from strategies.graph.lowered import Lowered
 from strategies.graph.winowrite import Stage, _ghat, _mhat, _staged, _xhat
 from strategies.key import ConvKey
 from strategies.registry import get_strategy
@@ -63,7 +64,7 @@ def test_the_third_phase_of_the_notes_is_refused() -> None:
         product = lambda at: _mhat(space, 0, xhat, ghat, at)  # noqa: E731
         mhat = _staged(space, Stage(layout="GBOTA"), "product", "AGBOoTt", product)
         fresh = {letter: [ranges.new(size) for size in space.sizes[letter]] for letter in "AGBOTot"}
-        return [mhat(fresh).cast(conv.reduce.dtype)]
+        return [Lowered(value=mhat(fresh).cast(conv.reduce.dtype))]
 
     with seam.attached(as_in_the_notes), pytest.raises(RuntimeError, match=r"verification failed .* Ops.RANGE"):
         x.conv2d(w, padding=1).schedule_linear()

@@ -21,7 +21,7 @@ from tinygrad import Tensor
 from tinygrad.engine.realize import run_linear
 from tinygrad.helpers import Context
 from tinygrad.schedule import rangeify, schedule_cache
-from tinygrad.uop.ops import UOp
+from tinygrad.uop.ops import AxisType, Ops, UOp
 
 import autotune
 from autotune import hook, runtime
@@ -30,8 +30,9 @@ from strategies.graph import seam
 from strategies.graph.apply import lower
 from strategies.graph.device import flags_in_force
 from strategies.graph.kron import Ranges
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.registry import UnknownStrategyError
+from strategies.registry import UnknownStrategyError, get_strategy
 from strategies.shape import ConvShape
 
 
@@ -117,7 +118,7 @@ def test_a_rewrite_that_tinygrad_refuses() -> None:
     """A lowering that makes an impossible graph: scheduled again, without it."""
 
     def impossible(convs: Sequence[Conv], ranges: Ranges) -> list[Any]:
-        return [conv.reduce.replace(src=conv.reduce.src[:1]) for conv in convs]  # its ranges are left open
+        return [Lowered(value=c.reduce.replace(src=c.reduce.src[:1])) for c in convs]  # its ranges are left open
 
     heard: list[Exception] = []
     seam.attach(seam.Attachment(rewriter=impossible, failed=lambda _, error: heard.append(error)))
@@ -227,18 +228,85 @@ def test_a_schedule_belongs_to_the_flags_that_it_was_made_under() -> None:
     assert asked == ["()", "(('NOOPT', '1'),)"]
 
 
+def test_a_graph_that_failed_under_some_flags_is_tried_under_others() -> None:
+    """And nothing is known of it that was true under other flags."""
+    four = rewriter("four_buffer")
+
+    def refuses_noopt(convs: Sequence[Conv], ranges: Ranges) -> Sequence[Lowered | None]:
+        if flags_in_force():
+            raise UnknownStrategyError("not under these flags")
+        return four(convs, ranges)
+
+    scheduled: list[bytes] = []
+    seam.attach(seam.Attachment(rewriter=refuses_noopt, failed=lambda *_: None, scheduled=scheduled.append))
+    with Context(NOOPT=1):
+        assert kernel_count(conv(20)) == 1
+    assert kernel_count(conv(20)) == 4
+    with Context(NOOPT=1):
+        assert kernel_count(conv(20)) == 1
+    assert len(set(scheduled)) == 2
+
+
+def test_blocks_of_two_threads_overlap() -> None:
+    """Each thread has its own, whichever ends first, and nothing is left behind."""
+    before, begun, ended = names(), threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def second() -> None:
+        with seam.attached(rewriter("inline_transforms")):
+            counts.append(kernel_count(conv()))
+            begun.set()
+            assert ended.wait(30)
+            counts.append(kernel_count(conv()))
+
+    with ThreadPoolExecutor(1) as pool:
+        with seam.attached(rewriter("four_buffer")):
+            running = pool.submit(second)
+            assert begun.wait(30)
+            assert kernel_count(conv()) == 4
+        assert kernel_count(conv()) == 1
+        ended.set()
+        running.result(30)
+    assert counts == [2, 2]
+    assert names() == before
+    assert kernel_count(conv()) == 1
+
+
+def test_a_block_leaves_what_is_attached_for_all() -> None:
+    with seam.attached(rewriter("single_fused")):
+        seam.attach(seam.Attachment(rewriter=rewriter("four_buffer")))
+        assert kernel_count(conv()) == 1
+    assert kernel_count(conv()) == 4
+
+
+def test_a_lowering_that_is_not_taken_leaves_nothing_behind() -> None:
+    """`shared_memory` splits the loops of the kernel around it: that is of its answer, and goes with it."""
+    fused = get_strategy("shared_memory").candidate({"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4})
+
+    def only_the_second(convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
+        assert lower(convs[0], fused, ranges) is not None
+        return [None, *(lower(conv, Candidate.of("four_buffer"), ranges) for conv in convs[1:])]
+
+    x, w = (Tensor.empty(*size, device="PYTHON") for size in ((1, 16, 16, 16), (16, 16, 3, 3)))
+    with seam.attached(only_the_second):
+        linear = x.conv2d(w, padding=1).relu().contiguous().conv2d(w, padding=1).schedule_linear()
+    kinds = {u.arg[-1] for call in linear.src for u in call.src[0].toposort() if u.op is Ops.RANGE}
+    assert AxisType.WARP not in kinds
+
+
 DOES_NOT_COMPILE = """
 import sys, threading
 import numpy as np
 from autotune.compiler import ensure_c_compiler
 from graphs import normal
-from strategies.graph import seam
+from strategies.graph import Lowered, seam
 from tinygrad.codegen.opt import Opt, OptOps
 from tinygrad.uop.ops import Ops, UOp
 
 ensure_c_compiler()
 no_such_axis = (Opt(OptOps.UPCAST, 97, 4),)
-broken = lambda convs, ranges: [UOp(Ops.CONTIGUOUS, src=(conv.reduce,), arg=no_such_axis) for conv in convs]
+with_it = lambda conv: Lowered(value=UOp(Ops.CONTIGUOUS, src=(conv.reduce,), arg=no_such_axis))
+broken = lambda convs, ranges: list(map(with_it, convs))
 compute = lambda: normal(1, 4, 9, 9).conv2d(normal(4, 4, 3, 3, seed=1)).numpy()
 heard, expected = [], compute()
 seam.attach(seam.Attachment(rewriter=broken, failed=lambda _, error: heard.append(error)))
@@ -300,7 +368,7 @@ def test_a_change_announced_ahead_of_a_schedule_acts_on_it() -> None:
     assert kernel_count(conv()) == 4
     attachment.rewriter = rewriter("single_fused")
     assert kernel_count(conv()) == 4  # cached: nobody said that anything changed
-    attachment.before = lambda _: attachment.changed()
+    attachment.before = attachment.changed
     assert kernel_count(conv()) == 1
 
 

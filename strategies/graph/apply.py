@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from tinygrad.uop.ops import UOp
-
-from strategies.candidate import Candidate, KernelOptions
+from strategies.candidate import Candidate
 from strategies.graph.buffers import staged
-from strategies.graph.fitting import wanting
+from strategies.graph.fitting import request_options
 from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, extent
+from strategies.graph.lowered import Lowered
+from strategies.graph.match import Conv, extent, match
 from strategies.graph.rebuild import rebuild
-from strategies.registry import get_strategy
+from strategies.registry import Strategy, get_strategy
+
+LAST = frozenset({"convolution", "output"})
+"""Roles of kernels that whatever consumes the convolution is computed in."""
 
 
 class NotApplicableError(Exception):
     """The strategy does not apply to this convolution."""
 
 
-def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") -> UOp | None:
-    """The UOp that replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering as it is.
+def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") -> Lowered | None:
+    """What replaces the convolution's REDUCE; None if the candidate is tinygrad's own lowering as it is.
 
     `until` stops a Winograd lowering on its way: see winowrite.PHASES.
 
@@ -31,26 +34,31 @@ def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") 
     """
     strategy = get_strategy(candidate.strategy)
     params = strategy.bound(candidate)
-    options = dict(candidate.kernel_options)
-    if strategy.lower is None:
-        wanted = options.get("convolution")
-        return _in_its_kernel(conv, wanted, ranges) if wanted is not None else None
-    new = strategy.lower(replace(conv, options=options, until=until), params, ranges)
+    conv = replace(conv, options=dict(candidate.kernel_options), until=until)
+    if strategy.lower is None and "convolution" not in conv.options:
+        return None
+    apart = conv.shared and not LAST.isdisjoint(conv.options)
+    new = _apart(conv, strategy, params, ranges) if apart else _lowered(conv, strategy, params, ranges)
     if new is None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return new
 
 
-def _in_its_kernel(conv: Conv, options: KernelOptions, ranges: Ranges) -> UOp:
-    """tinygrad's own lowering with options, which were found for a kernel that computes nothing but this convolution.
+def _lowered(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) -> Lowered | None:
+    if strategy.lower is not None:
+        return strategy.lower(conv, params, ranges)
+    return Lowered(value=request_options(conv.reduce, "convolution", conv.options["convolution"]))
 
-    A kernel that two of them share, such as a residual block's last with its projection, would have neither's; so this
-    one gets a buffer of its own.
+
+def _apart(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) -> Lowered | None:
+    """The lowering in loops and a buffer of its own.
+
+    Options were found for a kernel that computes nothing but this convolution. One that two of them share, such as a
+    residual block's last with its projection, has other loops, and could have the options of one of them at most.
     """
-    if not conv.shared:
-        return wanting(conv.reduce, "convolution", options)
-    loops = [*conv.batch, *conv.groups, *conv.couts, *(axis.out for axis in conv.axes)]
-    loops.sort(key=lambda r: r.arg)
-    own = [ranges.new(extent(r)) for r in loops]
-    body = rebuild(conv.reduce, dict(zip(loops, own, strict=True)))
-    return staged(wanting(body, "convolution", options), own, device=conv.device).read(loops)
+    own = [ranges.new(extent(r)) for r in conv.loops]
+    alone = match(rebuild(conv.reduce, dict(zip(conv.loops, own, strict=True))))
+    if alone is None:
+        return None
+    new = _lowered(replace(alone, options=conv.options, until=conv.until), strategy, params, ranges)
+    return Lowered(value=staged(new.value, own, device=conv.device).read(conv.loops)) if new is not None else None

@@ -1,10 +1,13 @@
 """A candidate's options put on the kernels that they are meant for.
 
-Which kernels a graph becomes is known only when tinygrad has split it. Until then a wish travels in the graph: a
-CONTIGUOUS round a value, whose argument tinygrad hands to the kernel that computes it, is tinygrad's own way to give a
-kernel options. Ours carries role, axes and options, and `fit` turns it into options where the kernel has these axes and
-takes them all, tried on the spot. An option that does not fit would raise when the kernel is compiled, in the user's
-program, and leave it unfinished behind.
+Which kernels a graph becomes is known only when tinygrad has split it. Until then the options travel in the graph:
+
+    lowering     CONTIGUOUS(value, arg=request)             request_options: role, axes and options in one Opt
+    tinygrad     SINK(..., arg=KernelInfo(request))         a kernel gets the argument of a CONTIGUOUS in it as options
+    seam         SINK(..., arg=KernelInfo(real options))    apply_request, or drop_request where they do not fit
+
+They fit where the kernel has exactly these axes and takes all the options, tried on the spot. An option that does not
+fit would raise when the kernel is compiled, in the user's program, and leave it unfinished behind.
 """
 
 from __future__ import annotations
@@ -26,15 +29,20 @@ from strategies.candidate import KernelOptions, Option
 from strategies.graph.options import opt_of
 
 MARK = "autotune"
-MOST_OPTIONS = 32
-MOST_IN_REGISTERS = 1024
+"""Begins the argument of our own Opt, which no option of tinygrad's has."""
+MAX_OPTIONS = 32
+MAX_IN_REGISTERS = 1024
 """Values that options may have computed together by one thread. BEAM goes to 256; compilers take minutes far beyond."""
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 """Of a work group, on any device that tinygrad knows."""
 REGISTERS = frozenset({AxisType.UPCAST, AxisType.UNROLL})
-GROUP = frozenset({AxisType.LOCAL, AxisType.WARP, AxisType.GROUP_REDUCE})
-BY_HAND = GROUP | {AxisType.UPCAST, AxisType.THREAD}
-AMOUNT = frozenset({"UPCAST", "UNROLL", "LOCAL", "GROUP", "GROUPTOP", "THREAD", "PADTO"})
+"""Axes whose values one thread computes together: side by side, or summed up without a loop."""
+WORKGROUP = frozenset({AxisType.LOCAL, AxisType.WARP, AxisType.GROUP_REDUCE})
+"""Axes that the threads of a workgroup divide among them."""
+BY_HAND = WORKGROUP | {AxisType.UPCAST, AxisType.THREAD}
+"""Axes that no kernel has before options, unless its lowering made them."""
+WITH_AMOUNT = frozenset({"UPCAST", "UNROLL", "LOCAL", "GROUP", "GROUPTOP", "THREAD", "PADTO"})
+"""Options that take a number of elements; 0 is the whole axis."""
 
 
 class MisfitError(Exception):
@@ -42,8 +50,8 @@ class MisfitError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """Options for the kernel that computes a value. `by_hand`: if they do not fit it has none at all."""
+class OptionRequest:
+    """Options for the kernel of this role, if it has these axes. `by_hand`: if they do not fit it has none at all."""
 
     role: str
     axes: str
@@ -51,43 +59,44 @@ class Wish:
     by_hand: bool
 
 
-def wanting(value: UOp, role: str, options: KernelOptions, *, by_hand: bool = False) -> UOp:
-    """`value` with a wish for its kernel."""
+def request_options(value: UOp, role: str, options: KernelOptions, *, by_hand: bool = False) -> UOp:
+    """`value`, and a request for the kernel that computes it."""
     # tinygrad takes nothing but Opts here; without `fit` this one does nothing on a CPU
-    wish = Opt(OptOps.NOLOCALS, None, (MARK, role, options.axes, options.options, by_hand))
-    return UOp(Ops.CONTIGUOUS, src=(value,), arg=(wish,))
+    request = Opt(OptOps.NOLOCALS, None, (MARK, role, options.axes, options.options, by_hand))
+    return UOp(Ops.CONTIGUOUS, src=(value,), arg=(request,))
 
 
-def wish_of(kernel: UOp) -> Wish | None:
-    """What a kernel was given by `wanting`."""
+def request_of(kernel: UOp) -> OptionRequest | None:
+    """What `request_options` asked for this kernel."""
     given = kernel.arg.opts_to_apply
     if not given or not isinstance(given[0].arg, tuple) or given[0].arg[:1] != (MARK,):
         return None
     _, role, axes, options, by_hand = given[0].arg
-    return Wish(role=role, axes=axes, options=options, by_hand=by_hand)
+    return OptionRequest(role=role, axes=axes, options=options, by_hand=by_hand)
 
 
-def granted(kernel: UOp, wish: Wish, renderer: Renderer) -> UOp:
-    """The kernel with the options wished for. Raises MisfitError."""
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=fit(bare(kernel), wish.axes, wish.options, renderer)))
+def apply_request(kernel: UOp, request: OptionRequest, renderer: Renderer) -> UOp:
+    """The kernel with the options asked for. Raises MisfitError."""
+    opts = fit(bare(kernel), request.axes, request.options, renderer)
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
 
 
-def refused(kernel: UOp, wish: Wish) -> UOp:
-    """The kernel without, as if nobody had wished. One that holds loops made by hand, its own or those of another
+def drop_request(kernel: UOp, request: OptionRequest) -> UOp:
+    """The kernel as if nothing had been asked for. One that holds loops made by hand, its own or those of another
     convolution in it, is not for tinygrad's heuristics: they would put threads on top of its threads."""
-    by_hand = wish.by_hand or any(u.op is Ops.RANGE and u.arg[-1] in BY_HAND for u in kernel.toposort())
+    by_hand = request.by_hand or any(u.op is Ops.RANGE and u.arg[-1] in BY_HAND for u in kernel.toposort())
     return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if by_hand else None))
 
 
 def bare(kernel: UOp) -> UOp:
-    """The kernel with neither options nor a wish for any."""
+    """The kernel with neither options nor a request for any."""
     return kernel.replace(arg=replace(kernel.arg, opts_to_apply=None))
 
 
 @functools.lru_cache(maxsize=512)
 def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer) -> tuple[Opt, ...]:
     """The options as tinygrad's, tried on this kernel. Raises MisfitError, and nothing else whatever they are."""
-    if len(options) > MOST_OPTIONS or not all(map(is_sane, options)):
+    if len(options) > MAX_OPTIONS or not all(map(is_well_formed, options)):
         raise MisfitError("no options that a kernel can have")
     opts = tuple(map(opt_of, options))
     try:
@@ -97,7 +106,8 @@ def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer)
         before = extent_of(scheduler, REGISTERS)
         for opt in opts:
             scheduler.apply_opt(opt)
-        if extent_of(scheduler, REGISTERS) > MOST_IN_REGISTERS * before or extent_of(scheduler, GROUP) > MOST_THREADS:
+        in_registers, threads = extent_of(scheduler, REGISTERS), extent_of(scheduler, WORKGROUP)
+        if in_registers > MAX_IN_REGISTERS * before or threads > MAX_THREADS:
             raise MisfitError("more is computed together than a device bears")
     except MisfitError:
         raise
@@ -106,13 +116,13 @@ def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer)
     return opts
 
 
-def is_sane(option: Option) -> bool:
-    """Whether tinygrad checks the rest: it takes negative axes and amounts for what they are in Python."""
+def is_well_formed(option: Option) -> bool:
+    """What tinygrad leaves unchecked: it takes negative axes and amounts for what they are in Python."""
     op, axis, arg = option
     if op not in OptOps.__members__ or not (axis is None or 0 <= axis < 64):
         return False
-    if op in AMOUNT:
-        return axis is not None and isinstance(arg, int) and (op == "PADTO") <= arg <= MOST_THREADS
+    if op in WITH_AMOUNT:
+        return axis is not None and isinstance(arg, int) and (op == "PADTO") <= arg <= MAX_THREADS
     if op == "SWAP":
         return axis is not None and isinstance(arg, int) and 0 <= arg < 64
     if op == "TC":

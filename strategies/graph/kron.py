@@ -8,7 +8,7 @@ appear when the kernel is lowered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import reduce as fold
 from operator import add
@@ -25,18 +25,10 @@ class Ranges:
     """Fresh ranges, and slots of fresh buffers.
 
     The order in which ranges are made is the order of the loops: tinygrad sorts them by id.
-
-    `split` collects ranges of the graph that become several, each with its index in terms of these. That is for ranges
-    of one kernel only, those in `private`.
     """
 
-    def __init__(self, first: int, first_buffer: int = 0, private: Collection[UOp] = ()) -> None:
+    def __init__(self, first: int, first_buffer: int = 0) -> None:
         self._ids, self._buffers = itertools.count(first), itertools.count(first_buffer)
-        self.private = private
-        self.split: dict[UOp, UOp] = {}
-
-    def may_split(self, r: UOp) -> bool:
-        return r in self.private and r not in self.split
 
     def new(self, size: int, kind: AxisType = AxisType.WEAK) -> UOp:
         """A range over `size` values; of one value, the constant 0."""

@@ -66,7 +66,10 @@ class Conv:
     until: str = ""
     """Where a Winograd lowering stops (see `winowrite.PHASES`); nowhere, except to be looked into."""
     shared: bool = False
-    """Whether tinygrad computes it in one kernel with another convolution."""
+    """Whether the kernel that tinygrad computes it in does more: another convolution, a sum over its outputs, or what
+    the program itself gave options."""
+    private: frozenset[UOp] = frozenset()
+    """Those of its ranges that one kernel alone loops over, in a kernel that can be written anew."""
     stands_for: UOp | None = None
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value
@@ -76,6 +79,12 @@ class Conv:
     def node(self) -> UOp:
         """The node of the graph that is replaced."""
         return self.reduce if self.stands_for is None else self.stands_for
+
+    @property
+    def loops(self) -> tuple[UOp, ...]:
+        """The ranges of its outputs, the outermost loop first."""
+        loops = (*self.batch, *self.groups, *self.couts, *(axis.out for axis in self.axes))
+        return tuple(sorted(loops, key=lambda r: r.arg))
 
     @property
     def dtype(self) -> DType:

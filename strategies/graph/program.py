@@ -25,6 +25,7 @@ from strategies.graph.fitting import MisfitError
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import limited, load
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
 from strategies.graph.work import arithmetic
@@ -188,7 +189,7 @@ def schedule(y: Tensor, candidate: Candidate, frozen: FrozenWeights | None = Non
     transform `frozen` weights have run and are left out. Raises NotApplicableError."""
     applied = 0
 
-    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[UOp | None]:
+    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
         nonlocal applied
         result = [lower(conv, candidate, ranges, until=until) for conv in convs]
         applied += sum(new is not None for new in result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tinygrad.schedule import rangeify
@@ -12,11 +12,12 @@ from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 from strategies.graph.buffers import Held, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
-from strategies.graph.rebuild import expression
+from strategies.graph.rebuild import BOUNDARY
 
 
-def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]) -> UOp:
+def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]) -> UOp:
     """`sink` with the convolutions that `rewriter` answers for replaced; `sink` itself if there are none."""
     if not any(u.op is Ops.REDUCE and u.arg[0] is Ops.ADD for u in sink.toposort()):
         return sink
@@ -31,28 +32,45 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[UOp
     convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
     if not convs:
         return sink
-    shared = _sharing(nodes, [conv.node for conv in convs])
-    convs = [replace(conv, shared=conv.node in shared) for conv in convs]
-    ranges.private = _private(nodes)
-    answers = zip(convs, rewriter(convs, ranges), strict=True)
-    replacements = {conv.node: conv.place(new) for conv, new in answers if new is not None}
-    return _replace(clean, replacements | ranges.split, ranges) if replacements else sink
+    shared, private = _sharing(nodes, {conv.node for conv in convs}), _private(nodes)
+    convs = [replace(conv, shared=conv.node in shared, private=private.intersection(conv.loops)) for conv in convs]
+    pairs = zip(convs, rewriter(convs, ranges), strict=True)
+    answers = [(conv, new) for conv, new in pairs if new is not None]
+    replacements = {conv.node: conv.place(new.value) for conv, new in answers}
+    splits = _splits(new.split for _, new in answers)
+    return _replace(clean, replacements | splits, ranges) if replacements else sink
 
 
-def _sharing(nodes: Iterable[UOp], reduces: Sequence[UOp]) -> set[UOp]:
-    """Those of the REDUCEs that are in one kernel with another of them."""
-    if len(reduces) < 2:
-        return set()
-    kernels = ([r for r in reduces if r in expression(u.src[0])] for u in nodes if u.op in (Ops.STAGE, Ops.END))
-    return {r for kernel in kernels if len(kernel) > 1 for r in kernel}
+def _splits(several: Iterable[Mapping[UOp, UOp]]) -> dict[UOp, UOp]:
+    """Of several that would split the same loops the first does: the others are then computed in its loops."""
+    result: dict[UOp, UOp] = {}
+    for split in several:
+        if result.keys().isdisjoint(split):
+            result |= split
+    return result
 
 
-def _private(nodes: Iterable[UOp]) -> set[UOp]:
+def _sharing(nodes: Iterable[UOp], convs: Collection[UOp]) -> set[UOp]:
+    """Those of the convolutions whose kernel does more than they and what is elementwise of them."""
+    found: set[UOp] = set()
+    inside: dict[UOp, frozenset[UOp]] = {}
+    for u in nodes:
+        below = frozenset[UOp]().union(*(inside[s] for s in u.src if s.op not in BOUNDARY))
+        is_conv = u in convs
+        is_sum = u.op is Ops.REDUCE and not is_conv
+        is_given = u.op is Ops.CONTIGUOUS and bool(u.arg)  # options, from the program itself
+        if is_sum or is_given or (u.op in (Ops.STAGE, Ops.END) and len(below) > 1):
+            found |= below
+        inside[u] = below | {u} if is_conv else below
+    return found
+
+
+def _private(nodes: Iterable[UOp]) -> frozenset[UOp]:
     """The ranges that one kernel loops over and no other, and whose kernel can be written anew."""
     nodes = list(nodes)
     loops = Counter(r for u in nodes if u.op in (Ops.STAGE, Ops.END) for r in u.src[1:])
     kept = {s for u in nodes if u.op is not Ops.INDEX for s in u.src if s.op is Ops.STAGE}
-    return {r for r, count in loops.items() if count == 1} - {r for u in kept for r in u.src[1:]}
+    return frozenset(r for r, count in loops.items() if count == 1) - {r for u in kept for r in u.src[1:]}
 
 
 def _replace(root: UOp, replacements: dict[UOp, UOp], ranges: Ranges) -> UOp:

@@ -40,14 +40,15 @@ from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
 from strategies.graph.device import flags_in_force, opened
-from strategies.graph.fitting import MisfitError, granted, refused, wish_of
+from strategies.graph.fitting import MisfitError, apply_request, drop_request, request_of
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.rewrite import rewrite
 
-Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[UOp | None]]
+Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]
 """Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
 
 SUPPORTED = "0.14"
@@ -70,16 +71,16 @@ _numbers = itertools.count(1)
 class Attachment:
     """What acts on every graph that is scheduled.
 
-    `before` is called ahead of each schedule, cached or not, with the graph's key, and may call `changed`; `scheduled`
-    after it. Where a rewritten graph cannot be scheduled, or later not be compiled or given memory, `failed` hears
-    why, and the graph is scheduled once more, and from then on, as tinygrad alone would. Without `failed`, errors are
-    raised. With `frozen`, what is computed of weights alone is computed once and kept there. `fitted` hears of every
-    kernel that was to have options: None where it has them, the reason where tinygrad decides instead, and the seconds
-    that the trial took; without `fitted`, the reason is raised.
+    `before` is called ahead of each schedule, cached or not, and may call `changed`; `scheduled` after it, with the
+    graph's key, which is another one under other flags. Where a rewritten graph cannot be scheduled, or later not be
+    compiled or given memory, `failed` hears why, and the graph is scheduled once more, and from then on, as tinygrad
+    alone would. Without `failed`, errors are raised. With `frozen`, what is computed of weights alone is computed once
+    and kept there. `fitted` hears of every kernel that was to have options: None where it has them, the reason where
+    tinygrad decides instead, and the seconds that the trial took; without `fitted`, the reason is raised.
     """
 
     rewriter: Rewriter
-    before: Callable[[bytes], None] = lambda _: None
+    before: Callable[[], None] = lambda: None
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
@@ -118,8 +119,11 @@ class _Rescue:
 class _Thread(threading.local):
     """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
 
+    block: Attachment | None = None
+    """Of the innermost `attached` block that this thread is in: it acts in place of what is attached for all."""
     attachment: Attachment | None = None
     graph: bytes = b""
+    """Its key and the mark that it is scheduled under."""
     call: UOp | None = None
     """The function and its arguments; None where functions are nested and an argument's slot says nothing."""
 
@@ -127,6 +131,9 @@ class _Thread(threading.local):
 _switch = threading.RLock()
 _thread = _Thread()
 _active: Attachment | None = None
+"""What acts in threads that are in no block."""
+_blocks = 0
+"""How many `attached` blocks there are, of all threads."""
 _originals: list[tuple[Any, str, Any]] = []
 """What was replaced: module, name, value."""
 _rescues: weakref.WeakKeyDictionary[UOp, _Rescue] = weakref.WeakKeyDictionary()
@@ -139,46 +146,58 @@ def attach(attachment: Attachment) -> None:
     Raises UnsupportedTinygradError.
     """
     global _active
-    if (fault := seam_fault()) is not None:
-        raise UnsupportedTinygradError(fault)
+    _expect_supported()
     with _switch:
-        if not _originals:
-            for module, name, wrap in _wrappers():
-                _originals.append((module, name, getattr(module, name)))
-                setattr(module, name, wrap(getattr(module, name)))
         _active = attachment
-        _free()
+        _settle()
 
 
 def detach() -> None:
-    """Leave tinygrad as it was."""
+    """Leave tinygrad as it was; as soon as the `attached` blocks of other threads are over."""
     global _active
     with _switch:
         _active = None
-        if _originals:
-            for module, name, original in _originals:
-                setattr(module, name, original)
-            _originals.clear()
-            _free()
+        _settle()
 
 
 @contextmanager
 def attached(rewriter: Rewriter, *, frozen: FrozenWeights | None = None) -> Iterator[None]:
-    """`rewriter` and nothing else within the block; what it raises is raised."""
+    """`rewriter` and nothing else in this thread, within the block; what it raises is raised.
+
+    Other threads, blocks of theirs and what is attached for all go on beside it. Raises UnsupportedTinygradError.
+    """
+    global _blocks
+    _expect_supported()
     with _switch:
-        before = _active
-        attach(Attachment(rewriter=rewriter, frozen=frozen))
+        _blocks += 1
+        _settle()
+    outer, _thread.block = _thread.block, Attachment(rewriter=rewriter, frozen=frozen)
     try:
         yield
     finally:
-        if before is None:
-            detach()
-        else:
-            attach(before)
+        _thread.block = outer
+        with _switch:
+            _blocks -= 1
+            _settle()
 
 
-def _free() -> None:
-    """Schedules made under former attachments are never found again. In place: tinygrad's functions hold the dict."""
+def _expect_supported() -> None:
+    if (fault := seam_fault()) is not None:
+        raise UnsupportedTinygradError(fault)
+
+
+def _settle() -> None:
+    """Replace tinygrad's names or put them back, as somebody is attached or nobody is."""
+    wanted = _active is not None or _blocks > 0
+    if wanted and not _originals:
+        for module, name, wrap in _wrappers():
+            _originals.append((module, name, getattr(module, name)))
+            setattr(module, name, wrap(getattr(module, name)))
+    elif _originals and not wanted:
+        for module, name, original in _originals:
+            setattr(module, name, original)
+        _originals.clear()
+    # schedules made under former attachments are never found again; in place: tinygrad's functions hold the dict
     tinygrad.schedule.schedule_cache.clear()
 
 
@@ -199,7 +218,7 @@ def seam_fault() -> str | None:
 def _wrappers() -> tuple[tuple[Any, str, Callable[[Any], Any]], ...]:
     return (
         (rangeify, "run_rangeify", _run_rangeify),
-        (rangeify, "pm_no_indexing_calls", lambda original: pm_grant + original),
+        (rangeify, "pm_no_indexing_calls", lambda original: pm_kernel_options + original),
         (tinygrad.tensor, "create_linear_with_vars", _create_linear_with_vars),
         (tinygrad.schedule, "memory_plan_rewrite", _memory_plan_rewrite),
         (tinygrad.engine.jit, "memory_plan_rewrite", _memory_plan_rewrite),
@@ -223,37 +242,41 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
     return run_rangeify
 
 
-def _grant(call: UOp, kernel: UOp) -> UOp | None:
+def _with_requested_options(call: UOp, kernel: UOp) -> UOp | None:
     """The kernel's options, where it is to have some."""
-    if not isinstance(kernel.arg, KernelInfo) or (wish := wish_of(kernel)) is None:
+    if not isinstance(kernel.arg, KernelInfo) or (request := request_of(kernel)) is None:
         return None
     fitted = _thread.attachment.fitted if _thread.attachment is not None else None
     begun, misfit = time.perf_counter(), None
     try:
-        kernel = granted(kernel, wish, opened(call.src[1].device).renderer)
+        kernel = apply_request(kernel, request, opened(call.src[1].device).renderer)
     except MisfitError as error:
         if fitted is None:
             raise
-        kernel, misfit = refused(kernel, wish), MisfitError(f"{wish.role}: {error}")
+        kernel, misfit = drop_request(kernel, request), MisfitError(f"{request.role}: {error}")
     if fitted is not None:
         fitted(misfit, time.perf_counter() - begun)
     return call.replace(src=(kernel, *call.src[1:]))
 
 
-pm_grant = PatternMatcher(
-    [(UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"), _grant)]
+pm_kernel_options = PatternMatcher(
+    [
+        (
+            UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"),
+            _with_requested_options,
+        ),
+    ]
 )
 
 
 def _noting_weights(attachment: Attachment, call: UOp | None) -> Rewriter:
     """The attachment's rewriter; what it replaces has its weights noted where they are to be frozen."""
-    frozen = attachment.frozen
+    frozen, graph = attachment.frozen, _thread.graph
     if frozen is None or call is None:
         return attachment.rewriter
 
-    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> Sequence[UOp | None]:
+    def rewriter(convs: Sequence[Conv], ranges: Ranges) -> Sequence[Lowered | None]:
         answers = attachment.rewriter(convs, ranges)
-        graph = call.src[0].key
         frozen.found(graph, weight_slots(convs, [new is not None for new in answers]))
         frozen.called(graph, call.src[1:])
         return answers
@@ -263,17 +286,18 @@ def _noting_weights(attachment: Attachment, call: UOp | None) -> Rewriter:
 
 def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_linear_with_vars(big_sink: UOp) -> Any:
-        attachment = _active
+        attachment = _thread.block or _active
         if attachment is None:
             return original(big_sink)
-        graph = big_sink.src[0].key  # the buffers behind it are other ones every time
-        attachment.before(graph)
+        attachment.before()
+        mark = _mark(attachment)
+        graph = big_sink.src[0].key + mark.encode()  # the buffers behind it are other ones every time
         if graph in attachment.plain:
             attachment.scheduled(graph)
             return original(big_sink)
         rescue = _Rescue(attachment=attachment, graph=graph, schedule=lambda: original(big_sink))
         try:
-            linear, variables = _scheduled(original, big_sink, graph, attachment)
+            linear, variables = _scheduled(original, big_sink, graph, mark, attachment)
         except Exception as error:
             if graph not in attachment.rewritten:
                 raise
@@ -286,7 +310,7 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
     return create_linear_with_vars
 
 
-def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, attachment: Attachment) -> Any:
+def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, mark: str, attachment: Attachment) -> Any:
     """The schedule under this attachment, which is then this thread's."""
     sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
     outer = (_thread.attachment, _thread.graph, _thread.call)
@@ -295,7 +319,7 @@ def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, attach
     try:
         if attachment.frozen is not None and call is not None:
             attachment.frozen.called(graph, call.src[1:])
-        return original(_marked(big_sink, sinks, attachment))
+        return original(_marked(big_sink, sinks, mark))
     finally:
         _thread.attachment, _thread.graph, _thread.call = outer
 
@@ -343,7 +367,7 @@ def _buffers(linear: UOp) -> Iterator[Buffer]:
 
 def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:
     def memory_plan_rewrite(linear: UOp, held_bufs: set[UOp] | None = None) -> UOp:
-        attachment = _thread.attachment or _active  # a jit plans after it has captured
+        attachment = _thread.attachment or _thread.block or _active  # a jit plans after it has captured
         if attachment is None or attachment.frozen is None:
             return original(linear, held_bufs)
         held = held_bufs or set()
@@ -358,9 +382,13 @@ def _may_compile() -> bool:
     return all(t is threading.main_thread() or t.daemon for t in threading.enumerate())
 
 
-def _marked(big_sink: UOp, sinks: Sequence[UOp], attachment: Attachment) -> UOp:
-    """The graph with the mark that tells its schedule from those made under other conditions."""
-    mark = f"autotune {attachment.number} {flags_in_force()} {NUM_CPU_THREADS.value}"
+def _mark(attachment: Attachment) -> str:
+    """What tells a schedule from those made under other conditions."""
+    return f"autotune {attachment.number} {flags_in_force()} {NUM_CPU_THREADS.value}"
+
+
+def _marked(big_sink: UOp, sinks: Sequence[UOp], mark: str) -> UOp:
+    """The graph with its functions marked."""
     marked = {u: u.replace(arg=mark) for u in sinks}
     if list(sinks) == [big_sink.src[0]]:  # almost always: one function, nothing nested in it
         return big_sink.replace(src=(marked[big_sink.src[0]], *big_sink.src[1:]))

@@ -43,7 +43,7 @@ def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> 
     None where that kernel has them otherwise than as plain loops of its own: it sums over some, or they are split.
     """
     loops = [axis.out for axis in reversed(conv.axes)] + list(reversed(conv.couts))
-    if not all(r.op is Ops.RANGE and r.arg[-1] is AxisType.WEAK and ranges.may_split(r) for r in loops):
+    if not all(r.op is Ops.RANGE and r.arg[-1] is AxisType.WEAK and r in conv.private for r in loops):
         return None
     tiled = {axis.out for axis in axes}
     own = [_divisor(extent(r), m) if r in tiled else 1 for r in loops]

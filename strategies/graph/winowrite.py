@@ -22,9 +22,10 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, hand_made, staged, stored, stored_singly
-from strategies.graph.fitting import wanting
+from strategies.graph.fitting import request_options
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
@@ -68,7 +69,8 @@ class Plan:
     transform for every element.
 
     With a `workgroup` the product is the kernel of `matmul`, over blocks of its rows (couts) and columns (tiles), and
-    the kernels around it are spread over threads by hand.
+    the kernels around it are spread over threads by hand: it has its operands in buffers as it needs them, and takes
+    no Stage nor `channel_block`. Raises ValueError for one that has.
     """
 
     tile: int = 4
@@ -82,9 +84,14 @@ class Plan:
     channel_block: int = 0
     workgroup: Blocking | None = None
 
+    def __post_init__(self) -> None:
+        given = [name for name in ("xhat", "ghat", "mhat", "channel_block") if getattr(self, name)]
+        if self.workgroup is not None and given:
+            raise ValueError(f"a workgroup's product lays out its own operands: leave out {', '.join(given)}")
 
-def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
-    """The UOp that replaces `conv.reduce`, or None where Winograd does not apply."""
+
+def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
+    """What replaces `conv.reduce`, or None where Winograd does not apply."""
     if conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
         return None
     space = frame(conv, ranges, m=plan.tile, cout_block=plan.cout_block, tile_block=plan.tile_block)
@@ -99,21 +106,23 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> UOp | None:
     else:
         return None
     if conv.until in PHASES[:-1]:
-        return _stopped(space, plan, mhat, *operands)
+        stopped = _stopped(space, plan, mhat, *operands)
+        return Lowered(value=stopped) if stopped is not None else None
     by_hand = plan.workgroup is not None
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
+    if by_hand and conv.shared:
+        inline = False  # whatever else that kernel computes, threads for our tiles are not for it
     value = (_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat, by_hand)).cast(conv.reduce.dtype)
     if by_hand and (split := split_consumer(conv, space.axes, space.m, ranges)) is not None:
-        ranges.split |= split
-        return _in_kernel(conv, "output", value, by_hand=True)
-    return _in_kernel(conv, "output", value)
+        return Lowered(value=_in_kernel(conv, "output", value, by_hand=True), split=split)
+    return Lowered(value=_in_kernel(conv, "output", value))
 
 
 def _in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
     """`value` with what its kernel is to have: the candidate's options, nothing, or what tinygrad chooses."""
     options = conv.options.get(role)
     if options is not None:
-        return wanting(value, role, options, by_hand=by_hand)
+        return request_options(value, role, options, by_hand=by_hand)
     return hand_made(value) if by_hand else value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strategies.candidate import Value
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import strategy
@@ -59,7 +59,7 @@ class Blocked:
 
 
 @strategy("blocked", Blocked)
-def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> UOp | None:
+def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> Lowered | None:
     """Tiles of all images in one row, cut into blocks; cout_block x tile_block sums of the product live in registers.
 
         y = REDUCE(x * w; c, k)                       1 kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -19,7 +19,7 @@ class DeferredMhat:
 
 
 @strategy("deferred_mhat", DeferredMhat)
-def deferred_mhat(conv: Conv, params: DeferredMhat, ranges: Ranges) -> UOp | None:
+def deferred_mhat(conv: Conv, params: DeferredMhat, ranges: Ranges) -> Lowered | None:
     """XHAT and GHAT staged; the product is summed where the output transform needs it, MHAT never exists.
 
         y = REDUCE(x * w; c, k)                       1 kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -17,7 +17,7 @@ class FourBuffer:
 
 
 @strategy("four_buffer", FourBuffer)
-def four_buffer(conv: Conv, params: FourBuffer, ranges: Ranges) -> UOp | None:
+def four_buffer(conv: Conv, params: FourBuffer, ranges: Ranges) -> Lowered | None:
     """XHAT, GHAT and MHAT staged, the points of the transform innermost: each tile's points lie together.
 
         y = REDUCE(x * w; c, k)                       1 kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -17,7 +17,7 @@ class HybridGrid:
 
 
 @strategy("hybrid_grid", HybridGrid)
-def hybrid_grid(conv: Conv, params: HybridGrid, ranges: Ranges) -> UOp | None:
+def hybrid_grid(conv: Conv, params: HybridGrid, ranges: Ranges) -> Lowered | None:
     """Buffers with the points outermost as `tensor_winograd` has them, the product's loops with the couts outermost.
 
         y = REDUCE(x * w; c, k)                       1 kernel

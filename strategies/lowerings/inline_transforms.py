@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -18,7 +18,7 @@ class InlineTransforms:
 
 
 @strategy("inline_transforms", InlineTransforms)
-def inline_transforms(conv: Conv, params: InlineTransforms, ranges: Ranges) -> UOp | None:
+def inline_transforms(conv: Conv, params: InlineTransforms, ranges: Ranges) -> Lowered | None:
     """MHAT staged; both operands are transformed inside the product, again for every output they serve.
 
     y = REDUCE(x * w; c, k)                       1 kernel

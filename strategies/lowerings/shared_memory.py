@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from strategies.candidate import Value
-from strategies.graph import Blocking, Conv, Plan, Ranges, UOp, has_shared_memory, winowrite
+from strategies.graph import Blocking, Conv, Lowered, Plan, Ranges, has_shared_memory, winowrite
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import has_three_tap_axis, strategy
@@ -37,7 +37,7 @@ def applies(key: ConvKey) -> bool:
 
 
 @strategy("shared_memory", SharedMemory, applies=applies)
-def shared_memory(conv: Conv, params: SharedMemory, ranges: Ranges) -> UOp | None:
+def shared_memory(conv: Conv, params: SharedMemory, ranges: Ranges) -> Lowered | None:
     """Tiles of all images in one row; the product in blocks of cout_block x tile_block, one to a workgroup.
 
         y = REDUCE(x * w; c, k)                       1 kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, winowrite
 from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
@@ -18,7 +18,7 @@ class SingleFused:
 
 
 @strategy("single_fused", SingleFused)
-def single_fused(conv: Conv, params: SingleFused, ranges: Ranges) -> UOp | None:
+def single_fused(conv: Conv, params: SingleFused, ranges: Ranges) -> Lowered | None:
     """Both transforms, the product and the output transform in one expression.
 
         y = REDUCE(x * w; c, k)                       1 kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strategies.graph import Conv, Plan, Ranges, Stage, UOp, winowrite
+from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.key import ConvKey
 from strategies.registry import strategy, three_tap_axes
 
@@ -30,7 +30,7 @@ def applies(key: ConvKey) -> bool:
 
 
 @strategy("tensor_winograd", TensorWinograd, applies=applies)
-def tensor_winograd(conv: Conv, _: TensorWinograd, ranges: Ranges) -> UOp | None:
+def tensor_winograd(conv: Conv, _: TensorWinograd, ranges: Ranges) -> Lowered | None:
     """F(4, 3) with XHAT, GHAT and MHAT staged, alpha outermost: the kernels of `Tensor.conv2d` under `WINO=1`.
 
         y = REDUCE(x * w; c, k)                       1 kernel
