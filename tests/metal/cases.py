@@ -10,8 +10,9 @@ from typing import Any
 
 from autotune.space import Space
 from strategies.candidate import Candidate
+from strategies.graph.matmul import Blocking
 from strategies.key import ConvKey, DeviceSpec
-from strategies.registry import get_strategy, strategies
+from strategies.registry import Strategy, get_strategy, strategies
 from strategies.shape import ConvShape
 from strategies.transform import TILES
 
@@ -66,7 +67,7 @@ def pairwise(seed: int = 0) -> list[Case]:
 
 def full(seed: int = 0) -> Iterator[Case]:
     """Every shape with every strategy and tile, in both types, with tensor cores and without; and every blocking of
-    the product on every shape, the rest of `blocked` at random."""
+    the product on every shape, the rest of the parameters at random."""
     rng = random.Random(seed)
     for shape in SHAPES:
         for strategy, tile, dtype, cores in itertools.product(NAMES, TILES, DTYPES, (True, False)):
@@ -74,13 +75,25 @@ def full(seed: int = 0) -> Iterator[Case]:
                 yield _case(
                     {"shape": shape, "strategy": strategy, "tile": tile, "dtype": dtype, "tensor_cores": cores}, rng
                 )
-        choices = {p.name: p.choices for p in get_strategy("blocked").parameters}
-        blockings = itertools.product(*(choices[name] for name in ("cout_block", "tile_block", "channel_block")))
-        for couts, tiles, channels in blockings:
-            values = {name: rng.choice(values) for name, values in choices.items()}
-            values |= {"cout_block": couts, "tile_block": tiles, "channel_block": channels}
-            candidate = get_strategy("blocked").candidate(values)
-            yield Case(shape=shape, dtype=rng.choice(DTYPES), tensor_cores=rng.random() < 0.5, candidate=candidate)
+        for strategy, blocking in BLOCKINGS.items():
+            yield from _blockings(shape, strategy, blocking, rng)
+
+
+BLOCKINGS = {
+    "blocked": ("cout_block", "tile_block", "channel_block"),
+    "shared_memory": ("cout_block", "tile_block", "depth"),
+}
+"""The parameters that block a strategy's product."""
+
+
+def _blockings(shape: str, strategy: str, names: Sequence[str], rng: random.Random) -> Iterator[Case]:
+    item = get_strategy(strategy)
+    choices = {p.name: p.choices for p in item.parameters}
+    for blocking in itertools.product(*(choices[name] for name in names)):
+        values = _possible(item, rng, dict(zip(names, blocking, strict=True)))
+        yield Case(
+            shape=shape, dtype=rng.choice(DTYPES), tensor_cores=rng.random() < 0.5, candidate=item.candidate(values)
+        )
 
 
 def covering(factors: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:
@@ -103,9 +116,7 @@ def _pairs(row: Mapping[str, Any]) -> set[Any]:
 
 def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
     item = get_strategy(row["strategy"])
-    values = {p.name: rng.choice(p.choices) for p in item.parameters}
-    if _takes(item.name, "tile"):
-        values["tile"] = row["tile"]
+    values = _possible(item, rng, {"tile": row["tile"]} if _takes(item.name, "tile") else {})
     return Case(
         shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], candidate=item.candidate(values)
     )
@@ -127,7 +138,7 @@ def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
         while left := {p.name: [v for v in p.choices if (item.name, p.name, v) not in seen] for p in item.parameters}:
             if not any(left.values()):
                 break
-            values = {p.name: rng.choice(left[p.name] or p.choices) for p in item.parameters}
+            values = _possible(item, rng, {name: rng.choice(values) for name, values in left.items() if values})
             candidate = item.candidate(values)
             before = len(seen)
             seen |= {(item.name, *pair) for pair in candidate.params}
@@ -135,6 +146,22 @@ def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
                 seen |= {(item.name, name, value) for name, value in values.items()}
                 continue
             yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate)
+
+
+def _possible(item: Strategy, rng: random.Random, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """`fixed` and the other parameters at random: such that there is a kernel, if some of several tries find one."""
+    for _ in range(50):
+        values = {p.name: rng.choice(p.choices) for p in item.parameters} | dict(fixed)
+        if item.name != "shared_memory" or _blocking(values).fault() is None:
+            break
+    return values
+
+
+def _blocking(values: Mapping[str, Any]) -> Blocking:
+    return Blocking(
+        rows=values["cout_block"], columns=values["tile_block"], depth=values["depth"],
+        thread_rows=values["couts"], thread_columns=values["tiles"],
+    )  # fmt: skip
 
 
 def _takes(strategy: str, parameter: str) -> bool:

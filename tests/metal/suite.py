@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import multiprocessing
 import os
+import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,8 @@ MISLOWERED = ("deferred_mhat", ("form", "nested"))
 """With tensor cores tinygrad computes another sum for some shapes of it (docs/metal.md): verification rejects them."""
 LOWERING_S = 30.0
 """Seconds of processor time that tinygrad may take over one kernel."""
+STALLED_S = 300.0
+"""Without any outcome for so long, something hangs, or a process died."""
 INACCURATE_TILE = 6
 """F(6, 3) has an error of its own above the floor: what counts here is that it is below the ceiling."""
 
@@ -63,7 +67,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`status`: see PASSED; or wrong, fault, limit, refused (by the compiler). Sizes of the largest kernel."""
+    """`status`: see PASSED; or wrong, fault, limit, refused (by the compiler), error, or "not run" for want of time.
+    Sizes of the largest kernel."""
 
     case: Case
     status: str
@@ -101,6 +106,8 @@ def run(case: Case) -> Outcome:
         return Outcome(case=case, status="unlowered", reason=str(error))
     except KernelFaultError as error:
         return Outcome(case=case, status="fault", reason=str(error))
+    except Exception as error:  # noqa: BLE001 - one program must not end the others; an error is a failure
+        return Outcome(case=case, status="error", reason=f"{type(error).__name__}: {error}")
     return Outcome(
         case=case, status="wrong" if fault else "ok", reason=fault, error=verdict.error,
         seconds=time.perf_counter() - begun, sizes=_sizes(program),
@@ -165,47 +172,95 @@ def _without_collection() -> Iterator[None]:
 
 
 def main() -> int:
-    """Prints a table by strategy, then what did not pass. Exit status 1 if anything did not."""
+    """Prints what was executed, by strategy, type and tensor cores, then what did not pass: exit status 1 if any."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--full", action="store_true", help="every strategy, tile and blocking on every shape")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N equal parts")
+    parser.add_argument("--deadline", type=float, default=math.inf, metavar="S", help="what is left by then is not run")
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
     cases = (list(full()) if args.full else pairwise())[part - 1 :: parts]
     begun, outcomes = time.time(), []
-    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=50) as pool:
-        for outcome in pool.imap_unordered(run, cases):
-            outcomes.append(outcome)
-            took = f"{len(outcomes)} of {len(cases)}, {time.time() - begun:.0f} s"
-            sys.stderr.write(f"{took}: {outcome.status} {outcome.case} {outcome.reason}\n")
-    sys.stdout.write(f"{report(outcomes, 'full' if args.full else 'pairwise', args.part)}\n")
+    for outcome in executed(cases, args.jobs, begun + args.deadline):
+        outcomes.append(outcome)
+        took = f"{len(outcomes)} of {len(cases)}, {time.time() - begun:.0f} s"
+        sys.stderr.write(f"{took}: {outcome.status} {outcome.case} {outcome.reason}\n")
+    took = f"{time.time() - begun:.0f} s, {args.jobs} processes"
+    title = f"{'full' if args.full else 'pairwise'}, part {args.part}, in {took}: {len(cases)} programs"
+    sys.stdout.write(f"{report(outcomes, title)}\n")
     return not all(map(passed, outcomes))
 
 
-def report(outcomes: list[Outcome], what: str, part: str) -> str:
-    """Markdown."""
+def executed(cases: Sequence[Case], jobs: int, until: float) -> Iterator[Outcome]:
+    """Each case's outcome as it ends, in `jobs` processes, the largest shapes first; last, those that have none."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process would start a thread per core for float64
+    left = sorted(cases, key=_work, reverse=True)
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=50) as pool:
+        results = pool.imap_unordered(run, left[:])
+        try:
+            while left:
+                outcome = results.next(timeout=min(STALLED_S, max(until - time.time(), 0.0)))
+                left.remove(outcome.case)
+                yield outcome
+        except multiprocessing.TimeoutError:  # the pool replaces a process that died, and waits for its outcome
+            pass
+    for case in left:
+        yield Outcome(case=case, status="not run", reason=f"by the deadline, or none ended for {STALLED_S:.0f} s")
+
+
+def _work(case: Case) -> int:
+    shape = case.conv
+    return math.prod(shape.output_shape) * shape.cin // shape.groups
+
+
+def report(outcomes: list[Outcome], title: str) -> str:
+    """Markdown: a row for each strategy, counts by type and tensor cores, why some were not executed, failures."""
     by_strategy: defaultdict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         by_strategy[outcome.case.candidate.strategy].append(outcome)
+    failed = [outcome for outcome in outcomes if not passed(outcome)]
     lines = [
-        f"{what}, part {part}: {len(outcomes)} programs, "
-        + ", ".join(f"{count} {status}" for status, count in Counter(o.status for o in outcomes).most_common()),
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "| --- " * len(COLUMNS) + "|",
-    ]
-    for name in sorted(by_strategy):
-        ok = [o for o in by_strategy[name] if o.status == "ok"]
-        errors = [max((o.error for o in ok if o.case.dtype == d), default=0.0) for d in ("float32", "float16")]
-        lines.append(
-            f"| {name} | {len(by_strategy[name])} | {len(ok)} | {sum(o.sizes['barriers'] > 0 for o in ok)} | "
-            f"{sum(o.sizes['matrices'] > 0 for o in ok)} | {errors[0]:.1e} | {errors[1]:.1e} | "
-            f"{max((o.sizes['source'] for o in ok), default=0):,} | "
-            f"{max((o.sizes['threadgroup'] for o in ok), default=0):,} |"
-        )
-    failed = [f"- {o.status}: {o.case}: {o.reason}" for o in outcomes if o.status != "ok"]
-    return "\n".join([*lines, "", *sorted(failed)])
+        f"{title}; {_counts(o.status for o in outcomes)}; **{len(failed)} failed**", "", _machine(), "",
+        f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|",
+        *(_row(name, by_strategy[name]) for name in sorted(by_strategy)), "",
+    ]  # fmt: skip
+    for dtype in sorted({o.case.dtype for o in outcomes}):
+        for cores in (True, False):
+            group = [o.status for o in outcomes if (o.case.dtype, o.case.tensor_cores) == (dtype, cores)]
+            lines.append(f"- {dtype}, {'tensor cores' if cores else 'no tensor cores'}: {_counts(group)}")
+    skipped = Counter(
+        f"{o.case.candidate.strategy}: {o.status}{_why(o)}" for o in outcomes if passed(o) and o.status != "ok"
+    )
+    lines += ["", *(f"- {count} of {why}" for why, count in sorted(skipped.items()))]
+    return "\n".join([*lines, *sorted(f"- FAILED, {o.status}: {o.case}: {o.reason}" for o in failed)])
+
+
+def _row(name: str, outcomes: list[Outcome]) -> str:
+    ok = [o for o in outcomes if o.status == "ok"]
+    errors = [max((o.error for o in ok if o.case.dtype == d), default=0.0) for d in ("float32", "float16")]
+    return (
+        f"| {name} | {len(outcomes)} | {len(ok)} | {sum(o.sizes['barriers'] > 0 for o in ok)} | "
+        f"{sum(o.sizes['matrices'] > 0 for o in ok)} | {errors[0]:.1e} | {errors[1]:.1e} | "
+        f"{max((o.sizes['source'] for o in ok), default=0):,} | "
+        f"{max((o.sizes['threadgroup'] for o in ok), default=0):,} |"
+    )
+
+
+def _why(outcome: Outcome) -> str:
+    return "" if outcome.status == "inapplicable" else f": {outcome.reason}"
+
+
+def _counts(statuses: Iterable[str]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in Counter(statuses).most_common())
+
+
+def _machine() -> str:
+    processor = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    return f"{processor}, {os.cpu_count()} processors; Python {platform.python_version()}; {platform.platform()}"
 
 
 if __name__ == "__main__":
