@@ -78,6 +78,11 @@ class WrongDeviceError(RuntimeError):
 _bench = Bench()
 
 
+def pool() -> Pool:
+    """The processes of this process that compile."""
+    return _bench.pool
+
+
 def measure(request: Request, *, emit: Emit) -> list[Measurement]:
     """One Measurement per candidate of the request, in order. `emit` hears what begins and what is final.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -126,27 +126,56 @@ def with_options(
 ) -> Candidate:  # fmt: skip
     """The candidate with the options found for its kernels within `seconds`; as it is where none are better.
 
-    Kernels get time as they take it, the slowest first. On the device itself: see `autotune.child`.
+    On the device itself: see `autotune.child`.
     """
     from strategies.graph.kernels import tunable_kernels
 
-    until, rng = clock() + seconds, random.Random(seed)
+    until = clock() + seconds
     begins()
-    kernels = tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
-    searches = {
-        kernel.role: KernelSearch(kernel, clock, rng, at_once, begins)
-        for kernel in kernels
+    kernels = {
+        kernel.role: kernel for kernel in tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
         if not (kernel.role == "GHAT" and key.policy.frozen_weights)
-    }
+    }  # fmt: skip
+    searches = searches_of(kernels, seed=seed, clock=clock, at_once=at_once, begins=begins)
+    found = options_found(searches, until=until)
+    chosen = {role: kernels[role].chosen(options) for role, options in found.items()}
+    return replace(candidate, kernel_options=tuple(sorted(chosen.items())))
+
+
+def searches_of(
+    kernels: Mapping[str, Kernel], *, seed: int, clock: Callable[[], float], at_once: int = 1,
+    begins: Callable[[], None] = lambda: None,
+) -> dict[str, KernelSearch]:  # fmt: skip
+    """One for each kernel, by its role."""
+    rng = random.Random(seed)
+    return {role: KernelSearch(kernel, clock, rng, at_once, begins) for role, kernel in kernels.items()}
+
+
+def options_found(searches: Mapping[str, KernelSearch], *, until: float) -> dict[str, Options]:
+    """The better options, of those kernels that have some. Nothing is begun from `until` on.
+
+    Kernels get time as they take it, the slowest first.
+    """
     spent = {role: search.time(search.kernel.default) for role, search in searches.items()}
     known = {role: s for role, s in spent.items() if s < FAILED}
     worth = [role for role in sorted(known, key=known.__getitem__, reverse=True)
              if known[role] >= NEGLIGIBLE * sum(known.values())]  # fmt: skip
     chosen = {}
     for index, role in enumerate(worth):
+        search = searches[role]
         share = known[role] / sum(known[later] for later in worth[index:])
-        now = clock()
-        best = searches[role].run(now + share * max(0.0, until - now))
-        if best != searches[role].kernel.default:
-            chosen[role] = next(kernel for kernel in kernels if kernel.role == role).chosen(best)
-    return replace(candidate, kernel_options=tuple(sorted(chosen.items())))
+        now = search.clock()
+        best = search.run(now + share * max(0.0, until - now))
+        if best != search.kernel.default:
+            chosen[role] = best
+    return chosen
+
+
+def one_step(at: Options, to: Options) -> bool:
+    """Whether `to` is `at` with one option more or less, or with another amount for one."""
+    if len(to) > len(at):
+        return to[:-1] == at
+    if len(to) < len(at):
+        return any(at[:i] + at[i + 1 :] == to for i in range(len(at))) and len(to) == len(at) - 1
+    different = [(old, new) for old, new in zip(at, to, strict=True) if old != new]
+    return len(different) == 1 and different[0][0][:2] == different[0][1][:2]

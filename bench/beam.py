@@ -5,7 +5,8 @@ its own. What was chosen is written to bench/beam/DEVICE.json after every kernel
 seconds it took; `bench/convs.py --beam bench/beam/DEVICE.json` then replays it without searching. A search that is in
 the file and complete is not made again (`--again` makes it), so that a stopped run goes on where it was.
 
-With `--processes N` that many searches run at once; on CUDA each of them gets a GPU of its own.
+With `--processes N` that many searches run at once; on CUDA each of them gets a GPU of its own, on the CPU the
+processors from `--first` on, `--width` each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +48,16 @@ def main() -> int:
     parser.add_argument("--limit", default="10m", help="for one search, as 90s or 10m (default %(default)s)")
     parser.add_argument("--deadline", help="for everything; what is done by then is kept")
     parser.add_argument("--processes", type=int, default=1, help="searches at once")
+    parser.add_argument("--width", type=int, help="CPU: bind each search to so many processors of its own")
+    parser.add_argument("--first", type=int, default=0, help="CPU: leave so many processors to others")
     parser.add_argument("--again", action="store_true", help="search also what the file has")
     parser.add_argument("--out", type=Path, help="default: bench/beam/DEVICE.json")
     parser.add_argument("--search", nargs=2, metavar=("SHAPE", "LOWERING"), help=argparse.SUPPRESS)
+    parser.add_argument("--bound", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.search:
+        if options.bound:
+            os.sched_setaffinity(0, options.bound)
         return search(json.loads(options.search[0]), options.search[1], options.device, options.beam)
     out = options.out or HERE / "beam" / f"{options.device.lower().replace(':', '-')}.json"
     sizes = SHAPES[options.shapes]
@@ -61,6 +67,7 @@ def main() -> int:
     todo = [s for s in wanted if options.again or not kept.complete(s)]
     print(f"{len(todo)} searches of {len(wanted)}, {options.processes} at once, into {out}", flush=True)
     deadline = time.monotonic() + seconds(options.deadline) if options.deadline else float("inf")
+    bound = processors(options.processes, options.width, options.first)
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(options.processes):
         slots.put(slot)
@@ -68,8 +75,9 @@ def main() -> int:
     def run(item: Search) -> bool:
         slot = slots.get()
         try:
-            environ = child_environ(options.device, slot, options.processes)
-            return follow(item, kept, options.device, environ, min(time.monotonic() + seconds(options.limit), deadline))
+            environ = child_environ(options.device, slot, options.processes, bound[slot])
+            until = min(time.monotonic() + seconds(options.limit), deadline)
+            return follow(item, kept, options.device, environ, until, bound[slot])
         finally:
             slots.put(slot)
 
@@ -126,7 +134,19 @@ class Kept:
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
 
-def follow(item: Search, kept: Kept, device: str, environ: dict[str, str], until: float) -> bool:
+def processors(processes: int, width: int | None, first: int) -> list[list[int]]:
+    """Which of the CPU's each search is bound to; none where they are not bound. Raises SystemExit for too few."""
+    if width is None:
+        return [[] for _ in range(processes)]
+    cpus = sorted(os.sched_getaffinity(0))[first:]
+    if processes * width > len(cpus):
+        raise SystemExit(f"beam: {processes} searches of {width} need more than the {len(cpus)} processors here")
+    return [cpus[slot * width : (slot + 1) * width] for slot in range(processes)]
+
+
+def follow(
+    item: Search, kept: Kept, device: str, environ: dict[str, str], until: float, bound: Sequence[int] = ()
+) -> bool:
     """Make one search in a child, keep what it has found after every kernel, end it when its time is over."""
     begun = time.monotonic()
     if begun >= until:
@@ -137,7 +157,7 @@ def follow(item: Search, kept: Kept, device: str, environ: dict[str, str], until
         "search_s": 0.0, "kernels": [],
     }  # fmt: skip
     machine: dict[str, Any] = {}
-    for event in child_events(item, device, environ, until):
+    for event in child_events(item, device, environ, until, bound):
         if "machine" in event:
             machine = event["machine"]
         elif "kernel" in event:
@@ -156,11 +176,13 @@ def follow(item: Search, kept: Kept, device: str, environ: dict[str, str], until
     return bool(entry["complete"])
 
 
-def child_events(item: Search, device: str, environ: dict[str, str], until: float) -> Iterator[dict[str, Any]]:
+def child_events(
+    item: Search, device: str, environ: dict[str, str], until: float, bound: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     """The JSON lines of a child that is ended, with all it has started, when the time is over."""
     command = [
         sys.executable, str(Path(__file__).resolve()), "--device", device, "--beam", str(item.beam),
-        "--search", json.dumps(item.shape.to_json()), item.lowering,
+        "--search", json.dumps(item.shape.to_json()), item.lowering, "--bound", *map(str, bound),
     ]  # fmt: skip
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as child:
@@ -183,13 +205,15 @@ def end(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def child_environ(device: str, slot: int, processes: int) -> dict[str, str]:
+def child_environ(device: str, slot: int, processes: int, bound: Sequence[int] = ()) -> dict[str, str]:
     """Neither a cache of former searches nor a flag of the caller's; a GPU, and a share of the processors, for each."""
     from autotune.child_environment import DROPPED
 
     environ = {name: value for name, value in os.environ.items() if name not in DROPPED}
     root = str(HERE.parent)
     environ |= {"DEV": device, "CACHELEVEL": "0", "PYTHONPATH": os.pathsep.join([root, environ.get("PYTHONPATH", "")])}
+    if bound:
+        environ |= {"NUM_CPU_THREADS": str(len(bound)), "PARALLEL": str(len(bound))}
     if processes > 1:
         environ.setdefault("PARALLEL", str(max(1, (os.cpu_count() or 1) // processes)))
         if device in ("CUDA", "NV"):

@@ -1,13 +1,20 @@
-"""Measure a subspace of candidates on many shapes, and keep it: `python bench/record.py --slots 32 --deadline 25m`.
+"""Measure a subspace of candidates on many shapes, and keep it: `python bench/record.py --slots 28 --deadline 9m`.
 
 On the CPU: the processors are dealt into slots of `--width` each, every slot measures in a child process of its own
-that is bound to its processors, eight candidates to a request, their rounds interleaved with `direct`. What has been
-measured is written to --out every minute and at the end, and is not measured again by the next run with the same file.
-Searches are compared on such a file by bench/search.py. Slots share the memory's bandwidth and the processor's clock;
-ratios to `direct` of the same rounds bear with that, times would not.
+that is bound to its processors, several candidates to a request, their rounds interleaved with `direct`. Of every shape
+
+1. the structures are measured, those of a grid over the strategies' parameters;
+2. on the fastest of them options are searched for each kernel, as `autotune tune` does it, and all combinations of some
+   that were tried are measured, each as a whole: the structure's candidates with options;
+3. in the last `--again` the fastest are timed again, in more rounds, which replaces what was first seen: of many
+   candidates timed once the fastest is also the luckiest.
+
+Every candidate is verified. What has been measured is written to --out every minute and at the end; the next run with
+the same file goes on from there. Searches are compared on it by bench/search.py. Slots share the memory's bandwidth and
+the processor's clock; ratios to `direct` of the same rounds bear with that, times would not.
 
 With --beam FILE, what `NUM_CPU_THREADS=WIDTH python bench/beam.py --shapes recorded` found on the same machine is timed
-against `direct` too, and kept with the seconds that it took.
+against `direct` instead, and kept with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -16,25 +23,30 @@ import argparse
 import json
 import os
 import platform
-import queue
 import random
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from convs import LOWERINGS, Beams
-from recording import Recording, Trial, everything, subspace
+from recording import MENU, MENU_ALONE, Menu, Menus, Recording, Trial, everything, menu_of, subspace
 from shapes import SHAPES, conv_shape, label
+from tinygrad.helpers import NUM_CPU_THREADS
 
+from autotune.child import Emit
 from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
-from autotune.runner import ROUND_S, Limits, Request
-from autotune.statistics import median_ratio
+from autotune.option_search import FAILED, NEGLIGIBLE, options_found, searches_of
+from autotune.runner import ROUND_S, Limits, Request, RunStoppedError
+from autotune.statistics import median, median_ratio
 from autotune.timing import interleaved
 from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
@@ -42,10 +54,23 @@ from strategies.graph.program import Program
 from strategies.key import ConvKey, DeviceSpec
 
 SIZES = SHAPES["recorded"]
-CHUNK = 8
+CHUNK, CHUNK_WITH_OPTIONS = 8, 16
+AHEAD = 3 * CHUNK
+"""A slot stays with its shape until it is so many candidates ahead: another shape's reference takes seconds."""
+STRUCTURES_SHARE = 0.55
+"""Of the time: then options are begun with, whatever is left of the structures."""
+UNITS = 12
+"""Structures per shape, at most, whose kernels' options are recorded."""
+MENU_S, MENU_CANDIDATES = 12.0, 100
+"""How long options are searched for one structure, and how many candidates are expected of it until it is known."""
+FASTEST, ROUNDS_AGAIN = 16, 15
+ROUND = 0.01
 HOPELESS = 4.0
 """Slower than this many times `direct` is not timed exactly: no search ends there."""
-BOUND_CHILD = "import os,sys; os.sched_setaffinity(0, {cpus}); from autotune.child import main; sys.exit(main())"
+BOUND_CHILD = (
+    "import os, sys; os.sched_setaffinity(0, {cpus}); sys.path.insert(0, {here!r}); "
+    "import record; sys.exit(record.child())"
+)
 
 
 def main() -> int:
@@ -53,66 +78,272 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded" / "cpu.jsonl.gz")
     parser.add_argument("--slots", type=int, default=1, help="children at once (default %(default)s)")
     parser.add_argument("--width", type=int, default=2, help="processors of each (default %(default)s)")
-    parser.add_argument("--deadline", default="25m", help="when to stop, as 90s or 25m (default %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="leave so many processors to others (default %(default)s)")
+    parser.add_argument("--deadline", default="9m", help="when to stop, as 90s or 25m (default %(default)s)")
+    parser.add_argument("--again", default="80s", help="of it, for timing the fastest again (default %(default)s)")
     parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--beam", type=Path, metavar="FILE", help="results of bench/beam.py, to be timed")
     options = parser.parse_args()
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = sorted(os.sched_getaffinity(0))[options.first :]
     if options.slots * options.width > len(cpus):
         sys.exit(f"record: {options.slots} slots of {options.width} need more than the {len(cpus)} processors here")
     ensure_c_compiler()
+    NUM_CPU_THREADS.value = options.width
     os.environ["NUM_CPU_THREADS"] = str(options.width)
     spec = describe_device("CPU")
     recording = opened(options.out, spec, options.slots)
     if options.beam is not None:
         os.sched_setaffinity(0, cpus[: options.width])
-        recording.beam = timed_beams(options.beam, spec)
-        os.sched_setaffinity(0, cpus)
-    todo = chunks(recording, options.shape_index)
-    left = len(recording.candidates) * len(SIZES) - sum(map(len, recording.trials))
-    print(f"{left} candidates left to measure, {options.slots} slots", flush=True)
-    until = time.monotonic() + (Budget.parse(options.deadline).seconds or 0.0)
-    lock = threading.Lock()
-
-    def work(slot: int, locks: str) -> None:
-        mine = set(cpus[slot * options.width : (slot + 1) * options.width])
-        child = (sys.executable, "-c", BOUND_CHILD.format(cpus=mine))
-        with LocalRunner("CPU", child=child, lock_directory=Path(locks)) as runner:
-            while time.monotonic() < until:
-                try:
-                    shape, chosen = todo.get_nowait()
-                except queue.Empty:
-                    return
-                request = Request(
-                    key=ConvKey(shape=conv_shape(*recording.shapes[shape]), device=spec),
-                    candidates=tuple(recording.candidates[i] for i in chosen), rounds=options.rounds,
-                    hopeless=HOPELESS, limits=Limits(prepare_s=300.0, lowering_s=20.0), keep=0,
-                )  # fmt: skip
-                begun = time.monotonic()
-                measured = runner.measure(request, should_stop=lambda: time.monotonic() > until)
-                elapsed_s = time.monotonic() - begun
-                with lock:
-                    recording.trials[shape] |= dict(zip(chosen, trials(measured, elapsed_s), strict=True))
-
+        recording.beam |= timed_beams(options.beam, spec)
+        recording.write(options.out)
+        return 0
+    chosen = options.shape_index if options.shape_index is not None else range(len(SIZES))
+    begun = time.monotonic()
+    work = Work(recording, chosen, begun, seconds(options.deadline), seconds(options.again))
+    print(f"{len(recording.structures)} structures on {len(work.shapes)} shapes, {options.slots} slots", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [str(Path(scratch) / str(slot)) for slot in range(options.slots)]
-        for folder in folders:
-            Path(folder).mkdir(mode=0o700)
-        threads = [threading.Thread(target=guarded, args=(work, i, f)) for i, f in enumerate(folders)]
+        slots = [
+            Slot(number, cpus[number * options.width : (number + 1) * options.width], Path(scratch), spec, work)
+            for number in range(options.slots)
+        ]
+        threads = [threading.Thread(target=slot.run) for slot in slots]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             for thread in threads:
                 thread.join(60 / len(threads))
-            with lock:
+            with work.lock:
                 recording.write(options.out)
-            print(f"{sum(map(len, recording.trials))} measured, load {os.getloadavg()[0]:.1f}", flush=True)
-    for size, done in zip(recording.shapes, recording.trials, strict=True):
-        fine = [t.ratio for t in done.values() if t.ok and t.ratio]
+            least = min(len(recording.trials[shape]) for shape in work.shapes)
+            print(f"{work.elapsed_s():.0f} s: {sum(map(len, recording.trials))} measured, {least} or more of a shape, "
+                  f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    for shape, size in enumerate(recording.shapes):
+        fine = [t.ratio for t in recording.trials[shape].values() if t.ok and t.ratio]
         best = f", best {min(fine):.3f} of direct" if fine else ""
-        print(f"{label(conv_shape(*size))}: {len(done)} of {len(recording.candidates)}, {len(fine)} ok{best}")
+        counts = f"{len(recording.structured(shape))} structures, options of {len(recording.menus[shape])}"
+        total = f"{len(recording.trials[shape])} candidates, {len(fine)} ok"
+        print(f"{label(conv_shape(*size))}: {counts}, {total}{best}")
     return 0
+
+
+@dataclass(slots=True)
+class Work:
+    """What is left to measure, dealt out evenly over the shapes. Its methods are for many threads."""
+
+    recording: Recording
+    shapes: Sequence[int]
+    begun: float
+    deadline_s: float
+    again_s: float
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    _chunks: dict[int, list[list[Candidate]]] = field(default_factory=dict)
+    _dealt: dict[int, int] = field(default_factory=dict)
+    _units: dict[int, set[int]] = field(default_factory=dict)
+    _again: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for shape in self.shapes:
+            done = self.recording.trials[shape]
+            rows = ([c for c in chunk if c not in done] for chunk in chunks(self.recording.structures))
+            self._chunks[shape] = [row for row in rows if row]
+            self._dealt[shape], self._units[shape] = len(done), set()
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.begun
+
+    def is_over(self) -> bool:
+        return self.elapsed_s() > self.deadline_s
+
+    def is_again(self) -> bool:
+        """Whether it is time to time the fastest again."""
+        return self.elapsed_s() > self.deadline_s - self.again_s
+
+    def chunk(self, former: int | None) -> tuple[int, list[Candidate]] | None:
+        """Structures to measure, and of which shape: the slot's former one if it is not far ahead of the others."""
+        with self.lock:
+            left = [shape for shape, rows in self._chunks.items() if rows]
+            if not left or self.is_again() or self.elapsed_s() > STRUCTURES_SHARE * self.deadline_s:
+                return None
+            least = min(left, key=self._dealt.__getitem__)
+            stays = former in left and self._dealt[former] <= self._dealt[least] + AHEAD
+            shape = former if stays and former is not None else least
+            chosen = self._chunks[shape].pop(0)
+            self._dealt[shape] += len(chosen)
+            return shape, chosen
+
+    def unit(self, former: int | None) -> tuple[int, int] | None:
+        """The fastest structure that nobody searches options for, of the shape of which there will be the fewest."""
+        with self.lock:
+            found = {}
+            for shape in self.shapes:
+                fine = [(t.ratio, n) for n, t in self.recording.structured(shape).items() if t.ok and t.ratio]
+                left = sorted(item for item in fine if item[1] not in self._units[shape])
+                if left and len(self._units[shape]) < UNITS:
+                    found[shape] = left[0][1]
+            if not found or self.is_again():
+                return None
+            shape = min(found, key=lambda s: (self._expected(s), s != former))
+            self._units[shape].add(found[shape])
+            return shape, found[shape]
+
+    def _expected(self, shape: int) -> int:
+        """Candidates measured and under way."""
+        menus = self.recording.menus[shape]
+        searched = len(self._units[shape] - set(menus))
+        combined = [c for structure in menus for c in self.recording.combined(shape, structure)]
+        left = sum(c not in self.recording.trials[shape] for c in combined)
+        return len(self.recording.trials[shape]) + left + MENU_CANDIDATES * searched
+
+    def again(self) -> tuple[int, list[Candidate]] | None:
+        """The fastest of a shape, `direct` and `tensor_winograd` with them."""
+        with self.lock:
+            shape = next((s for s in self.shapes if s not in self._again), None)
+            if shape is None:
+                return None
+            self._again.add(shape)
+            fine = [(t.ratio, str(c), c) for c, t in self.recording.trials[shape].items() if t.ok and t.ratio]
+            return shape, [c for _, _, c in sorted(fine)[:FASTEST]]
+
+    def keep(self, shape: int, measured: Iterable[Measurement]) -> None:
+        made = trials(measured)
+        with self.lock:
+            self.recording.trials[shape].update(made)
+
+    def replace(self, shape: int, measured: Iterable[Measurement]) -> None:
+        """Another, more exact time for what is known."""
+        with self.lock:
+            known = self.recording.trials[shape]
+            for m in measured:
+                if m.times_s and m.ok:
+                    known[m.candidate] = replace(known[m.candidate], ratio=ratio_of(m), kernels=kernels_of(m))
+
+    def keep_menus(self, shape: int, structure: int, menus: Menus) -> list[Candidate]:
+        """What there is left to measure then, in an order by chance."""
+        with self.lock:
+            self.recording.menus[shape][structure] = menus
+            known = self.recording.trials[shape]
+            combined = [c for c in self.recording.combined(shape, structure) if c not in known]
+        random.Random(structure).shuffle(combined)
+        return combined
+
+
+@dataclass(slots=True)
+class Slot:
+    """Some processors, and what is measured on them."""
+
+    number: int
+    cpus: list[int]
+    scratch: Path
+    spec: DeviceSpec
+    work: Work
+
+    def run(self) -> None:
+        folder = self.scratch / str(self.number)
+        folder.mkdir(mode=0o700)
+        here = str(Path(__file__).parent)
+        command = (sys.executable, "-c", BOUND_CHILD.format(cpus=set(self.cpus), here=here))
+        try:
+            with LocalRunner("CPU", child=command, lock_directory=folder, start_timeout_s=300.0) as runner:
+                self._measure_all(runner)
+        except RunStoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the other slots go on, and this one says why it does not
+            print(f"slot {self.number} ends: {type(error).__name__}: {error}", flush=True)
+
+    def _measure_all(self, runner: LocalRunner) -> None:
+        shape: int | None = None
+        while (chunk := self.work.chunk(shape)) is not None:
+            shape = chunk[0]
+            self._measure(runner, *chunk)
+        while not self.work.is_again():
+            unit = self.work.unit(shape)
+            if unit is None:
+                time.sleep(1.0)  # others may still be measuring what is fastest
+                continue
+            shape = unit[0]
+            for chosen in self._with_options(runner, *unit):
+                self._measure(runner, shape, chosen)
+        while (chunk := self.work.again()) is not None:
+            request = self._request(*chunk, rounds=ROUNDS_AGAIN, keep=len(chunk[1]))
+            self.work.replace(chunk[0], runner.measure(request, should_stop=self.work.is_over))
+
+    def _measure(self, runner: LocalRunner, shape: int, chosen: list[Candidate]) -> None:
+        self.work.keep(shape, runner.measure(self._request(shape, chosen), should_stop=self.work.is_over))
+
+    def _with_options(self, runner: LocalRunner, shape: int, structure: int) -> Iterator[list[Candidate]]:
+        """Chunks of candidates, until there are no more or it is time to end."""
+        menus = self.work.recording.menus[shape].get(structure)
+        if menus is None:
+            base = self.work.recording.structures[structure]
+            request = self._request(shape, [base], keep=1, options_s=MENU_S)
+            [found] = runner.measure(request, should_stop=self.work.is_over)
+            menus = {role: Menu.from_json(menu) for role, menu in found.conditions.get("menus", {}).items()}
+        left = self.work.keep_menus(shape, structure, menus) if menus else []
+        while left and not self.work.is_again():
+            yield left[:CHUNK_WITH_OPTIONS]
+            left = left[CHUNK_WITH_OPTIONS:]
+
+    def _request(
+        self, shape: int, chosen: list[Candidate], *, rounds: int = 5, keep: int = 0, options_s: float = 0.0
+    ) -> Request:
+        return Request(
+            key=ConvKey(shape=conv_shape(*self.work.recording.shapes[shape]), device=self.spec),
+            candidates=tuple(chosen), rounds=rounds, round_s=ROUND, hopeless=HOPELESS, keep=keep, options_s=options_s,
+            limits=Limits(prepare_s=300.0, lowering_s=20.0),
+        )  # fmt: skip
+
+
+def child() -> int:
+    """The process of a slot."""
+    from autotune.child import main as serve
+    from autotune.child import measure
+
+    def measure_or_search(request: Request, *, emit: Emit) -> list[Measurement]:
+        begun: dict[str, list[float]] = {"candidate": [], "shared": [], "time": []}
+
+        def begins(event: dict[str, Any]) -> None:
+            """What is final is sent at the end, when it is known what it cost."""
+            if event["event"] == "begin":
+                emit(event)
+                shared = "candidate" if "index" in event else "shared"
+                begun[shared if event["phase"] == "prepare" else "time"].append(time.monotonic())
+
+        menus = menus_of(request, emit) if request.options_s else {}
+        measured = measure(replace(request, options_s=0.0), emit=begins)
+        compiled = begun["time"][0] if begun["time"] else time.monotonic()
+        other_s = time.monotonic() - begun["candidate"][0] - (compiled - begun["shared"][1])
+        found: dict[str, Any] = {"menus": {role: menu.to_json() for role, menu in menus.items()}} if menus else {}
+        return [replace(m, conditions={**found, "other_s": other_s / len(measured)}) for m in measured]
+
+    return serve(measure=measure_or_search)
+
+
+def menus_of(request: Request, emit: Emit) -> dict[str, Menu]:
+    """What the search over options tries on the kernels of the request's candidate."""
+    from autotune.measure import WORKERS, pool
+    from strategies.graph.kernels import tunable_kernels
+
+    [candidate] = request.candidates
+    made = tunable_kernels(request.key.shape, candidate, request.key.device.device, pool=pool())
+    kernels = {kernel.role: kernel for kernel in made}
+
+    def begins() -> None:
+        emit({"event": "begin", "phase": "time", "index": 0})
+
+    searches = searches_of(kernels, seed=0, clock=time.monotonic, at_once=WORKERS, begins=begins)
+    begun = time.monotonic()
+    options_found(searches, until=begun + request.options_s)
+    tried = sum(len(search.times) for search in searches.values())
+    try_s = (time.monotonic() - begun) / max(1, tried)
+    alone = {role: search.times[kernels[role].default] for role, search in searches.items()}
+    whole = sum(s for s in alone.values() if s < FAILED)
+    worth = [role for role in sorted(alone, key=alone.__getitem__, reverse=True)
+             if NEGLIGIBLE * whole <= alone[role] < FAILED]  # fmt: skip
+    sizes = [MENU_ALONE] if len(worth) == 1 else [*MENU, *([1] * len(worth))]
+    return {
+        role: menu_of(kernels[role].axes, kernels[role].default, searches[role].times, most, try_s)
+        for role, most in zip(worth, sizes, strict=False)
+    }
 
 
 def timed_beams(path: Path, spec: DeviceSpec) -> dict[int, tuple[float, float]]:
@@ -140,52 +371,51 @@ def timed_beams(path: Path, spec: DeviceSpec) -> dict[int, tuple[float, float]]:
     return result
 
 
-def guarded(work: object, slot: int, folder: str) -> None:
-    """A slot that fails says so; the others go on."""
-    try:
-        work(slot, folder)  # type: ignore[operator]
-    except Exception as error:  # noqa: BLE001 - RunStoppedError at the deadline, or a child that cannot be started
-        print(f"slot {slot} ends: {type(error).__name__} {error}", flush=True)
-
-
 def opened(path: Path, spec: DeviceSpec, slots: int) -> Recording:
     """The file if it exists. Raises SystemExit if it is of another device or subspace."""
-    candidates = everything(subspace(ConvKey(shape=conv_shape(1, 64, 56), device=spec)))
+    structures = everything(subspace(ConvKey(shape=conv_shape(1, 64, 56), device=spec)))
     machine = {"device": spec.to_json(), "platform": platform.platform(), "slots": slots}
     if not path.exists():
-        return Recording(machine, list(SIZES), candidates, [{} for _ in SIZES])
+        return Recording.empty(machine, SIZES, structures)
     recording = Recording.read(path)
-    if recording.machine["device"] != spec.to_json() or recording.candidates != candidates:
+    if recording.machine["device"] != spec.to_json() or recording.structures != structures:
         sys.exit(f"record: {path} is of another device or subspace: give another --out")
     return recording
 
 
-def chunks(recording: Recording, only: list[int] | None) -> queue.Queue[tuple[int, list[int]]]:
-    """What is left, shapes in turn and, after the presets, in an order by chance (the same for each shape): a run that
-    is stopped has something of everything. Neighbours stay together: they share kernels."""
-    rows = []
-    starts = list(range(CHUNK, len(recording.candidates), CHUNK))
-    random.Random(0).shuffle(starts)
-    for shape, done in enumerate(recording.trials):
-        if only is None or shape in only:
-            for turn, start in enumerate([0, *starts]):
-                left = [i for i in range(start, min(start + CHUNK, len(recording.candidates))) if i not in done]
-                rows += [(turn, shape, left)] if left else []
-    result: queue.Queue[tuple[int, list[int]]] = queue.Queue()
-    for _, shape, chosen in sorted(rows, key=lambda row: row[:2]):
-        result.put((shape, chosen))
-    return result
+def chunks(structures: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The presets first, then an order by chance: a run that is stopped has something of everything. Neighbours stay
+    together, they share kernels."""
+    result = [list(structures[start : start + CHUNK]) for start in range(0, len(structures), CHUNK)]
+    rest = result[1:]
+    random.Random(0).shuffle(rest)
+    return [*result[:1], *rest]
 
 
-def trials(measured: list[Measurement], elapsed_s: float) -> list[Trial]:
-    compiling_s = sum(m.compile_s for m in measured)
-    other_s = max(elapsed_s - compiling_s, 0.05 * elapsed_s) / len(measured)
-    return [
-        Trial(
-            status=str(m.status), compile_s=round(m.compile_s, 3), other_s=round(other_s, 3), program=m.fingerprint[:8],
-            ratio=round(median_ratio(m.times_s, m.yardstick_times_s), 4) if m.times_s else None,
+def trials(measured: Iterable[Measurement]) -> dict[Candidate, Trial]:
+    return {
+        m.candidate: Trial(
+            status=str(m.status), compile_s=round(m.compile_s, 3),
+            other_s=round(float(m.conditions.get("other_s", 0.0)), 3), program=m.fingerprint[:8],
+            ratio=ratio_of(m) if m.times_s else None, kernels=kernels_of(m),
         ) for m in measured
-    ]  # fmt: skip
+    }  # fmt: skip
+
+
+def ratio_of(measurement: Measurement) -> float:
+    return round(median_ratio(measurement.times_s, measurement.yardstick_times_s), 4)
+
+
+def kernels_of(measurement: Measurement) -> tuple[float, ...]:
+    times = [kernel.median_s for kernel in measurement.kernels]
+    if not measurement.yardstick_times_s or None in times:
+        return ()
+    direct_s = median(measurement.yardstick_times_s)
+    return tuple(round(s / direct_s, 4) for s in times if s is not None)
+
+
+def seconds(text: str) -> float:
+    return Budget.parse(text).seconds or 0.0
 
 
 if __name__ == "__main__":

@@ -7,74 +7,123 @@ import gzip
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autotune.measurement import Status
+from autotune.option_search import FAILED, Options, one_step
 from autotune.space import Space
-from strategies.candidate import Candidate, Value
+from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.key import ConvKey
 from strategies.parameter import Parameter, param, parameters_of
 from strategies.registry import Strategy
 
+TILES: Mapping[str, Sequence[Value]] = {"tile": (2, 4)}
 GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "blocked": {
-        "tile": (2, 4), "cout_block": (4, 8, 16), "tile_block": (8, 16), "channel_block": (1, 2),
-        "xhat": ("GTCAt", "AGCTt"), "ghat": ("AGOoC", "GOACo"), "mhat": ("GOTAot", "AGOoTt"),
-        "product": ("AGTO", "AGOT", "GTOA"), "vectors": ("tinygrad", "compiler"), "kernels": ("hand",),
-        "output": ("auto",),
+        "tile": (2, 4), "cout_block": (8, 16), "tile_block": (4, 16), "channel_block": (1,), "xhat": ("GTCAt",),
+        "ghat": ("AGOoC", "AGOCo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT"),
+        "vectors": ("tinygrad", "compiler"), "kernels": ("hand",), "cores": ("one", "all"), "output": ("auto",),
     },
+    "four_buffer": TILES, "hybrid_grid": TILES, "deferred_mhat": TILES, "inline_transforms": TILES,
+    "single_fused": {"tile": (2,)},
 }  # fmt: skip
 """What is recorded of a strategy's parameters, others at their defaults; other strategies with all of their values."""
+
+MENU = (7, 5, 3, 2)
+"""How many sets of options are recorded for the kernel that takes most of a candidate's time, the second, and so on."""
+MENU_ALONE = 24
+"""The same where a candidate is one kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One candidate of one shape: its time over direct's (None if it has none), the seconds that a search would have
-    spent on it (its kernels' compilation, shared or not, and the rest), and what program it came out as."""
+    spent on it (its kernels' compilation, shared or not, and the rest), what program it came out as, and how long each
+    of its kernels takes alone, over direct's time."""
 
     status: str
     ratio: float | None
     compile_s: float
     other_s: float
     program: str
+    kernels: tuple[float, ...] = ()
 
     @property
     def ok(self) -> bool:
         return self.status == Status.OK
 
 
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """The options recorded for one kernel of a structure, first what it has by default; each one's seconds alone on the
+    device, and what trying one took, its compilation included."""
+
+    axes: str
+    options: tuple[Options, ...]
+    seconds: tuple[float, ...]
+    try_s: float
+
+    def to_json(self) -> list[Any]:
+        return [self.axes, self.options, self.seconds, self.try_s]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> Menu:
+        axes, options, seconds, try_s = data
+        whole = KernelOptions.from_json({"axes": axes, "options": []})
+        made = (KernelOptions.from_json({"axes": axes, "options": list(o)}).options for o in options)
+        return cls(whole.axes, tuple(made), tuple(seconds), try_s)
+
+
+Menus = Mapping[str, Menu]
+"""By the kernel's role."""
+
+
 @dataclass(slots=True)
 class Recording:
-    """`trials[shape][candidate]`, both by number. `beam` holds, by the shape's number, what BEAM=2 came to on the
-    better of tinygrad's own lowerings, over direct without BEAM, and the seconds that it searched."""
+    """`structures` are candidates without kernel options. `menus[shape][structure]`, both by number, has the options
+    recorded for the fastest of them, in all their combinations; `trials[shape]` what was measured. `beam` holds, by the
+    shape's number, what BEAM=2 came to on the better of tinygrad's own lowerings, over direct without BEAM, and the
+    seconds that it searched."""
 
     machine: dict[str, Any]
     shapes: list[tuple[int, int, int]]
-    candidates: list[Candidate]
-    trials: list[dict[int, Trial]] = field(default_factory=list)
+    structures: list[Candidate]
+    menus: list[dict[int, Menus]] = field(default_factory=list)
+    trials: list[dict[Candidate, Trial]] = field(default_factory=list)
     beam: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls, machine: dict[str, Any], shapes: Sequence[tuple[int, int, int]], structures: Sequence[Candidate]
+    ) -> Recording:
+        return cls(machine, list(shapes), list(structures), [{} for _ in shapes], [{} for _ in shapes])
 
     @classmethod
     def read(cls, path: Path) -> Recording:
         """Raises OSError, ValueError."""
         with gzip.open(path, "rt", encoding="utf-8") as file:
             head, *rows = map(json.loads, file)
-        recording = cls(
-            machine=head["machine"], shapes=[tuple(s) for s in head["shapes"]],
-            candidates=[Candidate.from_json(c) for c in head["candidates"]],
-            beam={int(shape): tuple(found) for shape, found in head["beam"].items()},
-        )  # fmt: skip
-        recording.trials = [{} for _ in recording.shapes]
-        for shape, candidate, *values in rows:
-            recording.trials[shape][candidate] = Trial(*values)
+        shapes = [tuple(s) for s in head["shapes"]]
+        recording = cls.empty(head["machine"], shapes, [Candidate.from_json(c) for c in head["structures"]])
+        recording.beam = {int(shape): tuple(found) for shape, found in head["beam"].items()}
+        for shape, structure, menus in head["menus"]:
+            recording.menus[shape][structure] = {role: Menu.from_json(menu) for role, menu in menus.items()}
+        for shape, structure, chosen, *values, kernels in rows:
+            menus = recording.menus[shape].get(structure, {})
+            candidate = with_chosen(recording.structures[structure], menus, chosen)
+            recording.trials[shape][candidate] = Trial(*values, kernels=tuple(kernels))
         return recording
 
     def write(self, path: Path) -> None:
+        menus = [
+            [shape, structure, {role: menu.to_json() for role, menu in made.items()}]
+            for shape, all_menus in enumerate(self.menus) for structure, made in all_menus.items()
+        ]  # fmt: skip
         head = {
-            "machine": self.machine, "shapes": self.shapes, "candidates": [c.to_json() for c in self.candidates],
-            "beam": self.beam,
+            "machine": self.machine, "shapes": self.shapes, "structures": [c.to_json() for c in self.structures],
+            "beam": self.beam, "menus": menus,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
@@ -83,10 +132,59 @@ class Recording:
                 file.write(json.dumps(row, separators=(",", ":")) + "\n")
         new.replace(path)
 
+    def structured(self, shape: int) -> dict[int, Trial]:
+        """What was measured without options, by the structure's number."""
+        known = self.trials[shape]
+        return {number: known[c] for number, c in enumerate(self.structures) if c in known}
+
+    def combined(self, shape: int, structure: int) -> list[Candidate]:
+        """A structure's candidates with options, all combinations of its menus; the defaults alone are not among them:
+        that is the structure itself."""
+        menus = self.menus[shape][structure]
+        choices = itertools.product(*(range(len(menu.options)) for menu in menus.values()))
+        return [with_chosen(self.structures[structure], menus, chosen) for chosen in choices if any(chosen)]
+
     def _rows(self) -> Iterator[list[Any]]:
+        numbers = {candidate: number for number, candidate in enumerate(self.structures)}
         for shape, trials in enumerate(self.trials):
-            for candidate, trial in sorted(trials.items()):
-                yield [shape, candidate, *dataclasses.astuple(trial)]
+            for candidate, trial in trials.items():
+                structure = numbers[replace(candidate, kernel_options=())]
+                chosen = chosen_of(candidate, self.menus[shape].get(structure, {}))
+                *values, kernels = dataclasses.astuple(trial)
+                yield [shape, structure, chosen, *values, list(kernels)]
+
+
+def with_chosen(structure: Candidate, menus: Menus, chosen: Sequence[int]) -> Candidate:
+    """The structure with the options of each kernel's menu; without those that are its default."""
+    options = {
+        role: KernelOptions(axes=menu.axes, options=menu.options[at])
+        for (role, menu), at in zip(menus.items(), chosen, strict=bool(chosen)) if at
+    }  # fmt: skip
+    return replace(structure, kernel_options=tuple(sorted(options.items())))
+
+
+def chosen_of(candidate: Candidate, menus: Menus) -> list[int]:
+    """The inverse; nothing for a candidate without options."""
+    made = dict(candidate.kernel_options)
+    return [menu.options.index(made[r].options) if r in made else 0 for r, menu in menus.items()] if made else []
+
+
+def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: int, try_s: float) -> Menu:
+    """Of what a search over options tried on a kernel: its way from the default to the best, and then what it tried
+    beside that way, in the order in which it did. Failures are left out, and what no step leads to."""
+    fine = {options: seconds for options, seconds in times.items() if seconds < FAILED}
+    way, before = [default], {default: default}
+    for at in way:
+        for options in fine:
+            if options not in before and one_step(at, options):
+                before[options] = at
+                way.append(options)
+    chosen, at = [default], min(before, key=fine.__getitem__)
+    while at != default:
+        chosen.insert(1, at)
+        at = before[at]
+    chosen = list(dict.fromkeys([*chosen[:most], *(o for o in fine if o in before and before[o] in chosen)]))[:most]
+    return Menu(axes, tuple(chosen), tuple(round(fine[o], 9) for o in chosen), round(try_s, 3))
 
 
 def subspace(key: ConvKey, *, presets: bool = True) -> Space:

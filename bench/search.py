@@ -114,8 +114,7 @@ def recorded(path: Path, least: int, *, presets: bool) -> list[Recorded]:
     for number, (size, trials) in enumerate(zip(recording.shapes, recording.trials, strict=True)):
         if len(trials) >= least:
             key = ConvKey(shape=conv_shape(*size), device=spec)
-            known = {recording.candidates[i]: trial for i, trial in trials.items()}
-            result.append(Recorded(key, subspace(key, presets=presets), known, machine, recording.beam.get(number)))
+            result.append(Recorded(key, subspace(key, presets=presets), trials, machine, recording.beam.get(number)))
     return result
 
 
