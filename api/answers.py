@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from api.exchange import all_winners
 from autotune.store import Store
 from autotune.winner import WITHDRAWN_STATES, Winner
 
@@ -51,14 +52,15 @@ class Answers:
 
 
 class Known:
-    """The latest winners, read again only when winners have changed: what the nearest ones are looked for among."""
+    """Winners as values, read again only when winners have changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changes, self._winners = -1, list[tuple[int, Winner]]()
+        self._shown_at, self._shown = -1, list[tuple[int, Winner]]()
 
     def latest(self, store: Store) -> list[tuple[int, Winner]]:
-        """Up to MAX_KNOWN of them, withdrawn ones left out."""
+        """Up to MAX_KNOWN of them, withdrawn ones left out: what the nearest ones are looked for among."""
         with self._lock:  # reading thousands takes a while: one does, others wait for it
             changes = store.changes()
             if self._changes != changes:
@@ -66,3 +68,14 @@ class Known:
                 self._winners = [item for item in found if item[1].state not in WITHDRAWN_STATES]
                 self._changes = changes
             return self._winners
+
+    def everything(self, store: Store) -> list[tuple[int, Winner]]:
+        """Every current winner, withdrawn ones too: what the dashboard shows. Only as many as MAX_KNOWN are kept."""
+        with self._lock:
+            changes = store.changes()
+            if self._shown_at == changes:
+                return self._shown
+            found = all_winners(store)
+            if len(found) <= MAX_KNOWN:
+                self._shown_at, self._shown = changes, found
+            return found

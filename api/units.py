@@ -11,8 +11,6 @@ from strategies.candidate import Candidate
 
 MAX_AGE_S = 1000 * 365 * 86400.0
 
-MINUTE_S, HOUR_S = 60.0, 3600.0
-
 
 class AgeError(ValueError):
     """A length of time that is none."""
@@ -64,8 +62,8 @@ def span(seconds: float) -> str:
 
 
 def ratio_text(ratio: Interval) -> str:
-    """`0.52 (0.50-0.55)`: winner over the better default."""
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+    """`0.521 (0.503-0.548)`: winner over the better default."""
+    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
 def lowering(candidate: Candidate) -> str:

@@ -110,11 +110,11 @@ def test_nothing_yet_says_what_to_do_first() -> None:
 def test_winner_is_shown_with_its_interval() -> None:
     page = page_of(winner_of(key_of()), now=1000.0 + 7200)
     for shown in (str(key_of().shape), "64 → 64 · 56×56 · 3×3", "four_buffer", "tile 4", "1.00 ms", "2.00 ms",
-                  "0.50", "0.48-0.55", "1.5e-06", "2 h", "verified"):  # fmt: skip
+                  "0.500", "0.480–0.550", "1.5e-06", "2 h", "verified"):  # fmt: skip
         assert shown in page.text, shown
     assert f"/shape/{key_of().digest}" in [link.get("href") for link in page.all("a")]
     [bar] = page.all("svg")
-    assert bar["aria-label"] == "0.50 (0.48-0.55)"
+    assert bar["aria-label"] == "0.500 (0.480-0.550)"
     drawn = {str(rect["class"]): float(rect["width"] or 0) for rect in page.all("rect")}
     assert drawn["faster"] == pytest.approx(0.5 * drawn["track"])
 

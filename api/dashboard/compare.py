@@ -76,9 +76,7 @@ def _pairs(pairs: Sequence[Pair], labels: tuple[str, str]) -> Html:
     height = "tall" if len(pairs) > 8 else "medium"
     agree = sum(left.candidate == right.candidate for left, right in pairs)
     note = f"{len(pairs)} convolution{'' if len(pairs) == 1 else 's'} on both; the same lowering wins {agree} of them"
-    picture = panel(
-        "Time on each", chart("pairs", drawn, label=f"Times of the winners: {note}", size=height), note=note
-    )
+    picture = chart("pairs", drawn, label=f"Times of the winners: {note}", size=height)
     head = ("Convolution", labels[0], "Time", labels[1], "Time", "Right over left")
     titles = [tag("th", name, scope="col", class_="n" if name in ("Time", head[-1]) else None) for name in head]
     rows = [_row(left, right) for left, right in pairs[:MAX_ROWS]]

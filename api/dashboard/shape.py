@@ -35,7 +35,6 @@ MAX_ROWS = 500
 ACTIONS = {
     WinnerState.PINNED: ("Pin", "tuning no longer replaces it"),
     WinnerState.REVOKED: ("Revoke", "nobody applies it"),
-    WinnerState.BANNED: ("Ban", "this lowering may never win here, another may"),
     WinnerState.BANNED: ("Ban", "this candidate never wins this shape again, another may"),
     WinnerState.VERIFIED: ("Take back", "as it was measured"),
 }
@@ -71,17 +70,16 @@ def shape_page(
 
 
 def _verdict(number: int, winner: Winner, now: float) -> Html:
-    candidate = winner.candidate
     facts = [
-        ("Lowering", [strategy_mark(candidate.strategy), tag("span", parameters(candidate), class_="sub")]),
+        ("Lowering", strategy_mark(winner.candidate.strategy)),
         ("Time", [tag("b", duration(winner.time_s.median), class_="figure"),
                   tag("span", f"{duration(winner.time_s.low)} to {duration(winner.time_s.high)}", class_="sub")]),
         ("Better default", [tag("span", duration(winner.default_time_s.median), class_="figure"),
                             tag("span", winner.default.strategy, class_="sub")]),
-        ("Ratio", ratio_bar(winner.ratio)),
+        ("Ratio, 95% interval", ratio_bar(winner.ratio)),
         ("Error", [tag("span", "none" if winner.error is None else f"{winner.error:.1e}", class_="figure"),
                    tag("span", "largest, against float64", class_="sub")]),
-        ("State", [state_mark(str(winner.state)), tag("span", age(now - winner.decided_at), class_="sub")]),
+        ("State", [state_mark(str(winner.state)), tag("span", _since(now - winner.decided_at), class_="sub")]),
     ]  # fmt: skip
     shown = tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
     held = winner.state in (WinnerState.PINNED, *WITHDRAWN_STATES)
@@ -92,7 +90,26 @@ def _verdict(number: int, winner: Winner, now: float) -> Html:
         for state in wanted
     ]  # fmt: skip
     again = page_link("Search on", again_href(winner.key), class_="button")
-    return panel(speedup(winner), shown, tag("div", again, buttons, class_="actions"))
+    actions = tag("div", again, buttons, class_="actions")
+    return tag("section", _headline(winner), shown, _chips(winner), actions, class_="panel", aria_label="The winner")
+
+
+def _headline(winner: Winner) -> Html:
+    """What one wants to know first, in large letters."""
+    factor, _, rest = speedup(winner).partition(" times ")
+    return tag("h2", [tag("b", f"{factor}×"), rest] if rest else factor, class_="headline")
+
+
+def _chips(winner: Winner) -> Html | None:
+    """The candidate's parameters, the tile first."""
+    named = [text.rpartition(" ") for text in parameters(winner.candidate).split(", ") if text]
+    chips = [tag("li", tag("span", name), " ", value) for name, _, value in named]
+    return tag("ul", chips, class_="chips", aria_label="Parameters") if chips else None
+
+
+def _since(seconds: float) -> str:
+    said = age(seconds)
+    return "just now" if said == "now" else f"{said} ago"
 
 
 def _undecided(key: ConvKey) -> Html:

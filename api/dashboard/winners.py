@@ -16,7 +16,7 @@ from autotune.winner import Winner
 EXAMPLE = "autotune tune 1x64x56x56 64x64x3x3 --padding 1"
 COLUMNS = (
     ("shape", "Convolution", ""), ("device", "Device", "some"), ("strategy", "Lowering", ""), ("time", "Time", "n"),
-    ("default", "Better default", "n wide"), ("ratio", "Ratio, 95% interval", ""), ("error", "Error", "n wide"),
+    ("default", "Better default", "n wide"), ("ratio", "Ratio, 95% interval", "of"), ("error", "Error", "n wide"),
     ("decided", "State, age", "some"),
 )  # fmt: skip
 """What they are sorted by, their title, their class: `wide` ones go first where room is short, then `some`."""
@@ -133,7 +133,7 @@ def _row(winner: Winner, now: float) -> Html:
         tag("td", duration(winner.time_s.median), class_="n"),
         tag("td", duration(winner.default_time_s.median), tag("span", winner.default.strategy, class_="sub"),
             class_="n wide"),
-        tag("td", ratio_bar(winner.ratio)),
+        tag("td", ratio_bar(winner.ratio), class_="of"),
         tag("td", error, class_="n wide"),
         tag("td", state_mark(str(winner.state)), decided, class_="some"),
     )  # fmt: skip

@@ -91,22 +91,19 @@ def ratio_bar(ratio: Interval) -> Html:
     text = ratio_text(ratio)
     if not all(math.isfinite(value) for value in (ratio.median, ratio.low, ratio.high)):
         return tag("span", text)
-    middle, end = BAR_HEIGHT / 2, f"{_x(1):.1f}"
+    end, low, high = _x(1), _x(ratio.low), _x(ratio.high)
     drawn = tag(
         "svg",
-        tag("rect", class_="track", x=0, y=4, width=end, height=BAR_HEIGHT - 8, rx=2),
-        tag("rect", class_="faster" if ratio.high < 1 else "same", x=0, y=4, width=f"{_x(ratio.median):.1f}",
+        tag("rect", class_="track", y=4, width=f"{end:.1f}", height=BAR_HEIGHT - 8, rx=2),
+        tag("rect", class_="faster" if ratio.high < 1 else "same", y=4, width=f"{_x(ratio.median):.1f}",
             height=BAR_HEIGHT - 8, rx=2),
-        tag("line", class_="default", x1=end, x2=end, y1=1, y2=BAR_HEIGHT - 1),
-        tag("line", class_="whisker", x1=f"{_x(ratio.low):.1f}", x2=f"{_x(ratio.high):.1f}", y1=middle, y2=middle),
-        [
-            tag("line", class_="whisker", x1=f"{_x(side):.1f}", x2=f"{_x(side):.1f}", y1=middle - 4, y2=middle + 4)
-            for side in (ratio.low, ratio.high)
-        ],
+        tag("path", class_="default", d=f"M{end:.1f} 1V{BAR_HEIGHT - 1}"),
+        tag("path", class_="whisker", d=f"M{low:.1f} 4v8m0-4H{high:.1f}m0-4v8"),
         class_="bar", width=BAR_WIDTH, height=BAR_HEIGHT, role="img", aria_label=text,
     )  # fmt: skip
     median, _, interval = text.partition(" ")
-    return join([tag("span", drawn, tag("b", median), class_="ratio"), tag("span", interval.strip("()"), class_="sub")])
+    said = tag("span", interval.strip("()").replace("-", "–"), class_="sub") if ratio.low < ratio.high else None
+    return join([tag("span", tag("b", median), drawn, class_="ratio"), said])
 
 
 def finite_json(value: Any) -> str:

@@ -20,12 +20,11 @@ from api.dashboard.check import check
 from api.dashboard.compare import SIDES, compare_page
 from api.dashboard.jobs import job_list, jobs_page
 from api.dashboard.kernels import explanation_part
-from api.dashboard.map import MAX_HEAT, map_page, relative_times
+from api.dashboard.map import MAX_HEAT, MIN_HEAT, Relative, map_page, relative_times
 from api.dashboard.places import place_id, places
-from api.dashboard.query import WinnersQuery
+from api.dashboard.query import Numbered, WinnersQuery
 from api.dashboard.shape import importance_part, shape_page
 from api.dashboard.winners import winners_page
-from api.exchange import all_winners
 from api.problem import Problem, ProblemError
 from api.routes.winners import WinnerId, find_winner
 from api.service import Service, get_service
@@ -66,7 +65,7 @@ def static_files() -> StaticFiles:
 def winners(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Every shape's winner."""
     query, jobs = WinnersQuery.of(request.query_params), service.store.jobs(limit=SHOWN_JOBS)
-    return _page(winners_page(all_winners(service.store), jobs, query, address=_address(request), now=time.time()))
+    return _page(winners_page(_winners(service), jobs, query, address=_address(request), now=time.time()))
 
 
 @router.get("/tuning")
@@ -79,20 +78,26 @@ def tuning(request: Request, service: Service = Depends(get_service)) -> HTMLRes
 @router.get("/map")
 def winners_map(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Which strategy wins where."""
-    found = [winner for _, winner in all_winners(service.store)]
-    known = list(places(found))
+    found = [winner for _, winner in _winners(service)]
+    known = places(found)
     asked = request.query_params.get("place", "")
-    place = asked if asked in known else next(iter(known), "")
-    here = [winner for winner in found if place_id(winner.key.device) == place][:MAX_HEAT]
-    heat = [(winner, relative_times(service.store.measurements(winner.key))) for winner in here]
-    return _page(map_page(found, [row for row in heat if row[1]], place=place))
+    place = asked if asked in known else ""
+    shown = [place] if place else list(known)
+    each = max(MIN_HEAT, MAX_HEAT // max(1, len(shown)))
+    heat = {name: _heat(service, [w for w in found if place_id(w.key.device) == name][:each]) for name in shown}
+    return _page(map_page(found, heat, place=place))
+
+
+def _heat(service: Service, winners: list[Winner]) -> list[tuple[Winner, Relative]]:
+    rows = [(winner, relative_times(service.store.measurements(winner.key))) for winner in winners]
+    return [row for row in rows if row[1]]
 
 
 @router.get("/compare")
 def compare(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Two devices or versions side by side."""
     sides = {name: request.query_params.get(name, "")[:64] for name in SIDES}
-    return _page(compare_page([winner for _, winner in all_winners(service.store)], a=sides["a"], b=sides["b"]))
+    return _page(compare_page([winner for _, winner in _winners(service)], a=sides["a"], b=sides["b"]))
 
 
 @router.get("/dashboard/check")
@@ -113,7 +118,7 @@ async def events(request: Request, service: Service = Depends(get_service)) -> S
 @router.get("/shape/{digest}", responses={404: {"model": Problem}})
 def shape(digest: Digest, request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """One convolution on one device."""
-    store, everything = service.store, all_winners(service.store)
+    store, everything = service.store, _winners(service)
     current = next((item for item in everything if item[1].key.digest == digest), None)
     key = current[1].key if current else _key_of_a_job(service, digest)
     if key is None:
@@ -131,7 +136,7 @@ def shape(digest: Digest, request: Request, service: Service = Depends(get_servi
 @router.get("/dashboard/importance/{digest}")
 def importance(digest: Digest, request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Which parameters of a strategy matter, as a part of the page of one shape."""
-    winner = _winner(service, digest)
+    winner = _winner_of(service, digest)
     strategy = request.url.query[:100]
     shares = parameter_importance(Space.of(winner.key), service.store.measurements(winner.key), strategy)
     return _page(importance_part(shares, strategy, running_at(str(service.store))))
@@ -151,8 +156,12 @@ def _jobs(service: Service) -> list[Job]:
     return [service.jobs.explained(job) for job in service.store.jobs(limit=SHOWN_JOBS)]
 
 
-def _winner(service: Service, digest: str) -> Winner:
-    found = next((w for _, w in all_winners(service.store) if w.key.digest == digest), None)
+def _winners(service: Service) -> list[Numbered]:
+    return service.known.everything(service.store)
+
+
+def _winner_of(service: Service, digest: str) -> Winner:
+    found = next((w for _, w in _winners(service) if w.key.digest == digest), None)
     if found is None:
         raise ProblemError(404, f"no winner of {digest!r} here: / lists those that there are")
     return found

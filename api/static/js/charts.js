@@ -75,6 +75,24 @@ function brief(seconds) {
   return `${+(seconds * 1e9).toPrecision(2)} ns`;
 }
 
+function timeAxis(c, seconds) {
+  // Logarithmic, in one unit with ticks at its powers of two: 1 ms, 2 ms, 4 ms; of ten where they would be many. `of`
+  // puts a time on it.
+  const least = Math.min(...seconds), most = Math.max(...seconds);
+  const base = most / least > 100 ? 10 : 2;
+  const exponent = (value) => Math.log(value) / Math.log(base);
+  const [size, unit] = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]].find(([size]) => least >= 0.25 * size) ?? [1e-9, "ns"];
+  return {
+    of: (time) => time / size,
+    seconds: (value) => value * size,
+    axis: axis(c, {
+      type: "log", logBase: base,
+      min: base ** Math.floor(exponent(least / size / 1.08)), max: base ** Math.ceil(exponent(most / size * 1.08)),
+      axisLabel: { formatter: (value) => (base === 2 ? `${+value.toPrecision(3)} ${unit}` : brief(value * size)) },
+    }),
+  };
+}
+
 const lines = (text, width = 48) => text.replace(new RegExp(`(.{1,${width}})(, |$)`, "g"), "$1\n").trim();
 const SYMBOLS = ["circle", "rect", "triangle", "diamond", "roundRect", "pin", "arrow"];
 
@@ -86,28 +104,29 @@ const KINDS = {
   strategies(data, c) {
     const names = data.strategies.map((item) => item.name);
     const all = data.points.map((point) => point.time).concat(data.default ? [data.default.time] : []);
+    const time = timeAxis(c, all);
     const series = data.strategies.map(({ name, colour }) => ({
       type: "scatter", name, symbolSize: 9, itemStyle: { color: c.of(colour), opacity: 0.75 },
       data: data.points.filter((point) => point.strategy === name && !point.won)
-        .map((point) => ({ value: [point.time, name], params: point.params })),
+        .map((point) => ({ value: [time.of(point.time), name], params: point.params })),
     }));
     const won = data.points.filter((point) => point.won);
     series.push({
       type: "scatter", name: "winner", symbol: "diamond", symbolSize: 16, z: 5,
       itemStyle: { color: c.ink, borderColor: c.panel, borderWidth: 1.5 },
-      data: won.map((point) => ({ value: [point.time, point.strategy], params: `${point.params}\nthe winner` })),
+      data: won.map((point) => ({ value: [time.of(point.time), point.strategy], params: `${point.params}\nthe winner` })),
     });
     if (data.default) {
       series[0].markLine = {
         silent: true, symbol: "none", lineStyle: { color: c.faint, type: "dashed" },
-        label: { formatter: data.default.name, color: c.faint, fontSize: 11, position: "end" }, data: [{ xAxis: data.default.time }],
+        label: { formatter: data.default.name, color: c.faint, fontSize: 11, position: "end" }, data: [{ xAxis: time.of(data.default.time) }],
       };
     }
     return {
       grid: { left: 8, right: 24, top: 24, bottom: 8, containLabel: true },
-      xAxis: axis(c, { type: "log", ...range(all), axisLabel: { formatter: brief } }),
+      xAxis: time.axis,
       yAxis: axis(c, { type: "category", data: names, splitLine: { show: true, lineStyle: { color: c.line } }, axisLabel: { color: c.ink, fontSize: 12 } }),
-      tooltip: { ...common(c).tooltip, formatter: ({ value, data: point }) => `${value[1]}: ${duration(value[0])}\n${lines(point.params)}` },
+      tooltip: { ...common(c).tooltip, formatter: ({ value, data: point }) => `${value[1]}: ${duration(time.seconds(value[0]))}\n${lines(point.params)}` },
       series,
     };
   },
@@ -126,7 +145,10 @@ const KINDS = {
       grid: { left: 8, right: 16, top: 12, bottom: 52, containLabel: true },
       legend: { bottom: 0, type: "scroll", itemHeight: 9, itemWidth: 12, textStyle: { color: c.faint, fontSize: 11 }, pageTextStyle: { color: c.faint }, pageIconColor: c.faint },
       xAxis: axis(c, { type: "value", min: 1, max: Math.max(2, data.points.length), minInterval: 1, splitLine: { show: false } }),
-      yAxis: axis(c, { type: "log", ...range(ratios), axisLabel: { formatter: (value) => `${+value.toPrecision(2)}×` } }),
+      yAxis: axis(c, {
+        type: "log", logBase: 2, min: 2 ** Math.floor(Math.log2(Math.min(...ratios) / 1.05)),
+        max: 2 ** Math.ceil(Math.log2(Math.max(...ratios) * 1.05)), axisLabel: { formatter: (value) => `${+value.toPrecision(3)}` },
+      }),
       tooltip: { ...common(c).tooltip, formatter: ({ value, seriesName, data: point }) => `${value[0]}. ${seriesName}: ${value[1].toFixed(2)} of direct\n${lines(point.params ?? "")}` },
       series,
     };
@@ -185,22 +207,23 @@ const KINDS = {
   pairs(data, c) {
     const names = data.rows.map((row) => row.shape).reverse();
     const rows = [...data.rows].reverse();
+    const time = timeAxis(c, rows.flatMap((row) => row.times));
     const side = (at, symbol) => ({
       type: "scatter", name: data.names[at], symbol, symbolSize: 12, itemStyle: { color: at ? c.of(7) : c.of(2), borderColor: c.panel },
-      data: rows.map((row, y) => ({ value: [row.times[at], y], strategy: row.strategies[at] })),
+      data: rows.map((row, y) => ({ value: [time.of(row.times[at]), y], strategy: row.strategies[at] })),
     });
     return {
       grid: { left: 8, right: 28, top: 8, bottom: 44, containLabel: true },
       legend: { bottom: 0, textStyle: { color: c.faint, fontSize: 11 }, itemHeight: 10 },
-      xAxis: axis(c, { type: "log", ...range(rows.flatMap((row) => row.times)), axisLabel: { formatter: brief } }),
+      xAxis: time.axis,
       yAxis: axis(c, { type: "category", data: names, axisLabel: { color: c.ink, fontSize: 11, width: 190, overflow: "truncate" } }),
       series: [
         side(0, "circle"), side(1, "rect"),
         ...rows.map((row, y) => ({
-          type: "line", silent: true, symbol: "none", z: 1, lineStyle: { color: c.line, width: 3 }, data: row.times.map((time) => [time, y]),
+          type: "line", silent: true, symbol: "none", z: 1, lineStyle: { color: c.line, width: 3 }, data: row.times.map((taken) => [time.of(taken), y]),
         })),
       ],
-      tooltip: { ...common(c).tooltip, formatter: ({ value, seriesName, data: point }) => `${names[value[1]]}\n${seriesName}\n${point.strategy}: ${duration(value[0])}` },
+      tooltip: { ...common(c).tooltip, formatter: ({ value, seriesName, data: point }) => `${names[value[1]]}\n${seriesName}\n${point.strategy}: ${duration(time.seconds(value[0]))}` },
     };
   },
 };
