@@ -170,8 +170,9 @@ def chosen_of(candidate: Candidate, menus: Menus) -> list[int]:
 
 
 def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: int, try_s: float) -> Menu:
-    """Of what a search over options tried on a kernel: its way from the default to the best, and then what it tried
-    beside that way, in the order in which it did. Failures are left out, and what no step leads to."""
+    """Of what a search over options tried on a kernel: none at all, where it begins too, its way from the default to
+    the best, and then what it tried beside that way, in the order in which it did. Failures are left out, and what no
+    step leads to."""
     fine = {options: seconds for options, seconds in times.items() if seconds < FAILED}
     way, before = [default], {default: default}
     for at in way:
@@ -183,7 +184,9 @@ def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: i
     while at != default:
         chosen.insert(1, at)
         at = before[at]
-    chosen = list(dict.fromkeys([*chosen[:most], *(o for o in fine if o in before and before[o] in chosen)]))[:most]
+    beside = (o for o in fine if o in before and before[o] in chosen)
+    without = [()] if () in fine else []
+    chosen = list(dict.fromkeys([default, *without, *chosen, *beside]))[: max(most, 1)]
     return Menu(axes, tuple(chosen), tuple(round(fine[o], 9) for o in chosen), round(try_s, 3))
 
 

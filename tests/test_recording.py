@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from autotune.search import SAMPLERS
+from strategies.candidate import Candidate
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import ConvShape
 
@@ -66,3 +67,15 @@ def test_searches_replayed_and_shapes_guessed(bench: tuple[Any, Any], tmp_path: 
     with console.capture() as said:
         assert bench[1].held_out(spaces, console) == 0
     assert "slower than the default by more than 2%: 0 of 3" in said.get()
+
+
+def test_a_menu_has_the_way_from_the_default_to_the_best(bench: tuple[Any, Any]) -> None:
+    a, b, c, d = (("UPCAST", axis, 4) for axis in range(4))
+    times = {(a,): 1.0, (): 3.0, (a, b): 0.9, (a, c): math.inf, (a, b, c): 0.5, (a, d): 2.0, (d, c, b): 0.1}
+    menu = bench[0].menu_of("L4 L4 L4", (a,), times, 4, 0.2)
+    assert menu.options == ((a,), (), (a, b), (a, b, c))
+    assert menu.seconds == (1.0, 3.0, 0.9, 0.5)
+    structure = Candidate.of("four_buffer", tile=2)
+    for chosen in [(0, 0), (3, 0), (1, 2)]:
+        made = bench[0].with_chosen(structure, {"XHAT": menu, "product": menu}, chosen)
+        assert (tuple(bench[0].chosen_of(made, {"XHAT": menu, "product": menu})) or (0, 0)) == chosen
