@@ -1,6 +1,7 @@
 """The winner against tinygrad's own lowerings, in one interleaved run: `python bench/convs.py [--budget 40s]`.
 
-With `--torch`, PyTorch's convolution (oneDNN or cuDNN) is timed in the same rounds; it must be installed. With
+With `--torch`, PyTorch's convolution (oneDNN or cuDNN) is timed in the same rounds, with its tensors as ours are and,
+below float32, with channels last as well, which is how cuDNN's tensor cores want them; it must be installed. With
 `--beam FILE`, what bench/beam.py found for direct and `WINO=1` is replayed in the same rounds, without searching.
 
 For each shape the tuner searches within the budget; then direct, tinygrad's `WINO=1` itself (not our rebuilt
@@ -42,9 +43,10 @@ from strategies.graph.device import describe_device
 from strategies.graph.options import Option
 from strategies.graph.program import NONE, Program
 from strategies.key import ConvKey, DeviceSpec
-from strategies.shape import ConvShape
+from strategies.shape import DTYPES, ConvShape
 
 LOWERINGS = ("direct", "WINO=1")
+CHANNELS_LAST = "PyTorch channels last"
 DIRECT = Candidate.of("direct")
 
 
@@ -54,6 +56,7 @@ def main() -> int:
     parser.add_argument("--device", default=None, help="default: tinygrad's")
     parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds of the comparison")
     parser.add_argument("--shapes", choices=tuple(SHAPES), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--only", type=int, metavar="N", help="the first N shapes")
     parser.add_argument("--torch", action="store_true", help="time PyTorch's convolution too")
     parser.add_argument("--beam", type=Path, metavar="FILE", help="replay what bench/beam.py found")
@@ -68,7 +71,7 @@ def main() -> int:
     )
     console.print(f"{platform.platform()}, load {os.getloadavg()[0]:.1f}, budget {options.budget} per shape")
     beams = Beams.read(options.beam, spec) if options.beam is not None else Beams()
-    torch = ["PyTorch us"] if options.torch else []
+    torch = [f"{name} us" for name in torch_formats(options.dtype)] if options.torch else []
     searched = [f"{lowering} BEAM us" for lowering in LOWERINGS] if options.beam is not None else []
     columns = ("shape", "direct us", "WINO=1 us", *searched, "winner us", *torch, "ratio", "95%", "error", "winner")
     table = Table(*columns, box=None)
@@ -76,7 +79,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store = open_store(options.db or str(Path(scratch) / "bench.db"))
         for size in SHAPES[options.shapes][: options.only]:
-            shape = conv_shape(*size)
+            shape = conv_shape(*size, dtype=options.dtype)
             with LocalRunner(spec.device) as runner:
                 winner = tune(
                     ConvKey(shape=shape, device=spec), store=store, runner=runner, budget=Budget.parse(options.budget)
@@ -155,16 +158,16 @@ def compare(shape: ConvShape, winner: Winner, device: str, rounds: int, beams: B
     for program in programs.values():
         program.load(x, w)
     runs = {name: program.run for name, program in programs.items()}
-    if with_torch:
-        runs["PyTorch"] = torch_convolution(x, w, shape, device)
+    formats = torch_formats(shape.dtype) if with_torch else ()
+    runs |= {name: torch_convolution(x, w, shape, device, channels_last=name == CHANNELS_LAST) for name in formats}
     times = interleaved(runs, yardstick="direct", rounds=rounds, round_s=0.02, prune=False)
     medians = {name: median(t.times_s) for name, t in times.items()}
     default = min(LOWERINGS, key=lambda name: medians[name])
     over = {name: paired_ratio(times["winner"].times_s, times[name].times_s).ratio for name in runs if name != "winner"}
     stock_best = min((name for name in programs if name != "winner"), key=lambda name: medians[name])
     summary = {"better default": over[default].median, "stock tinygrad's best": over[stock_best].median}
-    summary |= {"PyTorch": over["PyTorch"].median} if with_torch else {}
-    columns = [*LOWERINGS, *(searched if beams.found else ()), "winner", *(["PyTorch"] if with_torch else [])]
+    summary |= {name: over[name].median for name in formats}
+    columns = [*LOWERINGS, *(searched if beams.found else ()), "winner", *formats]
     cells = (
         label(shape), *(f"{medians[name] * 1e6:.0f}" if name in medians else "-" for name in columns),
         f"{over[default].median:.3f}", f"{over[default].low:.3f}-{over[default].high:.3f}",
@@ -173,22 +176,34 @@ def compare(shape: ConvShape, winner: Winner, device: str, rounds: int, beams: B
     return Row(cells, summary)
 
 
-def torch_convolution(x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str) -> Callable[[], float]:
-    """PyTorch's float32 convolution without TF32; on CUDA a graph of 20, timed by events. Gives seconds for one.
+def torch_formats(dtype: str) -> tuple[str, ...]:
+    return ("PyTorch",) if dtype == "float32" else ("PyTorch", CHANNELS_LAST)
+
+
+def torch_convolution(
+    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, *, channels_last: bool
+) -> Callable[[], float]:
+    """PyTorch's convolution without TF32; on CUDA a graph of 20, timed by events. Gives seconds for one.
 
     In a thread of its own: PyTorch and tinygrad each have a CUDA context, and which is current belongs to the thread.
     """
     thread = ThreadPoolExecutor(1)
-    run = thread.submit(_torch_convolution, x, w, shape, device).result()
+    run = thread.submit(_torch_convolution, x, w, shape, device, channels_last).result()
     return lambda: thread.submit(run).result()
 
 
-def _torch_convolution(x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str) -> Callable[[], float]:
+def _torch_convolution(
+    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, channels_last: bool
+) -> Callable[[], float]:
     import torch
 
     place = "cuda" if device == "CUDA" else "cpu"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
-    tx, tw = (torch.tensor(values, dtype=torch.float32, device=place) for values in (x, w))
+    format_ = torch.channels_last if channels_last else torch.contiguous_format
+    tx, tw = (
+        torch.tensor(values, dtype=getattr(torch, shape.dtype), device=place).contiguous(memory_format=format_)
+        for values in (x, w)
+    )
     padding = [before for before, _ in shape.padding]
     convolve = lambda: torch.nn.functional.conv2d(tx, tw, padding=padding)  # noqa: E731
 

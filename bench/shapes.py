@@ -18,8 +18,8 @@ SHAPES = {
 """batch, cin = cout, height = width; 3x3, padding 1. `recorded` are those of bench/record.py: a trial is quick."""
 
 
-def conv_shape(batch: int, channels: int, size: int) -> ConvShape:
-    return ConvShape.of((batch, channels, size, size), (channels, channels, 3, 3), padding=1)
+def conv_shape(batch: int, channels: int, size: int, dtype: str = "float32") -> ConvShape:
+    return ConvShape.of((batch, channels, size, size), (channels, channels, 3, 3), padding=1, dtype=dtype)
 
 
 def label(shape: ConvShape) -> str:

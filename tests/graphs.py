@@ -32,8 +32,9 @@ DEV.value = "CPU"
 db_connection()  # tinygrad's cache of compiled kernels belongs to the thread that opens it: to this one
 
 FACTOR = int(os.environ.get("AUTOTUNE_EXAMPLES", "1"))
-WINOGRAD = tuple(item.name for item in strategies() if item.lower is not None and item.name != "shared_memory")
-"""Those that any device can run; test_shared_memory.py has the one for GPUs."""
+FOR_GPUS = frozenset({"shared_memory", "tensor_cores"})
+WINOGRAD = tuple(item.name for item in strategies() if item.lower is not None and item.name not in FOR_GPUS)
+"""Those that any device can run; test_shared_memory.py and test_tensor_cores.py have those for GPUs."""
 TOLERANCE = 1e-4
 """float32 against float32, relative to the largest value: the ceiling of the verification bound."""
 

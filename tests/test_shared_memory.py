@@ -14,7 +14,7 @@ from tinygrad.helpers import DEV
 import autotune
 from autotune.reference import convolve, inputs
 from autotune.verify import bound
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, Value
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.program import Program
@@ -39,19 +39,21 @@ def emulated() -> Iterator[None]:
 BLOCKINGS = [
     Blocking(rows=16, columns=32, depth=4, thread_rows=4, thread_columns=4),
     Blocking(rows=32, columns=64, depth=4, thread_rows=4, thread_columns=4),  # two warps down, two across
+    Blocking(rows=16, columns=32, depth=4, thread_rows=4, thread_columns=4, ahead=True, parts=2),
 ]
+BLOCKS = [(2, 1, 2, 3), (1, 1, 1, 1), (2, 1, 2, 6)]
 
 
-@pytest.mark.parametrize(("by", "blocks"), list(zip(BLOCKINGS, [(2, 1, 2, 3), (1, 1, 1, 1)], strict=True)), ids=str)
+@pytest.mark.parametrize(("by", "blocks"), list(zip(BLOCKINGS, BLOCKS, strict=True)), ids=str)
 def test_matmul(by: Blocking, blocks: tuple[int, int, int, int]) -> None:
     assert by.fault() is None
     batch, m, n, k = (count * size for count, size in zip(blocks, (1, by.rows, by.columns, by.depth), strict=True))
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-8, 8, size).astype(np.float32) for size in ((batch, k, m), (batch, k, n)))
-    c = Tensor.full((batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
+    c = Tensor.full((by.parts, batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
     operands = [Tensor(x, device="PYTHON") for x in (a, b)]
     result = Tensor.custom_kernel(c, *operands, fxn=lambda *_: matmul(batch, m, n, k, by))[0]
-    np.testing.assert_array_equal(result.numpy(), np.einsum("bkm,bkn->bmn", a, b))
+    np.testing.assert_array_equal(result.numpy().sum(0), np.einsum("bkm,bkn->bmn", a, b))
 
 
 @pytest.mark.parametrize(
@@ -68,19 +70,19 @@ def test_blockings_that_cannot_be(change: dict[str, int], why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "tile", "output"),
+    ("shape", "tile", "others"),
     [
-        (ConvShape.of((1, 4, 4, 4), (5, 4, 3, 3), padding=1), 4, "inline"),
-        (ConvShape.of((2, 8, 5, 3), (6, 4, 3, 3), padding=(0, 1, 2, 1), groups=2), 2, "staged"),
-        (ConvShape.of((2, 4, 9), (4, 4, 3), padding=(1, 2)), 6, "inline"),
-        slow(ConvShape.of((1, 4, 6, 6), (4, 4, 3, 3), padding=1, dtype="float16"), 4, "staged"),
+        (ConvShape.of((1, 4, 4, 4), (5, 4, 3, 3), padding=1), 4, {}),
+        (ConvShape.of((2, 8, 5, 3), (6, 4, 3, 3), padding=(0, 1, 2, 1), groups=2), 2, {"output": "staged"}),
+        (ConvShape.of((2, 16, 9), (4, 16, 3), padding=(1, 2)), 6, {"ahead": True, "parts": 2}),
+        slow(ConvShape.of((1, 4, 6, 6), (4, 4, 3, 3), padding=1, dtype="float16"), 4, {"output": "staged"}),
     ],
     ids=str,
 )
-def test_convolution(shape: ConvShape, tile: int, output: str) -> None:
+def test_convolution(shape: ConvShape, tile: int, others: dict[str, Value]) -> None:
     errors = []
     for candidate in (Candidate.of("direct"), get_strategy("shared_memory").candidate(
-        {**SMALL, "tile": tile, "output": output}
+        {**SMALL, "tile": tile, **others}
     )):  # fmt: skip
         program = Program(shape, candidate, "PYTHON")
         program.load(*inputs(shape, "normal", 0))

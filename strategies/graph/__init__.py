@@ -1,10 +1,15 @@
 """tinygrad's edge: everything that knows tinygrad's internals. The names below are what a strategy is written with."""
 
 from strategies.graph.device import has_shared_memory
+from strategies.graph.implicit import implicit
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv
 from strategies.graph.matmul import Blocking
+from strategies.graph.tensor_matmul import Tiling
 from strategies.graph.winowrite import Plan, Stage, winowrite
 
-__all__ = ["Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "has_shared_memory", "winowrite"]
+__all__ = [
+    "Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "has_shared_memory", "implicit",
+    "winowrite",
+]  # fmt: skip

@@ -59,10 +59,10 @@ class Frame:
         """The inverse of the two above."""
         at: dict[str, Sequence[Index]] = {"G": groups, "B": batch, "T": tiles, "t": (), "O": couts, "o": ()}
         if block := self.tile_block:
-            flat = _flatten((*batch, *tiles), self._batch_tile_sizes)
+            flat = flatten((*batch, *tiles), self._batch_tile_sizes)
             at |= {"B": (), "T": (flat // block,), "t": (flat % block,)}
         if block := self.cout_block:
-            flat = _flatten(couts, self._cout_sizes)
+            flat = flatten(couts, self._cout_sizes)
             at |= {"O": (flat // block,), "o": (flat % block,)}
         return at
 
@@ -117,17 +117,17 @@ def as_uop(index: Index) -> UOp:
 def _unblock(outer: Sequence[Index], inner: Sequence[Index], block: int, sizes: Sequence[int]) -> tuple[UOp, ...]:
     flat = as_uop(outer[0]) * block + as_uop(inner[0])
     count = math.prod(sizes)
-    return _unflatten(flat.minimum(count - 1) if count % block else flat, sizes)
+    return unflatten(flat.minimum(count - 1) if count % block else flat, sizes)
 
 
-def _flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
+def flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
     flat = UOp.const(0)
     for index, size in zip(indexes, sizes, strict=True):
         flat = flat * size + index
     return flat
 
 
-def _unflatten(flat: UOp, sizes: Sequence[int]) -> tuple[UOp, ...]:
+def unflatten(flat: UOp, sizes: Sequence[int]) -> tuple[UOp, ...]:
     result: list[UOp] = []
     for position, size in reversed(list(enumerate(sizes))):
         result.append(flat % size if position else flat)

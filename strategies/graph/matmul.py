@@ -1,11 +1,14 @@
 """A batch of matrix products as a kernel of our own, its operands staged through memory that a workgroup shares.
 
-    C[b, m, n] = sum over k of A[b, k, m] * B[b, k, n]
+    C[s, b, m, n] = sum over the k of part s of A[b, k, m] * B[b, k, n]
 
-    each workgroup: one block of C, `rows` x `columns`
+    each workgroup: one block of C, `rows` x `columns`, of one part of K
         for each chunk of `depth` k:
             the threads together copy depth x rows of A and depth x columns of B to shared memory
             for each k of the chunk: every thread adds its own outer product, held in registers
+
+With `ahead` there are two chunks in shared memory: the next one is read before this one is multiplied and put there
+afterwards, so that memory is waited for while there is work, and one barrier a chunk is enough.
 
 tinygrad's code generation reads operands from global memory for every thread that needs them; here each element is
 read once per workgroup. The structure is that of CUTLASS's SIMT GEMM (NVIDIA, "CUTLASS: Fast Linear Algebra in CUDA
@@ -34,6 +37,7 @@ class Blocking:
 
     A workgroup has `rows` x `columns` sums and goes through `depth` of K at a time; a thread has `thread_rows` x
     `thread_columns` of the sums, in vectors of four that lie apart so that the lanes of a warp read next to each other.
+    K is divided into `parts` that are not added up.
     """
 
     rows: int
@@ -41,6 +45,8 @@ class Blocking:
     depth: int
     thread_rows: int
     thread_columns: int
+    ahead: bool = False
+    parts: int = 1
 
     @property
     def warps_down(self) -> int:
@@ -56,7 +62,7 @@ class Blocking:
 
     @property
     def shared_bytes(self) -> int:
-        return 4 * self.depth * (self.rows + self.columns)
+        return 4 * self.depth * (self.rows + self.columns) * (2 if self.ahead else 1)
 
     def fault(self) -> str | None:
         """Why there is no such kernel, or None."""
@@ -70,24 +76,29 @@ class Blocking:
 
 
 def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtypes.float32) -> UOp:
-    """The kernel, with parameters 0: C of `batch` x m x n, 1: A of `batch` x k x m, 2: B of `batch` x k x n.
+    """The kernel, with parameters 0: C of parts x batch x m x n, 1: A of `batch` x k x m, 2: B of `batch` x k x n.
 
-    m, n and k are multiples of the block's rows, columns and depth.
+    m and n are multiples of the block's rows and columns, k of its depth in every part.
     """
     c, a, b = (UOp.placeholder(shape, dtype, slot=slot)
-               for slot, shape in enumerate(((batch, m, n), (batch, k, m), (batch, k, n))))  # fmt: skip
+               for slot, shape in enumerate(((by.parts, batch, m, n), (batch, k, m), (batch, k, n))))  # fmt: skip
     across, down, which = (
-        UOp.special(size, f"gidx{axis}") for axis, size in enumerate((n // by.columns, m // by.rows, batch))
+        UOp.special(size, f"gidx{axis}") for axis, size in enumerate((n // by.columns, m // by.rows, batch * by.parts))
     )
+    part, item, chunks = which % by.parts, which // by.parts, k // by.depth // by.parts
     thread = UOp.special(by.threads, "lidx0")
-    (chunk,) = _ranges((k // by.depth,), 0, AxisType.REDUCE)
-
-    rows = UOp.placeholder((by.depth, by.rows), dtype, slot=0, addrspace=AddrSpace.LOCAL)
-    columns = UOp.placeholder((by.depth, by.columns), dtype, slot=1, addrspace=AddrSpace.LOCAL)
-    a = a.reshape(batch, k // by.depth, by.depth, m // by.rows, by.rows)[which, chunk, :, down, :]
-    b = b.reshape(batch, k // by.depth, by.depth, n // by.columns, by.columns)[which, chunk, :, across, :]
-    copied = UOp.barrier(_copy_by(thread, by, rows, a, 100), _copy_by(thread, by, columns, b, 200))
-    rows, columns = rows.after(copied), columns.after(copied)
+    (chunk,) = _ranges((chunks,), 0, AxisType.REDUCE)
+    copies = [
+        _Operand(
+            thread, by, slot, whole.reshape(batch, k // by.depth, by.depth, size // block, block)[item, :, :, at, :]
+        )
+        for slot, (whole, size, block, at) in enumerate(((a, m, by.rows, down), (b, n, by.columns, across)))
+    ]
+    first = part * chunks if by.ahead else part * chunks + chunk
+    copied = UOp.barrier(*(store for copy in copies for store in copy.stores(copy.loads(first), UOp.const(0))))
+    rows, columns = (copy.shared.after(copied)[chunk % 2 if by.ahead else 0] for copy in copies)
+    following = part * chunks + (chunk + 1).minimum(chunks - 1)
+    next_values = [copy.loads(following) for copy in copies] if by.ahead and chunks > 1 else []
 
     (inner,) = _ranges((by.depth,), 1, AxisType.REDUCE)
     warp, lane = thread // WARP, thread % WARP
@@ -116,9 +127,15 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     sums = sums.after(sums.flatten()[zeroed].store(0.0).end(zeroed))
     i, ii, j, jj = at = _ranges(sums.shape, 600)
     added = sums[*at].store(sums.after(inner)[*at] + left[i, ii] * right[j, jj])
-    done = _end(_end(_end(added, [i, j, ii, jj]), [inner]).barrier(), [chunk])
+    done = _end(_end(added, [i, j, ii, jj]), [inner])
+    if next_values:
+        put = (copy.stores(v, (chunk + 1) % 2, done) for copy, v in zip(copies, next_values, strict=True))
+        done = UOp.group(*(store for stores in put for store in stores))
+    done = _end(done.barrier(), [chunk])
 
-    block = c.reshape(batch, m // by.rows, by.rows, n // by.columns, by.columns)[which, down, :, across, :]
+    block = c.reshape(by.parts, batch, m // by.rows, by.rows, n // by.columns, by.columns)[
+        part, item, down, :, across, :
+    ]
     block = block.reshape(
         by.warps_down, vectors_down, LANES_DOWN, VECTOR, by.warps_across, vectors_across, LANES_ACROSS, VECTOR
     )[at_row[0], :, at_row[1], :, at_column[0], :, at_column[1], :]
@@ -143,9 +160,34 @@ def _copy(target: UOp, source: UOp, first: int, kind: AxisType = AxisType.WEAK) 
     return _end(target[*ranges].store(source[*ranges]), ranges)
 
 
-def _copy_by(thread: UOp, by: Blocking, target: UOp, source: UOp, first: int) -> UOp:
-    """All threads together, each in vectors as long as there are, neighbours next to each other."""
-    vector = next(v for v in (VECTOR, 2, 1) if math.prod(target.shape) % (by.threads * v) == 0)
-    own = [x.reshape(-1, by.threads, vector)[:, thread, :] for x in (target, source)]
-    ranges = _ranges(own[0].shape[:1], first) + _ranges((vector,), first + 1, AxisType.UPCAST)
-    return _end(own[0][*ranges].store(own[1][*ranges]), ranges)
+@dataclass(frozen=True, slots=True)
+class _Operand:
+    """How the threads together copy one operand's chunks, `source` of chunks x depth x block, in vectors as long as
+    there are, neighbours next to each other."""
+
+    thread: UOp
+    by: Blocking
+    slot: int
+    source: UOp
+
+    @property
+    def shared(self) -> UOp:
+        """Of the chunks that are there at a time, each depth x block."""
+        shape = (2 if self.by.ahead else 1, *self.source.max_shape[1:])
+        return UOp.placeholder(shape, self.source.dtype, slot=self.slot, addrspace=AddrSpace.LOCAL)
+
+    def loads(self, chunk: UOp) -> list[UOp]:
+        own = self._own(self.source[chunk])
+        return [own[turn, e] for turn in range(own.shape[0]) for e in range(own.shape[1])]
+
+    def stores(self, values: Sequence[UOp], place: UOp, *after: UOp) -> list[UOp]:
+        shared = self.shared.after(*after) if after else self.shared
+        own = self._own(shared[place])
+        at = [own[turn, e] for turn in range(own.shape[0]) for e in range(own.shape[1])]
+        return [target.store(value) for target, value in zip(at, values, strict=True)]
+
+    def _own(self, chunk: UOp) -> UOp:
+        """What this thread copies, turns x vector."""
+        size = math.prod(chunk.shape)
+        vector = next(v for v in (VECTOR, 2, 1) if size % (self.by.threads * v) == 0)
+        return chunk.reshape(-1, self.by.threads, vector)[:, self.thread, :]

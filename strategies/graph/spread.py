@@ -23,17 +23,22 @@ WORKGROUP = 256
 
 def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
     """An index along each axis, innermost first, of `sizes` elements, that threads and then workgroups divide."""
-    lanes: list[int] = []
+    counts: list[int] = []
     for size in sizes:
-        lanes.append(_divisor(size, min(ROW, WORKGROUP // math.prod(lanes))))
+        counts.append(_divisor(size, min(ROW, WORKGROUP // math.prod(counts))))
     thread = ranges.new(
-        math.prod(lanes), AxisType.WARP
+        math.prod(counts), AxisType.WARP
     )  # tinygrad would split one of LOCAL, and order the parts itself
     result = []
-    for size, count in zip(sizes, lanes, strict=True):
+    for size, count in zip(sizes, counts, strict=True):
         result.append(ranges.new(size // count) * count + thread % count)
         thread = thread // count
     return result
+
+
+def lanes(size: int) -> int:
+    """How many threads of a workgroup share an axis of this size, by `threads`, if no other does."""
+    return _divisor(size, ROW)
 
 
 def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> dict[UOp, UOp] | None:

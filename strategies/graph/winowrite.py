@@ -101,7 +101,7 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
     operands = partial(_xhat, space, nested), partial(_ghat, space, nested)
     if plan.workgroup is None:
         mhat = _product(space, plan, *operands)
-    elif math.prod(space.sizes["C"]) % plan.workgroup.depth == 0:
+    elif math.prod(space.sizes["C"]) % (plan.workgroup.depth * plan.workgroup.parts) == 0:
         mhat = _matmul(space, plan.workgroup, *operands)
     else:
         return None
@@ -233,10 +233,15 @@ def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) 
         _held(space, Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True), "XHAT", "AGCTt", xhat),
     ]
     held = computed(
-        matmul(batch, m, n, k, by), [operand.buffer for operand in operands], sizes,
+        matmul(batch, m, n, k, by), [operand.buffer for operand in operands], [by.parts, *sizes],
         dtype=dtypes.float32, device=space.conv.device, slot=space.ranges.new_buffer(),
     )  # fmt: skip
-    return lambda at: held.read([as_uop(index) for letter in "AGOoTt" for index in at[letter]])
+
+    def read(at: Coords) -> UOp:
+        indexes = [as_uop(index) for letter in "AGOoTt" for index in at[letter]]
+        return UOp.usum(*(held.read([UOp.const(part), *indexes]) for part in range(by.parts)))
+
+    return read
 
 
 def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:

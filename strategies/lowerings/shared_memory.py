@@ -22,6 +22,8 @@ class SharedMemory:
     depth: int = param(16, (4, 8, 16, 32), "channels copied to shared memory at a time")
     couts: int = param(8, (4, 8), "couts of a thread")
     tiles: int = param(8, (4, 8), "tiles of a thread")
+    ahead: bool = param(False, (False, True), "read the next channels while these are multiplied")
+    parts: int = param(1, (1, 2, 4, 8), "parts of the sum over channels, added up by the last transform")
     output: str = param("inline", ("inline", "staged"), "where the last transform goes")
 
     presets: ClassVar[tuple[Mapping[str, Value], ...]] = (
@@ -29,6 +31,8 @@ class SharedMemory:
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4},
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4, "tile": 2},
         {"depth": 32},
+        {"ahead": True},
+        {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4, "tile": 2, "ahead": True, "parts": 4},
     )
 
 
@@ -49,7 +53,7 @@ def shared_memory(conv: Conv, params: SharedMemory, ranges: Ranges) -> Lowered |
     """
     workgroup = Blocking(
         rows=params.cout_block, columns=params.tile_block, depth=params.depth,
-        thread_rows=params.couts, thread_columns=params.tiles,
+        thread_rows=params.couts, thread_columns=params.tiles, ahead=params.ahead, parts=params.parts,
     )  # fmt: skip
     if not has_shared_memory(conv.device) or workgroup.fault() is not None:
         return None

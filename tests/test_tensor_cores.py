@@ -1,0 +1,141 @@
+"""The strategy on tensor cores, on tinygrad's PYTHON device, which executes NVIDIA's instruction for them anywhere.
+
+In bfloat16: half needs Python 3.12 there, and is the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from graphs import relative
+from tinygrad import Tensor, dtypes
+from tinygrad.helpers import DEV
+from tinygrad.uop.ops import UOp
+
+from autotune.reference import convolve, inputs
+from autotune.verify import bound
+from strategies.candidate import Candidate
+from strategies.graph.apply import NotApplicableError
+from strategies.graph.program import Program
+from strategies.graph.tensor_matmul import GROUP, Operand, Tiling, tensor_core, tensor_matmul
+from strategies.key import ConvKey, DeviceSpec, Policy
+from strategies.registry import get_strategy
+from strategies.shape import ConvShape
+
+SMALL = {"cout_block": 32, "window_block": 32, "depth": 16, "couts": 16, "windows": 16}
+
+
+def slow(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def nvidia() -> Iterator[None]:
+    """tinygrad's PYTHON device with the tensor cores of compute capability 8.0."""
+    before, DEV.value = DEV.value, "PYTHON::sm_80"
+    yield
+    DEV.value = before
+
+
+@pytest.mark.parametrize(
+    ("by", "blocks"),
+    [
+        (Tiling(rows=16, columns=16, depth=16, warp_rows=16, warp_columns=16), (1, 1, 1, 2)),
+        slow(Tiling(rows=32, columns=64, depth=32, warp_rows=16, warp_columns=32), (1, 2, 1, 1)),  # two warps each way
+        slow(Tiling(rows=16, columns=32, depth=32, warp_rows=16, warp_columns=16, parts=2), (2, 1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_matmul(by: Tiling, blocks: tuple[int, int, int, int], nvidia: None) -> None:
+    assert by.fault() is None
+    batch, m, n, steps = (count * size for count, size in zip(blocks, (1, by.rows, by.columns, 1), strict=True))
+    core, k = tensor_core("PYTHON", dtypes.bfloat16), steps * by.parts * by.depth
+    assert core is not None
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 8, size).astype(np.float32) for size in ((batch, k, m), (batch, k, n)))
+
+    def operand(rows: int) -> Operand:
+        def group(item: UOp, step: UOp, index: UOp, row: UOp) -> UOp:
+            return (item * (k // GROUP) + step * by.groups + index) * rows + row
+
+        return Operand(size=batch * k * rows, group=group)
+
+    c = Tensor.full((by.parts, batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
+    packed = [x.reshape(batch, k // GROUP, GROUP, -1).transpose(0, 1, 3, 2).flatten() for x in (a, b)]
+    operands = [Tensor(x, device="PYTHON").cast(dtypes.bfloat16).realize() for x in packed]
+    kernel = tensor_matmul(
+        batch, m, n, steps, operand(m), operand(n), by, core=core, device="PYTHON", out=dtypes.float32, name="product"
+    )
+    result = Tensor.custom_kernel(c, *operands, fxn=lambda *_: kernel)[0]
+    np.testing.assert_array_equal(result.numpy().sum(0), np.einsum("bkm,bkn->bmn", a, b))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"rows": 24}, "divide"), ({"warp_rows": 8}, "multiple"), ({"depth": 8}, "multiple"),
+        ({"rows": 16, "columns": 256, "warp_rows": 16, "warp_columns": 16}, "copying"),
+        ({"rows": 256, "columns": 256, "warp_rows": 16, "warp_columns": 16}, "1024"),
+    ],
+)  # fmt: skip
+def test_tilings_that_cannot_be(change: dict[str, int], why: str) -> None:
+    fault = Tiling(**{"rows": 32, "columns": 32, "depth": 16, "warp_rows": 16, "warp_columns": 16, **change}).fault()
+    assert fault is not None
+    assert why in fault
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        (ConvShape.of((1, 8, 4, 4), (8, 8, 3, 3), padding=1, dtype="bfloat16"), 1),
+        slow(ConvShape.of((1, 16, 6, 6), (20, 16, 3, 3), padding=1, dtype="bfloat16"), 3),
+        slow(ConvShape.of((2, 20, 5, 3), (16, 10, 3, 3), padding=(0, 1, 2, 1), groups=2, dtype="bfloat16"), 1),
+        slow(ConvShape.of((1, 8, 9, 8), (8, 8, 3, 3), padding=1, stride=2, dtype="bfloat16"), 9),
+        slow(ConvShape.of((1, 8, 9, 8), (8, 8, 4, 3), stride=(3, 1), dtype="bfloat16"), 1),
+        slow(ConvShape.of((2, 16, 5, 5), (8, 16, 1, 1), dtype="bfloat16"), 1),
+        slow(ConvShape.of((1, 8, 9, 8), (8, 8, 1, 1), stride=2, dtype="bfloat16"), 1),
+        slow(ConvShape.of((1, 8, 12), (8, 8, 5), padding=2, dilation=2, dtype="bfloat16"), 1),
+    ],
+    ids=str,
+)
+def test_convolution(shape: ConvShape, parts: int, nvidia: None) -> None:
+    errors = []
+    for candidate in (Candidate.of("direct"), get_strategy("tensor_cores").candidate({**SMALL, "parts": parts})):
+        program = Program(shape, candidate, "PYTHON")
+        program.load(*inputs(shape, "normal", 0))
+        program.poison()
+        program.run()
+        errors.append(relative(program.output(), convolve(*program.inputs(), shape)))
+    assert errors[1] <= bound(shape.dtype, errors[0], Policy())
+    assert any("WMMA" in str(call.src[0]) for call in program.linear.src)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [({"dtype": "float32"}, 1), ({"dilation": 2, "stride": 2, "dtype": "bfloat16"}, 1), ({"dtype": "bfloat16"}, 4)],
+)
+def test_what_it_is_not_for(change: dict[str, object], parts: int, nvidia: None) -> None:
+    shape = ConvShape.of((1, 8, 9, 9), (8, 8, 3, 3), **change)
+    with pytest.raises(NotApplicableError):
+        Program(shape, get_strategy("tensor_cores").candidate({**SMALL, "parts": parts}), "PYTHON", compiled=False)
+
+
+def test_no_tensor_cores_no_strategy() -> None:
+    shape = ConvShape.of((1, 8, 4, 4), (8, 8, 3, 3), padding=1, dtype="bfloat16")
+    with pytest.raises(NotApplicableError):
+        Program(shape, get_strategy("tensor_cores").candidate(SMALL), "PYTHON", compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "device", "expected"),
+    [
+        ("float16", 16, "CUDA", True), ("bfloat16", 16, "CUDA", True), ("float32", 16, "CUDA", False),
+        ("float16", 4, "CUDA", False), ("float16", 16, "CPU", False),
+    ],
+)  # fmt: skip
+def test_keys_it_is_for(dtype: str, channels: int, device: str, expected: bool) -> None:
+    shape = ConvShape.of((1, channels, 8, 8), (16, channels, 3, 3), padding=1, dtype=dtype)
+    key = ConvKey(shape=shape, device=DeviceSpec(device=device))
+    assert get_strategy("tensor_cores").applies(key) is expected
