@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from api.exchange import all_winners
 from autotune.store import Store
@@ -18,6 +19,14 @@ HOLDS_S = 30.0
 """A device may be described otherwise by now: its compiler was upgraded. (Winners are looked after exactly.)"""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The body of a good answer, and whether its winner is only a guess."""
+
+    body: bytes
+    guess: bool
+
+
 class Answers:
     """The least recently used go first. Safe to use from several threads."""
 
@@ -25,10 +34,10 @@ class Answers:
         self._max_answers, self._clock = max_answers, clock
         self._lock = threading.Lock()
         self._changes = -1
-        self._answers: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
+        self._answers: OrderedDict[bytes, tuple[float, Answer]] = OrderedDict()
 
-    def get(self, question: bytes, changes: int) -> bytes | None:
-        """The body of the answer, if it was given at the same count of changes and not long ago."""
+    def get(self, question: bytes, changes: int) -> Answer | None:
+        """The answer, if it was given at the same count of changes and not long ago."""
         with self._lock:
             if self._changes != changes:
                 self._answers.clear()
@@ -39,7 +48,7 @@ class Answers:
             self._answers.move_to_end(question)
             return answer
 
-    def keep(self, question: bytes, changes: int, answer: bytes) -> None:
+    def keep(self, question: bytes, changes: int, answer: Answer) -> None:
         """Remember an answer that was found after `changes` was read."""
         if len(question) > MAX_QUESTION_BYTES:
             return

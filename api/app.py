@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from api.authority import Authority, TokenGuard
-from api.devices import Devices, ProbedDevices
+from api.devices import Devices
 from api.guard import BodyGuard, HostGuard
 from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
-from api.observe import Metrics, Observer
+from api.metrics import Metrics
+from api.observe import Observer
 from api.openapi import describe
 from api.problem import install_handlers
 from api.release import release
@@ -30,18 +31,23 @@ def create_app(
     lanes: Lanes,
     settings: Settings,
     *,
-    devices: Devices | None = None,
+    devices: Devices,
+    remembered: Devices | None = None,
     tune: Tune = default_tune,
 ) -> FastAPI:
-    """The application. Its job runner lives as long as it does; store and lanes belong to the caller."""
+    """The application. Its job runner lives as long as it does; store and lanes belong to the caller.
+
+    `remembered` are the devices for readers, whose questions must not open any; by default, `devices`.
+    """
     job_runner = JobRunner(store, lanes, tune=tune)
     service = Service(
         store=store,
-        devices=devices or ProbedDevices(),
+        devices=devices,
+        remembered=remembered or devices,
         jobs=job_runner,
         settings=settings,
         authority=Authority(store),
-        metrics=Metrics(store),
+        metrics=Metrics(store, workers=job_runner.workers, leases_lost=lambda: job_runner.leases_lost),
     )
 
     @asynccontextmanager

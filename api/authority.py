@@ -27,8 +27,8 @@ WRITING_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 """Of others there are no routes: they are told so, whoever asks."""
 OPEN = ("/healthz", "/readyz")
 """For whoever restarts the service or sends others to it."""
-COSTLY = (re.compile(r"/winners/[^/]+/kernels"), re.compile(r"/dashboard/kernels/[^/]+"))
-"""Read, but compiled and timed for it."""
+COSTLY = (re.compile(r"/tune|/jobs/.*"), re.compile(r"/winners/[^/]+/kernels"), re.compile(r"/dashboard/kernels/[^/]+"))
+"""What costs machine time where it is posted or deleted."""
 MAX_REMEMBERED = 1000
 PRESENTED = "autotune.token"
 """Where a request's scope holds its Token."""
@@ -40,11 +40,9 @@ def needed(method: str, path: str, *, public_reads: bool) -> Allowed | None:
     """What a request needs beyond loopback; None: nothing. Whatever is not named here and writes needs the most."""
     if path in OPEN and method in SAFE_METHODS:
         return None
-    if any(pattern.fullmatch(path) for pattern in COSTLY):
-        return Allowed.TUNE
     if method not in WRITING_METHODS or path == "/lookup":
         return None if public_reads else Allowed.READ
-    if path == "/tune" or path.startswith("/jobs/"):
+    if any(pattern.fullmatch(path) for pattern in COSTLY):
         return Allowed.TUNE
     return Allowed.ADMIN
 
@@ -98,9 +96,8 @@ class TokenGuard:
         try:
             token = await run_in_threadpool(self.authority.find, secret) if secret else None
         except DatabaseError as error:
-            answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}; nothing acknowledged was lost, try again")
-            answer.headers["Retry-After"] = "5"
-            return await answer(scope, receive, send)
+            detail = f"{error}; nothing acknowledged was lost, try again"
+            return await problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, retry_after_s=5)(scope, receive, send)
         if token is None and not secret and need is not None and not _taken(scope):
             return await self.app(scope, receive, send)  # 405 or 404, whoever asks: nothing can happen
         if (secret and token is None) or (token is None and need is not None):

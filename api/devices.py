@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,14 @@ ANSWER_S = 600.0
 FAILURE_S = 30.0
 """How long a failure holds: of all requests that wait for a driver that hangs, one pays PROBE_TIMEOUT_S."""
 MAX_ANSWERS = 256
+LOOK_S = 30.0
+"""How often what is remembered for readers is looked at; only an answer that no longer holds is asked for again."""
+FIRST_LOOK_S = 30.0
+"""How long a reader waits for the first look at the devices, which begins with the service."""
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}(:[A-Za-z0-9_]{1,16})*")
+
+
+log = logging.getLogger("autotune.devices")
 
 
 class UnknownDeviceError(LookupError):
@@ -45,7 +53,10 @@ class Devices(Protocol):
 
 
 class ProbedDevices:
-    """Asks a child process and remembers the answer for a while. Flags are the environment of that child."""
+    """Asks a child process and remembers the answer for a while.
+
+    Flags are no question of the child's: they change kernels, not the device, so each set of them costs nothing.
+    """
 
     def __init__(self, environ: Mapping[str, str] = os.environ, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._environ, self._clock = environ, clock
@@ -54,57 +65,138 @@ class ProbedDevices:
 
     def names(self) -> tuple[str, ...]:
         """Usable devices, the default one first; raises UnknownDeviceError if tinygrad cannot be asked."""
-        return self._known().names
+        return self.machine().names
 
     def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
         """See Devices."""
-        machine = self._known()
-        device = machine.names[0] if name is None else check_name(name)
-        if device.split(":")[0] not in machine.names:
-            there = ", ".join(machine.names)
-            raise UnknownDeviceError(f"no device {device} on this machine: expected one of {there}; choose one of them")
-        environ = self._environ if flags is None else self._with_flags(machine, flags)
-        return DeviceSpec.from_json(self._ask(environ, flags, "describe", device))
+        machine = self.machine()
+        device = machine.expect(name)
+        return machine.flagged(DeviceSpec.from_json(self._ask("describe", device)), flags)
 
-    def _known(self) -> Machine:
-        answer = self._ask(self._environ, None, "machine")
+    def machine(self) -> Machine:
+        """Raises UnknownDeviceError if tinygrad cannot be asked."""
+        answer = self._ask("machine")
         names = dict.fromkeys((answer["default"].split(":")[0], *answer["names"]))
-        return Machine(names=tuple(names), flags=frozenset(answer["flags"]))
+        return Machine(names=tuple(names), flags=answer["flags"])
 
-    def _ask(self, environ: Mapping[str, str], flags: Mapping[str, str] | None, *question: str) -> Any:
+    def _ask(self, *question: str) -> Any:
         """The answer that still holds, else a new one; a failure is an answer. Raises UnknownDeviceError."""
-        wanted = (question, None if flags is None else tuple(sorted(flags.items())))
         with self._lock:
-            holds_until, answer = self._answers.get(wanted, (float("-inf"), None))
+            holds_until, answer = self._answers.get(question, (float("-inf"), None))
             if self._clock() >= holds_until:
-                if len(self._answers) >= MAX_ANSWERS:  # flags come from callers: never grow without bound
+                if len(self._answers) >= MAX_ANSWERS:  # names come from callers: never grow without bound
                     self._answers.clear()
                 try:
-                    answer, holds_s = _probe(environ, *question), ANSWER_S
+                    answer, holds_s = _probe(self._environ, *question), ANSWER_S
                 except UnknownDeviceError as error:
                     answer, holds_s = error, FAILURE_S
-                self._answers[wanted] = (self._clock() + holds_s, answer)
+                self._answers[question] = (self._clock() + holds_s, answer)
         if isinstance(answer, UnknownDeviceError):
             raise UnknownDeviceError(str(answer))  # a new one: one that is raised again and again collects tracebacks
         return answer
 
-    def _with_flags(self, machine: Machine, flags: Mapping[str, str]) -> dict[str, str]:
-        """The environment with these flags and no others. Only names that tinygrad's code generation reads."""
-        for name, value in flags.items():
-            if name not in machine.flags or not FLAG_VALUE.fullmatch(value):
-                raise KeyFormatError(
-                    f"flags are those that change kernels ({', '.join(sorted(machine.flags))}), as numbers: "
-                    f"got {name[:40]}={value[:40]}"
-                )
-        return {name: value for name, value in self._environ.items() if name not in machine.flags} | dict(flags)
+
+class RememberedDevices:
+    """What was last found out about this machine's devices, for readers: whatever they ask, no device is opened.
+
+    `start` looks at every device in a thread of its own, and again whenever an answer no longer holds.
+    """
+
+    def __init__(self, devices: ProbedDevices) -> None:
+        self._devices = devices
+        self._looked = threading.Event()
+        self._machine: Machine | UnknownDeviceError = UnknownDeviceError("nobody has looked at the devices yet")
+        self._specs: dict[str, DeviceSpec | UnknownDeviceError] = {}
+
+    def start(self) -> RememberedDevices:
+        """Look, from now on, for as long as the process lives."""
+        threading.Thread(target=self._keep_looking, name="devices", daemon=True).start()
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        """See ProbedDevices."""
+        return self._known().names
+
+    def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
+        """See Devices. A second device of a kind is described to those who tune on it only."""
+        machine = self._known()
+        device = machine.expect(name)
+        found = self._specs.get(device)
+        if found is None:
+            raise UnknownDeviceError(f"{device} was not looked at: expected one of {', '.join(machine.names)}")
+        if isinstance(found, UnknownDeviceError):
+            raise UnknownDeviceError(str(found))
+        return machine.flagged(found, flags)
+
+    def look(self) -> None:
+        """Ask for everything once."""
+        try:
+            machine = self._devices.machine()
+        except UnknownDeviceError as error:
+            self._machine = error
+            return
+        specs: dict[str, DeviceSpec | UnknownDeviceError] = {}
+        for name in machine.names:
+            try:
+                specs[name] = self._devices.describe(name)
+            except UnknownDeviceError as error:
+                specs[name] = error
+            self._specs = {**self._specs, **specs}
+            self._machine = machine
+            self._looked.set()  # the default one comes first: who asks for it need not wait for the others
+        self._specs = specs
+
+    def _keep_looking(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:
+                log.exception("devices could not be looked at")
+            self._looked.set()
+            time.sleep(LOOK_S)
+
+    def _known(self) -> Machine:
+        self._looked.wait(FIRST_LOOK_S)
+        if isinstance(self._machine, UnknownDeviceError):
+            raise UnknownDeviceError(str(self._machine))
+        return self._machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Devices, the default one first, and the flags that change kernels."""
+    """Devices, the default one first, and what is known of the flags that change kernels (`flag_rules`)."""
 
     names: tuple[str, ...]
-    flags: frozenset[str]
+    flags: Mapping[str, Mapping[str, Any]]
+
+    def expect(self, name: str | None) -> str:
+        """The device that is meant, the default one without a name. Raises UnknownDeviceError."""
+        device = self.names[0] if name is None else check_name(name)
+        if device.split(":")[0] not in self.names:
+            there = ", ".join(self.names)
+            raise UnknownDeviceError(f"no device {device} on this machine: expected one of {there}; choose one of them")
+        return device
+
+    def flagged(self, spec: DeviceSpec, flags: Mapping[str, str] | None) -> DeviceSpec:
+        """The device under a caller's flags, None: those of this process. Raises KeyFormatError."""
+        if flags is None:
+            return spec
+        changed = [(name, text) for name, value in flags.items() if (text := self._in_force(name, value)) is not None]
+        return replace(spec, flags=tuple(sorted(changed)))
+
+    def _in_force(self, name: str, value: str) -> str | None:
+        """As tinygrad reads it from its environment; None if that is its default."""
+        rule = self.flags.get(name)
+        if rule is None or not FLAG_VALUE.fullmatch(value):
+            raise KeyFormatError(
+                f"flags are those that change kernels ({', '.join(sorted(self.flags))}), as numbers: "
+                f"got {name[:40]}={value[:40]}"
+            )
+        try:
+            text = str(int(value)) if rule["number"] else value
+        except ValueError:
+            raise KeyFormatError(f"{name} is a whole number: got {value[:40]}") from None
+        return None if text == rule["default"] else text
 
 
 def check_name(name: str) -> str:

@@ -77,6 +77,8 @@ class JobRunner:
         self._working: dict[str, Work] = {}
         self._offer = Offer()
         self._worked_at = time.monotonic()
+        self.leases_lost = 0
+        """Keys that were put back here since the start, as their owner fell silent."""
         self._opener = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="jobs-beat", daemon=True)
 
@@ -143,6 +145,7 @@ class JobRunner:
                     self._beat()  # after a database that was away, the first to be heard of are our own
                     left = self._store.recover(idle_s=idle_s)
                     recovered_at, idle_s = time.monotonic(), LEASE_S
+                    self.leases_lost += left
                     if left:
                         log.info("%d shapes were left unfinished: they go on", left)
                 self._store.expire()

@@ -13,9 +13,13 @@ from typing import TextIO
 SECRETS = (
     (re.compile(r"autotune_[-A-Za-z0-9_]{20,}"), "autotune_***"),
     (re.compile(r"(?i)\b(bearer|basic) +[^\s'\",]+"), r"\1 ***"),
-    (re.compile(r"(://[^\s:/@]*):[^\s/@]+@"), r"\1:***@"),
+    (re.compile(r"(://[^\s:/@]*):[^\s]+@"), r"\1:***@"),
+    (
+        re.compile(r"(?i)(\b\w*(?:password|passwd|secret|token|api_?key)\w*\\?[\"']?[=:]\\?[\"']?)[^\s&\"',;\\]+"),
+        r"\1***",
+    ),
 )
-"""Tokens, credentials in headers, passwords in addresses: whatever wrote them, and wherever."""
+"""Tokens, credentials in headers, passwords in addresses and settings: whatever wrote them, and wherever."""
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that this thread or task works on."""

@@ -1,4 +1,4 @@
-"""Around every request: an id, a log line for what matters, and counts for Prometheus."""
+"""Around every request: an id, headers, a log line for what matters, counts for Prometheus, and an end to any bug."""
 
 from __future__ import annotations
 
@@ -6,82 +6,32 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection
 from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.authority import SAFE_METHODS
+from api.guard import SAFE_METHODS
 from api.logs import request_id
-from api.release import release
-from db import DatabaseError, SqlStore
+from api.metrics import Metrics
+from api.problem import problem
+from api.protocol import MAX_CONNECTIONS
 
 GIVEN_ID = re.compile(r"[-A-Za-z0-9._]{1,64}")
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS")
+QUIET = ("/lookup", "/healthz", "/readyz", "/metrics", "/static")
+"""Answered many times a second, by programs: counted, and logged where something is wrong."""
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""Of every answer that does not say otherwise; pages do."""
+TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+"""Where the request came by https: from then on no other way."""
 
 log = logging.getLogger("autotune.requests")
-
-
-class Metrics:
-    """What Prometheus asks for: requests as they were counted here, the database as it is when asked."""
-
-    def __init__(self, store: SqlStore) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "autotune_http_requests", "Answered requests", ["method", "route", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "autotune_http_request_seconds", "Until the answer's first byte", ["route"], buckets=BUCKETS_S,
-            registry=self.registry,
-        )  # fmt: skip
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self.registry.register(DatabaseCollector(store))
-
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One answered request."""
-        self._requests.labels(method if method in METHODS else "other", route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
-
-
-class DatabaseCollector(Collector):
-    """Rows and jobs. While the database does not answer, only that it does not."""
-
-    def __init__(self, store: SqlStore) -> None:
-        self._store = store
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: so that registering asks for nothing."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        """As Prometheus' client asks for them."""
-        info = GaugeMetricFamily("autotune_info", "The release", labels=["version"])
-        info.add_metric([release()], 1)
-        yield info
-        up = GaugeMetricFamily("autotune_database_up", "Whether the database answers")
-        try:
-            rows, jobs = self._store.counts(), self._store.job_counts()
-        except DatabaseError:
-            up.add_metric([], 0)
-            yield up
-            return
-        up.add_metric([], 1)
-        yield up
-        yield _family("autotune_rows", "Rows in the database", "table", rows)
-        yield _family("autotune_jobs", "Jobs by state", "state", jobs)
-
-
-def _family(name: str, what: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, what, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
 
 
 class Observer:
@@ -96,7 +46,7 @@ class Observer:
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
-        token = request_id.set(name)
+        request_id.set(name)  # of this task alone: each request has its own
         started = time.perf_counter()
         status = HTTPStatus.INTERNAL_SERVER_ERROR.value
         answered_s = 0.0
@@ -105,17 +55,38 @@ class Observer:
             nonlocal status, answered_s
             if message["type"] == "http.response.start":
                 status, answered_s = message["status"], time.perf_counter() - started
-                headers = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
-                message = {**message, "headers": [*message["headers"], *headers]}
+                message = {**message, "headers": _headers(message["headers"], name, scope["scheme"])}
             await send(message)
 
         try:
-            await self.app(scope, receive, observed)
+            if len(_connections(scope)) > MAX_CONNECTIONS:
+                detail = f"expected at most {MAX_CONNECTIONS} connections, found more: try again in a moment"
+                await problem(503, detail, retry_after_s=5)(scope, receive, observed)
+            else:
+                await self.app(scope, receive, observed)
+        except Exception as error:
+            log.exception("%s %r failed", scope["method"], scope["path"])
+            if answered_s:
+                raise  # amid its answer: the connection must end
+            detail = f"a bug in the service ({type(error).__name__}): its log says more"
+            await problem(500, detail, instance=scope["path"])(scope, receive, observed)
         finally:
             answered_s = answered_s or time.perf_counter() - started
             self.metrics.count(scope["method"], _route(scope), status, answered_s)
             _log(scope, status, answered_s)
-            request_id.reset(token)
+
+
+def _connections(scope: Scope) -> Collection[object]:
+    found: Collection[object] = getattr(scope["app"].state, "connections", ())
+    return found
+
+
+def _headers(given: list[tuple[bytes, bytes]], name: str, scheme: str) -> list[tuple[bytes, bytes]]:
+    there = {header for header, _ in given}
+    added = [header for header in HEADERS if header[0] not in there]
+    if scheme == "https":
+        added.append(TLS_ONLY)
+    return [*given, *added, (b"x-request-id", name.encode())]
 
 
 def _route(scope: Scope) -> str:
@@ -124,7 +95,9 @@ def _route(scope: Scope) -> str:
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
-    level = logging.INFO if scope["method"] not in SAFE_METHODS and scope["path"] != "/lookup" else logging.DEBUG
+    """The path without its query, in which anything may stand."""
+    quiet = scope["path"].startswith(QUIET) and scope["method"] in (*SAFE_METHODS, "POST")
+    level = logging.DEBUG if quiet else logging.INFO
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         level = logging.ERROR
     elif status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST):

@@ -20,13 +20,11 @@ def answer(question: list[str]) -> Any:
         ensure_c_compiler()
     from tinygrad import Device
 
-    from strategies.flags import KERNEL_FLAGS
-    from strategies.graph.device import available_devices, describe_device
+    from strategies.graph.device import available_devices, describe_device, flag_rules
 
     if question[0] == "describe":
         return describe_device(question[1]).to_json()
-    flags = list(KERNEL_FLAGS)
-    return {"default": Device.DEFAULT, "names": list(available_devices()), "flags": flags}
+    return {"default": Device.DEFAULT, "names": list(available_devices()), "flags": flag_rules()}
 
 
 def cache_fault() -> str:

@@ -47,22 +47,23 @@ class Problem(BaseModel):
 class ProblemError(Exception):
     """Raised by a route to answer with a problem document."""
 
-    def __init__(self, status: int, detail: str, **members: Any) -> None:
+    def __init__(self, status: int, detail: str, *, retry_after_s: int = 0, **members: Any) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.members = status, detail, members
+        self.status, self.detail, self.retry_after_s, self.members = status, detail, retry_after_s, members
 
 
-def problem(status: int, detail: str, *, instance: str = "", **members: Any) -> JSONResponse:
-    """The response itself."""
+def problem(status: int, detail: str, *, instance: str = "", retry_after_s: int = 0, **members: Any) -> JSONResponse:
+    """The response itself; `retry_after_s`, unless it is 0, says when to ask again."""
     title = HTTPStatus(status).phrase
     content = {"type": "about:blank", "title": title, "status": status, "detail": one_line(detail)}
     if instance:
         content["instance"] = printable(instance)
-    return JSONResponse({**content, **members}, status_code=status, media_type=MEDIA_TYPE)
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+    return JSONResponse({**content, **members}, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Turn everything that can go wrong in a route into a problem document."""
+    """Turn everything that can go wrong in a route into a problem document; bugs are left to `Observer`."""
 
     def answer(status: int) -> Callable[[Request, Exception], Response]:
         def handler(request: Request, error: Exception) -> Response:
@@ -77,12 +78,12 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(DatabaseError, _on_database)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return problem(error.status, error.detail, instance=request.url.path, **error.members)
+    path, again_s = request.url.path, error.retry_after_s
+    return problem(error.status, error.detail, instance=path, retry_after_s=again_s, **error.members)
 
 
 def _on_http(request: Request, error: Exception) -> Response:
@@ -122,22 +123,13 @@ def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def _on_queue_full(request: Request, error: Exception) -> Response:
-    response = problem(429, str(error), instance=request.url.path)
-    response.headers["Retry-After"] = "60"
-    return response
+    return problem(429, str(error), instance=request.url.path, retry_after_s=60)
 
 
 def _on_database(request: Request, error: Exception) -> Response:
     log.error("database: %s", error)
     detail = f"{error}; nothing acknowledged was lost, try again"
-    response = problem(503, detail, instance=request.url.path)
-    response.headers["Retry-After"] = "5"
-    return response
-
-
-def _on_bug(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed: %r", request.method, request.url.path, error)  # the server writes the traceback
-    return problem(500, f"a bug in the service ({type(error).__name__}): its log says more", instance=request.url.path)
+    return problem(503, detail, instance=request.url.path, retry_after_s=5)
 
 
 def _explain(item: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.protocol import PatientProtocol
+
 GRACE_S = 5
 BACKLOG = 128
-MAX_CONNECTIONS = 256
-"""Beyond them 503, long before file descriptors run out: 1024 is a common limit, and the database has some too."""
 
 
 class PortError(Exception):
@@ -51,15 +51,20 @@ def _advice(error: OSError) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that says when it listens, and at the first signal lets open streams end."""
+    """uvicorn that says when it listens, and at the first signal lets open streams end.
+
+    What it logs goes the way of all our lines (api/logs.py); requests are logged by `Observer`, which knows their ids
+    and leaves out what may be secret. Only a proxy on this machine is believed when it says who asks, and by https.
+    """
 
     def __init__(self, app: FastAPI, on_ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S,
-            server_header=False, limit_concurrency=MAX_CONNECTIONS,
+            app, log_config=None, log_level="warning", access_log=False, lifespan="on", http=PatientProtocol, ws="none",
+            timeout_graceful_shutdown=GRACE_S, server_header=False, forwarded_allow_ips=["127.0.0.1", "::1"],
         )  # fmt: skip
         super().__init__(config)
         self._app, self._on_ready = app, on_ready
+        app.state.connections = self.server_state.connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn, then `on_ready`."""

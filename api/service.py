@@ -11,18 +11,23 @@ from api.answers import Answers, Known
 from api.authority import Authority
 from api.devices import Devices
 from api.explanations import Explanations
+from api.imports import Imports
 from api.jobs import JobRunner
-from api.observe import Metrics
+from api.metrics import Metrics
 from api.settings import Settings
 from db import SqlStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The parts of a running service. `stopping` is set when it ends: streams close then."""
+    """The parts of a running service. `stopping` is set when it ends: streams close then.
+
+    `devices` may be opened to be described, `remembered` are the same for whoever may only read.
+    """
 
     store: SqlStore
     devices: Devices
+    remembered: Devices
     jobs: JobRunner
     settings: Settings
     authority: Authority
@@ -30,6 +35,7 @@ class Service:
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)
+    imports: Imports = field(default_factory=Imports)
     stopping: threading.Event = field(default_factory=threading.Event)
 
 

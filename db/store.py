@@ -20,7 +20,7 @@ from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, jobs, measurements, migrate, queue, tasks, tokens, winners, workers
+from db import changes, figures, jobs, measurements, migrate, queue, tasks, tokens, winners, workers
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
@@ -347,6 +347,20 @@ class SqlStore:
         """Jobs by state, those of which there are none included."""
         with self._reading() as connection:
             return jobs.counts(connection)
+
+    def active_jobs(self) -> dict[str, int]:
+        """Jobs queued and running: costs what is active, however much has ended."""
+        with self._reading() as connection:
+            return figures.active_jobs(connection)
+
+    def figures(self) -> figures.Figures:
+        """What is watched of a service, in a few bounded queries."""
+        with self._reading() as connection:
+            return figures.Figures(
+                now=self._now(connection), rows=figures.rows(connection), jobs=figures.recent_jobs(connection),
+                queues=figures.queues(connection), attempts=figures.attempts(connection),
+                pool=figures.pool(self._engine.pool), revision=migrate.revision(connection) or "",
+            )  # fmt: skip
 
     def expect_writable(self) -> None:
         """Raises DatabaseError if nothing can be written: locked by others, read-only, gone, or hardly any room."""

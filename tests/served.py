@@ -1,7 +1,7 @@
 """A real service in a process of its own, with a scripted search instead of a device; and what tests ask it with.
 
 Run by path: `served.py DATABASE PORT SECONDS SETTINGS`, where a shape of 13 input channels fails, each trial takes
-SECONDS, and SETTINGS are further ones as JSON.
+SECONDS, and SETTINGS are further ones as JSON, among them times that api/protocol.py names.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ def body(cin: int = 64, size: int = 56, **more: Any) -> dict[str, Any]:
 
 
 def main() -> None:
+    from api import protocol
     from api.app import create_app
     from api.lanes import LocalLanes
     from api.server import Server, listen
@@ -193,6 +194,8 @@ def main() -> None:
     if clock := values.pop("clock", None):  # a file that says by how many seconds the clock is set off
         truth = time.time
         time.time = lambda: truth() + float(Path(clock).read_text() or 0)
+    for name in ("HEAD_S", "UNREAD_S", "REST_S"):
+        setattr(protocol, name, values.pop(name, getattr(protocol, name)))
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     settings = Settings(db=database, port=int(port), **values)
     sock = listen(settings.host, settings.port)

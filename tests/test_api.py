@@ -18,7 +18,7 @@ from served import CPU, Served, body, ended, key_of, served, until, winner_of
 
 from api.devices import ProbedDevices, UnknownDeviceError
 from api.guard import BodyGuard
-from api.server import MAX_CONNECTIONS
+from api.protocol import MAX_CONNECTIONS
 from api.settings import Settings
 from autotune.bundle import FORMAT, VERSION, dump, load
 from autotune.client import Client, ServiceError, ServiceUnreachableError
@@ -274,10 +274,23 @@ def test_foreign_host_is_refused_on_loopback(http: httpx.Client, host: str) -> N
 
 
 def test_foreign_origin_may_not_write(http: httpx.Client) -> None:
-    response = http.delete("/jobs/unknown", headers={"Origin": "http://evil.example"})
-    assert response.status_code == 403
-    problem(response)
-    assert http.delete("/jobs/unknown", headers={"Origin": "http://localhost:8000"}).status_code == 404
+    here = str(http.base_url).rstrip("/")
+    port = http.base_url.port
+    foreign = [
+        "http://evil.example",
+        "https" + here[4:],
+        f"http://127.0.0.1:{port + 1}",
+        "http://127.0.0.1",
+        "null",
+        "",
+    ]
+    for origin in (*foreign, f"http://localhost:{port}"):  # another name is another page's home
+        for method, path in (("DELETE", "/jobs/unknown"), ("POST", "/winners/1/kernels"), ("POST", "/tune")):
+            response = http.request(method, path, headers={"Origin": origin})
+            assert response.status_code == 403, (origin, path)
+            problem(response)
+    assert http.delete("/jobs/unknown", headers={"Origin": here}).status_code == 404
+    assert http.get("/winners", headers={"Origin": "http://evil.example"}).status_code == 200
 
 
 def test_nonsense_instead_of_http_leaves_the_service_alive(service: Served, http: httpx.Client) -> None:
@@ -443,7 +456,7 @@ def test_a_driver_that_hangs_costs_its_time_limit_once(monkeypatch: pytest.Monke
             devices.describe("CPU")
     assert len(asked) == 1
     now[0] += 60  # it is asked again: the cable may be in by now
-    monkeypatch.setattr("api.devices._probe", lambda *_: {"default": "CPU", "names": ["CPU"], "flags": []})
+    monkeypatch.setattr("api.devices._probe", lambda *_: {"default": "CPU", "names": ["CPU"], "flags": {}})
     assert devices.names() == ("CPU",)
 
 

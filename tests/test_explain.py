@@ -95,7 +95,8 @@ def test_the_service_says_when_it_cannot_look(tmp_path: Path) -> None:
     with open_store(str(tmp_path / "other.db")) as store:
         winner_id = store.decide(winner_of(key_of()))
     with served(tmp_path / "other.db") as service:
-        answer = service.http.get(f"/winners/{winner_id}/kernels", timeout=60)
+        assert service.http.get(f"/winners/{winner_id}/kernels").status_code == 404  # reading costs no device time
+        answer = service.http.post(f"/winners/{winner_id}/kernels", timeout=60)
         assert answer.status_code == 409
         assert "another device than the key's" in answer.json()["detail"]
         assert service.http.get("/winners/999/kernels").status_code == 404

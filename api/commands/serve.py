@@ -68,10 +68,10 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             console.note(f"autotune: {error}")
         if settings.guarded and not any(token.holds(time.time()) for token in store.tokens()):
             console.note("autotune: nobody has a token yet: make one with `autotune token create NAME --scope tune`")
-        devices, lanes = devices_and_lanes(store)
+        devices, remembered, lanes = devices_and_lanes(store)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
-        app = create_app(store, lanes, settings, devices=devices)
+        app = create_app(store, lanes, settings, devices=devices, remembered=remembered)
         server = Server(app, lambda: console.note(f"{SERVING} {store} at {address}"))
         # uvicorn raises the signal again when it is done: SIGTERM would then end us before anything is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -81,20 +81,22 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
         return 0 if server.started else 1
 
 
-def devices_and_lanes(store: SqlStore) -> tuple[Devices, Lanes]:
-    """Of this machine for a database in a file; of workers, wherever they are, for one on a server."""
-    from api.devices import ProbedDevices
+def devices_and_lanes(store: SqlStore) -> tuple[Devices, Devices, Lanes]:
+    """Of this machine for a database in a file; of workers, wherever they are, for one on a server. The second are
+    the devices for readers."""
+    from api.devices import ProbedDevices, RememberedDevices
 
     local = ProbedDevices()
+    remembered = RememberedDevices(local).start()
     if store.serves_fleet:
         from api.fleet import FleetDevices, FleetLanes
 
         store.prepare_queue()
-        return FleetDevices(store, local), FleetLanes(store)
+        return FleetDevices(store, local), FleetDevices(store, remembered), FleetLanes(store)
     from api.lanes import LocalLanes
     from autotune.local_runner import LocalRunner
 
-    return local, LocalLanes(local, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+    return local, remembered, LocalLanes(local, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
 
 
 @contextlib.contextmanager

@@ -26,15 +26,13 @@ from api.dashboard.query import Numbered, WinnersQuery
 from api.dashboard.shape import importance_part, shape_page
 from api.dashboard.winners import winners_page
 from api.problem import Problem, ProblemError
+from api.routes.kernels import explained
 from api.routes.winners import WinnerId, find_winner
 from api.service import Service, get_service
 from api.studies import parameter_importance
 from api.studies_link import running_at
-from autotune.device_lock import DeviceBusyError
 from autotune.job import Job
-from autotune.runner import DeviceUnavailableError
 from autotune.space import Space
-from autotune.task import TaskError
 from autotune.winner import Winner
 from db import DatabaseError
 from strategies.key import ConvKey
@@ -104,7 +102,7 @@ def compare(request: Request, service: Service = Depends(get_service)) -> HTMLRe
 def check_fields(request: Request, service: Service = Depends(get_service)) -> JSONResponse:
     """What the form's fields would tune, or what is wrong with them."""
     return JSONResponse(
-        check(dict(request.query_params), service.devices, service.store, service.settings), headers=HEADERS
+        check(dict(request.query_params), service.remembered, service.store, service.settings), headers=HEADERS
     )
 
 
@@ -142,14 +140,10 @@ def importance(digest: Digest, request: Request, service: Service = Depends(get_
     return _page(importance_part(shares, strategy, running_at(str(service.store))))
 
 
-@router.get("/dashboard/kernels/{winner_id}")
-def explained(winner_id: WinnerId, service: Service = Depends(get_service)) -> HTMLResponse:
-    """A winner's kernels against the floor, with their source, as a part of the page of one shape."""
-    winner = find_winner(service, winner_id)
-    try:
-        return _page(explanation_part(service.explanations.of(service.store, winner)))
-    except (TaskError, DeviceUnavailableError, DeviceBusyError) as error:
-        raise ProblemError(503, f"it cannot be looked into on this machine now: {error}") from None
+@router.post("/dashboard/kernels/{winner_id}")
+def kernels(winner_id: WinnerId, service: Service = Depends(get_service)) -> HTMLResponse:
+    """A winner's kernels against the floor, with their source, as a part of the page of one shape. Costs the device."""
+    return _page(explanation_part(explained(service, find_winner(service, winner_id))))
 
 
 def _jobs(service: Service) -> list[Job]:

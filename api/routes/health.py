@@ -12,7 +12,6 @@ from api.devices import UnknownDeviceError
 from api.problem import Problem, ProblemError
 from api.release import release
 from api.service import Service, get_service
-from autotune.job import JobState
 from db import Token
 
 METRICS_TYPE = CONTENT_TYPE_LATEST.partition(";")[0]
@@ -29,10 +28,9 @@ async def healthz() -> dict[str, Any]:
 def readyz(service: Service = Depends(get_service)) -> dict[str, Any]:
     """The database takes writes and the job runner works."""
     service.store.expect_writable()
-    active = [job.state for job in service.store.jobs(limit=100) if not job.state.ended]
     if not service.jobs.alive:
         raise ProblemError(503, "the job runner has ended: restart the service, its queued jobs go on")
-    return {"status": "ready", "queued": active.count(JobState.QUEUED), "running": active.count(JobState.RUNNING)}
+    return {"status": "ready", **service.store.active_jobs()}
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {METRICS_TYPE: {}}}})
@@ -55,12 +53,12 @@ def devices(service: Service = Depends(get_service)) -> dict[str, Any]:
     """The devices of this machine, the default one first, as they stand in keys."""
     found = []
     try:
-        names = service.devices.names()
+        names = service.remembered.names()
     except UnknownDeviceError as error:
         raise ProblemError(503, str(error)) from None
     for name in names:
         try:
-            found.append({"device": name, "spec": service.devices.describe(name).to_json()})
+            found.append({"device": name, "spec": service.remembered.describe(name).to_json()})
         except UnknownDeviceError as error:
             found.append({"device": name, "error": str(error)})
     return {"default": names[0] if names else None, "devices": found}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answers import Answer
 from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
 from api.documents import winner_document
@@ -21,12 +23,13 @@ from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.neighbours import aged
 from autotune.store import Store
-from autotune.winner import WITHDRAWN_STATES, Winner
-from strategies.key import ConvKey, Policy
+from autotune.winner import WITHDRAWN_STATES
+from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.shape import ConvShape
 
-KNOWN = 5000
-
+MAX_ELSEWHERE = 100
+GUESS = re.compile(rb'"state": ?"guess"')
+"""In a winner's JSON; no text in it can look like that, as its quotes are escaped."""
 FOUND: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
@@ -44,9 +47,11 @@ class AnsweredRoute(StrictRoute):
             answer = service.answers.get(question, changes)
             if answer is None:
                 response = await handler(request)  # whatever is wrong is raised
-                answer = bytes(response.body)
+                found = bytes(response.body)
+                answer = Answer(found, guess=GUESS.search(found) is not None)
                 service.answers.keep(question, changes, answer)
-            return Response(answer, media_type="application/json")
+            service.metrics.looked_up(hits=not answer.guess, guesses=answer.guess)
+            return Response(answer.body, media_type="application/json")
 
         return answered
 
@@ -60,17 +65,17 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
     """The winner of one shape, with its state."""
     shape, policy, flags = query_shape(query), query_policy(query), parse_flags(query.flags)
     try:
-        keys = [ConvKey(shape=shape, device=service.devices.describe(query.device, flags), policy=policy)]
+        keys = [ConvKey(shape=shape, device=service.remembered.describe(query.device, flags), policy=policy)]
         device = keys[0].device.device
     except UnknownDeviceError:
         # Not a device of this machine, but its winners may have been imported.
         device = check_name(query.device or "")
-        known = service.store.winners(device=device, limit=KNOWN)
-        if not known:
+        keys = _elsewhere(shape, policy, device, service.store.devices())
+        if not keys:
             raise
-        keys = _elsewhere(shape, policy, known)
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
     if not found:
+        service.metrics.looked_up(misses=1)
         raise _miss(service, shape, policy, device, keys)
     return _json(json.dumps(winner_document(None, aged(found[-1], keys[0]) if len(keys) == 1 else found[-1])))
 
@@ -78,17 +83,20 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
 @router.post("/lookup", responses={**FOUND, 422: {"model": Problem}}, response_class=Response)
 def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> Response:
     """Many at once: `winners` by digest, those not known left out; `digests` in the order of keys, then shapes."""
-    keys = [json_key(data) for data in body.keys] + body_keys(body.shapes, service.devices)
+    keys = [json_key(data) for data in body.keys] + body_keys(body.shapes, service.remembered)
     digests = [key.digest for key in keys]
     found = service.store.lookup_json(list(dict.fromkeys(digests)))
+    guesses = sum(GUESS.search(text.encode()) is not None for text in found.values())
+    service.metrics.looked_up(hits=len(found) - guesses, guesses=guesses, misses=len(set(digests)) - len(found))
     winners = ",".join(f"{json.dumps(digest)}:{text}" for digest, text in found.items())
     return _json(f'{{"winners":{{{winners}}},"digests":{json.dumps(digests)}}}')
 
 
-def _elsewhere(shape: ConvShape, policy: Policy, known: list[tuple[int, Winner]]) -> list[ConvKey]:
-    """The key on each machine that this shape's device was seen on."""
-    devices = {tuple(winner.key.device.to_json().items()).__repr__(): winner.key.device for _, winner in known}
-    return [ConvKey(shape=shape, device=device, policy=policy) for device in devices.values()]
+def _elsewhere(shape: ConvShape, policy: Policy, device: str, seen: list[DeviceSpec]) -> list[ConvKey]:
+    """The key on each machine that this shape's device was seen on, those seen first left out if there are many."""
+    specs = [spec for spec in seen if spec.device == device][-MAX_ELSEWHERE:]
+    keys = [ConvKey(shape=shape, device=spec, policy=policy) for spec in specs]
+    return list({key.digest: key for key in keys}.values())
 
 
 def _miss(service: Service, shape: ConvShape, policy: Policy, device: str, keys: list[ConvKey]) -> ProblemError:

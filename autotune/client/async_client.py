@@ -80,7 +80,7 @@ class AsyncClient:
             offset = page.next
 
     async def kernels(self, winner_id: int, *, source: bool = False) -> JsonObject:
-        """`GET /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
+        """`POST /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
         return await self._ask(calls.kernels(winner_id, source=source))
 
     async def set_state(self, winner_id: int, state: WinnerState) -> Winner:

@@ -103,9 +103,9 @@ def winners(*, device: str | None, offset: int) -> Call[Page]:
 
 
 def kernels(winner_id: int, *, source: bool) -> Call[JsonObject]:
-    """`GET /winners/{id}/kernels`."""
+    """`POST /winners/{id}/kernels`."""
     path = f"/winners/{winner_id}/kernels?source={str(source).lower()}"
-    return Call(method="GET", path=path, read=_object)
+    return Call(method="POST", path=path, read=_object)
 
 
 def set_state(winner_id: int, state: WinnerState) -> Call[Winner]:

@@ -79,7 +79,7 @@ class Client:
             offset = page.next
 
     def kernels(self, winner_id: int, *, source: bool = False) -> JsonObject:
-        """`GET /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
+        """`POST /winners/{id}/kernels`: why it won. The service compiles and times it if nobody has asked before."""
         return self._ask(calls.kernels(winner_id, source=source))
 
     def set_state(self, winner_id: int, state: WinnerState) -> Winner:

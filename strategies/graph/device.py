@@ -58,6 +58,21 @@ def flags_in_force() -> tuple[tuple[str, str], ...]:
     return tuple(sorted((changed | outside).items()))
 
 
+def flag_rules() -> dict[str, dict[str, Any]]:
+    """How each flag's text becomes what is in force: whether it is a `number`, and its `default` (None: always said).
+
+    With it `flags_in_force` of another process can be told from its environment alone.
+    """
+    variables = ContextVar._cache  # noqa: SLF001 - as above
+    return {
+        name: {
+            "number": name in variables and isinstance(variables[name].value, int),
+            "default": _DEFAULTS.get(name, "0") if name in variables else None,
+        }
+        for name in KERNEL_FLAGS
+    }
+
+
 def _describe(name: str, flags: tuple[tuple[str, str], ...], surroundings: bool) -> DeviceSpec:
     renderer = opened(name).renderer
     return _described(name, type(renderer).__name__, renderer.target, int(NUM_CPU_THREADS.value), flags, surroundings)

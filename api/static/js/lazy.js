@@ -12,10 +12,10 @@ export function enhance(part, signal) {
   }, { signal });
 }
 
-async function load(place, url, signal) {
+async function load(place, url, signal, method = "GET") {
   // Whether it came.
   try {
-    const response = await ask(url, { signal });
+    const response = await ask(url, { signal, method });
     if (!response.ok) throw new Error(await problemOf(response));
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     place.replaceChildren(...document.adoptNode(fresh.body).childNodes);
@@ -31,7 +31,7 @@ async function reveal(button, signal) {
   const place = button.closest(".panel").querySelector(".shown");
   button.disabled = true;
   place.replaceChildren(note("Measuring…"));
-  button.closest(".actions").hidden = await load(place, button.dataset.show, signal);
+  button.closest(".actions").hidden = await load(place, button.dataset.show, signal, "POST");
   button.disabled = false;
 }
 
