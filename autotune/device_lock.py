@@ -34,6 +34,15 @@ def runtime_directory() -> Path:
     return directory
 
 
+def physical(device: str) -> str:
+    """The GPU itself: where CUDA shows a process some of those that there are, it numbers them anew."""
+    kind, _, index = device.partition(":")
+    visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
+    if kind.upper() not in ("CUDA", "NV") or int(index or 0) >= len(visible):
+        return device
+    return f"{kind}:{visible[int(index or 0)]}"
+
+
 class DeviceLock:
     """An flock on a file named after the device.
 
@@ -42,7 +51,7 @@ class DeviceLock:
     """
 
     def __init__(self, device: str, directory: Path | None = None) -> None:
-        name = re.sub(r"[^A-Z0-9]+", "-", device.upper().removesuffix(":0"))
+        name = re.sub(r"[^A-Z0-9]+", "-", physical(device).upper().removesuffix(":0"))
         self.device = device
         self.path = (directory or runtime_directory()) / f"device-{name}.lock"
         self._shared = directory is None

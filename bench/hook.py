@@ -5,25 +5,34 @@ interleaved rounds, tinygrad's schedule cache emptied before each; printed are m
 of the same round.
 Then the time of one lookup in memory. Then random graphs (convolutions, movement, reductions and elementwise
 operations, in chains and diamonds, some of them differentiated) computed by tinygrad alone and with every strategy
-forced in turn: how many, how many convolutions were rewritten, and the largest difference. A graph that raises, falls
-back or differs by more than the bound ends the command with status 1, and Hypothesis prints the smallest such graph.
-`--seed` makes others.
+forced, in turn or each on every graph: how many, how many convolutions were rewritten, and the largest difference. A
+graph that raises, falls back or differs by more than the bound makes the verdict FAILED and the status 1; Hypothesis
+reduces it to the smallest such graph. The graphs are made of the seeds from `--seed` on, 50 of each, by `--jobs`
+processes at once:
+
+    python bench/hook.py --rounds 0 --graphs 2000 --each --jobs 64 --deadline 9m
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from on_device import start_on
 from rich.console import Console
 from scheduling import Network
 from tinygrad import Tensor
@@ -32,14 +41,19 @@ from tinygrad.schedule import schedule_cache
 
 import autotune
 from autotune import bundle
-from autotune.compiler import ensure_c_compiler
 from autotune.decisions import Winners
+from autotune.job import Budget
+from autotune.reference import Array
+from autotune.report import Outcome
 from autotune.sources import open_source
 from strategies.graph.device import describe_device
 from strategies.key import ConvKey
 from strategies.registry import strategies
 from strategies.shape import ConvShape
 
+GPU_ONLY = "shared_memory"
+CHUNK = 50
+"""Graphs of one seed, in one process."""
 BOUND = 1e-3
 """Of a whole graph, which may hold several convolutions: relative to its largest value."""
 
@@ -48,9 +62,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--graphs", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first chunk of graphs")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--each", action="store_true", help="every strategy on every graph, not one in turn")
+    parser.add_argument("--deadline", help="for the graphs, as 90s or 9m; what is not begun by then is left out")
+    parser.add_argument("--device", default="CPU", help="for the graphs (default %(default)s)")
+    parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    ensure_c_compiler()
+    start_on(options.device)
+    if options.chunk:
+        print(json.dumps(asdict(check_graphs(options.graphs, options.seed, options.device, options.each))))
+        return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
     with tempfile.TemporaryDirectory() as directory:
         empty = Path(directory) / "winners.json"
@@ -58,7 +80,7 @@ def main() -> int:
         if options.rounds:
             _print_overhead(console, empty, options.rounds)
             _print_lookup(console, empty)
-    return _print_graphs(console, options.graphs, options.seed) if options.graphs else 0
+    return print_graphs(console, options) if options.graphs else 0
 
 
 def _print_overhead(console: Console, empty: Path, rounds: int) -> None:
@@ -144,10 +166,87 @@ STEPS: dict[str, Step] = {
 }
 
 
-def _print_graphs(console: Console, count: int, number: int) -> int:
-    names = [item.name for item in strategies() if item.lower is not None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a number of graphs came to. `fault` is the first thing that was wrong, if anything was."""
+
+    graphs: int = 0
+    runs: int = 0
+    convolutions: int = 0
+    applied: int = 0
+    difference: float = 0.0
+    fault: str = ""
+
+    def __add__(self, other: Checked) -> Checked:
+        return Checked(
+            graphs=self.graphs + other.graphs, runs=self.runs + other.runs, applied=self.applied + other.applied,
+            convolutions=self.convolutions + other.convolutions,
+            difference=max(self.difference, other.difference), fault=self.fault or other.fault,
+        )  # fmt: skip
+
+
+def print_graphs(console: Console, options: argparse.Namespace) -> int:
+    """All graphs, in processes of CHUNK graphs each, `--jobs` at once; then the verdict."""
+    begun = time.monotonic()
+    ends = begun + (Budget.parse(options.deadline).seconds or 0.0) if options.deadline else float("inf")
+    chunks = [min(CHUNK, options.graphs - first) for first in range(0, options.graphs, CHUNK)]
+    total = Checked()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        seeds = range(options.seed, options.seed + len(chunks))
+        for index, one in enumerate(pool.map(lambda *chunk: in_child(options, *chunk, ends), chunks, seeds)):
+            total += one
+            if one.graphs:
+                console.print(f"seed {options.seed + index}: {one.graphs} graphs, {time.monotonic() - begun:.0f} s")
+    if total.fault:
+        verdict = f"FAILED: {total.fault}"
+    else:
+        verdict = "PASSED" if total.graphs >= options.graphs else "NOT COMPLETE, nothing failed"
+    console.print(
+        f"{total.graphs} of {options.graphs} random graphs on {options.device}, {total.runs} runs with a strategy "
+        f"forced ({'each' if options.each else 'one in turn'} of {', '.join(names_on(options.device))}): "
+        f"{total.convolutions} convolutions met, {total.applied} rewritten, none fell back, largest difference "
+        f"{total.difference:.1e} (bound {BOUND:.0e}), {time.monotonic() - begun:.0f} s\n{verdict}", highlight=False,
+    )  # fmt: skip
+    return int(verdict != "PASSED")
+
+
+def in_child(options: argparse.Namespace, count: int, number: int, ends: float) -> Checked:
+    """One chunk in a process of its own: tinygrad compiles in one thread of a process. Nothing, if there is no time."""
+    left_s = ends - time.monotonic()
+    if left_s <= 0:
+        return Checked()
+    command = [
+        sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--graphs", str(count),
+        "--seed", str(number), "--chunk", *(["--each"] if options.each else []),
+    ]  # fmt: skip
+    environ = os.environ | {"PARALLEL": "0"}
+    try:
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=min(left_s, 1e6), check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Checked()
+    last = (done.stdout.splitlines() or [""])[-1]
+    if not last.startswith("{"):
+        return Checked(fault=f"seed {number} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return Checked(**json.loads(last))
+
+
+def names_on(device: str) -> list[str]:
+    return [item.name for item in strategies() if item.lower is not None and (item.name != GPU_ONLY or device != "CPU")]
+
+
+def forced(name: str) -> AbstractContextManager[None]:
+    """The strategy with its default parameters; blocks as small as these graphs where it would not apply else."""
+    small = {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4} if name == GPU_ONLY else {}
+    return autotune.forced(name, **small)
+
+
+def check_graphs(count: int, number: int, device: str, each: bool) -> Checked:
+    """`count` graphs made of the seed `number`, one after the other."""
+    names = names_on(device)
     image = Tensor(np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)).realize()
-    worst, done = 0.0, 0
+    worst, done, runs = 0.0, 0, 0
     before = autotune.stats()
 
     @seed(number)
@@ -157,40 +256,44 @@ def _print_graphs(console: Console, count: int, number: int) -> int:
     )  # fmt: skip
     @given(steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=6), differentiated=st.booleans())
     def check(steps: list[str], differentiated: bool) -> None:
-        nonlocal worst, done
+        nonlocal worst, done, runs
 
-        def run() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        def run() -> Array:
             old, new = image, STEPS["conv 3x3"](image, image)
             for step in steps:
                 old, new = new, STEPS[step](new, old)
-            result: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-            result = (new.square().mean().gradient(image)[0] if differentiated else new).numpy()
+            result: Array = (new.square().mean().gradient(image)[0] if differentiated else new).numpy()
             return result
 
-        strategy = names[done % len(names)]
-        done += 1
         expected = run()
-        started = autotune.stats().fallbacks
-        with autotune.forced(strategy):
-            found = run()
-        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
-        assert autotune.stats().fallbacks == started, f"{strategy}: {autotune.explain_last()}"
-        assert difference <= BOUND, f"{strategy}: differs by {difference:.1e}"
-        worst = max(worst, difference)
+        done += 1
+        for name in names if each else [names[(number + done) % len(names)]]:
+            fallbacks = autotune.stats().fallbacks
+            with forced(name):
+                found = run()
+            worst = max(worst, expect_same(name, found, expected, autotune.stats().fallbacks - fallbacks))
+            runs += 1
 
-    status = 0
+    fault = ""
     with Context(NOOPT=1):  # compiling is most of the time
         try:
             check()
-        except AssertionError as error:
-            console.print(f"FAILED: {error}", highlight=False)
-            status = 1
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what was looked for
+            fault = f"seed {number}: {error}"
     did = {f.name: getattr(autotune.stats(), f.name) - getattr(before, f.name) for f in fields(autotune.Stats)}
-    console.print(
-        f"{done} random graphs, {len(names)} strategies in turn: {did['convolutions']} convolutions, {did['applied']} "
-        f"rewritten, {did['fallbacks']} fallbacks, largest difference {worst:.1e}"
+    return Checked(
+        graphs=done, runs=runs, convolutions=did["convolutions"], applied=did["applied"], difference=worst, fault=fault
     )
-    return status
+
+
+def expect_same(name: str, found: Array, expected: Array, fallbacks: int) -> float:
+    """How far apart they are. Raises AssertionError if that is too far, or if the hook had to fall back."""
+    reports = [report for report in autotune.explain_last() if report.outcome is Outcome.FALLBACK]
+    too_small = [report for report in reports if "NotApplicableError" in report.reason]  # for blocks of shared_memory
+    assert fallbacks == (len(too_small) if name == GPU_ONLY else 0), f"{name}: {fallbacks} fallbacks: {reports}"
+    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
+    assert difference <= BOUND, f"{name}: differs by {difference:.1e}"
+    return difference
 
 
 if __name__ == "__main__":

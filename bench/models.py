@@ -3,15 +3,18 @@
 For each network and batch:
 
 1. its convolutions are tuned within `--budget`, into `--db`; what has a winner there is not tuned again;
-2. stock tinygrad's kernels are searched with BEAM=2 for at most `--beam-limit`, kernel by kernel in a process of its
-   own; what was found is kept in `--beam` and not searched again, what was not reached stays with the heuristics;
+2. stock tinygrad's kernels are searched with BEAM=2 for at most `--beam-limit`, all networks together, kernel by kernel
+   in `--processes` processes, each of which has a GPU of its own; what was found is kept in `--beam` and not searched
+   again, what was not reached stays with the heuristics;
 3. stock tinygrad, `WINO=1`, BEAM=2 (replayed), the hook, the hook with frozen weights and, with `--torch`, PyTorch run
    in interleaved rounds in one process; each is captured (TinyJit; a CUDA graph in PyTorch) and timed by the wall, from
    the call to the result;
 4. each way is started in new processes: seconds to the first result, schedule and compile included, the compile cache
    warm, the weights in place.
 
-`--budget 0`, `--beam-limit 0`, `--rounds 0` and `--starts 0` leave a step out, so that a long run can be cut in pieces.
+`--budget 0`, `--beam-limit 0`, `--rounds 0` and `--starts 0` leave a step out, so that a long run can be cut in pieces;
+one that was stopped goes on where it was. On a machine of several GPUs run one process for each, under its own
+CUDA_VISIBLE_DEVICES; they may share `--db`.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from on_device import start_on
 from rich.console import Console
 from rich.table import Table
 
@@ -45,18 +49,9 @@ WAYS = (TINYGRAD, WINO, BEAM, HOOK, FROZEN)
 
 def main() -> int:
     options = _parse()
-    if os.environ.get("DEV") != options.device:  # tinygrad reads it when it is imported
-        environ = os.environ | {
-            "DEV": options.device,
-            "PYTHONPATH": f"{HERE.parent}:{os.environ.get('PYTHONPATH', '')}",
-        }
-        os.execve(sys.executable, [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], environ)  # noqa: S606 - no shell
-    from autotune.compiler import ensure_c_compiler
-
-    if options.device == "CPU":
-        ensure_c_compiler()
+    start_on(options.device)
     if options.search:
-        return search(options.search[0], int(options.search[1]))
+        return search(options)
     if options.start:
         return start(options, options.start[0], int(options.start[1]), options.start[2])
     return measure(options)
@@ -68,13 +63,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
     parser.add_argument("--device", default="CPU", help="CPU, CUDA, ... (default %(default)s)")
     parser.add_argument("--budget", default="3m", help="of tuning one network at one batch (default %(default)s)")
-    parser.add_argument("--beam-limit", default="10m", help="of one network (default %(default)s)")
+    parser.add_argument("--beam-limit", default="10m", help="of all networks together (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="of the BEAM=2 search (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--starts", type=int, default=2, help="new processes for each way")
     parser.add_argument("--torch", action="store_true", help="PyTorch too, which must be installed")
     parser.add_argument("--db", default=str(HERE / "models.db"), help="default bench/models.db")
     parser.add_argument("--beam", type=Path, help="default bench/beam/models-DEVICE.json")
-    parser.add_argument("--search", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--search", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--start", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.device = options.device.upper()
@@ -94,11 +90,11 @@ def measure(options: argparse.Namespace) -> int:
     )
     console.print(f"{platform.platform()}, load {os.getloadavg()[0]:.1f}, tuning {options.budget} a network")
     wanted = [(name, batch) for name in options.models for batch in options.batch]
+    if (limit_s := _seconds(options.beam_limit)) > 0:
+        search_within(limit_s, options)
     for name, batch in wanted:
         if (budget_s := _seconds(options.budget)) > 0:
             tune(name, batch, budget_s, options.db)
-        if (limit_s := _seconds(options.beam_limit)) > 0:
-            search_within(name, batch, limit_s, options)
         if options.rounds:
             console.print(compare(name, batch, options))
         if options.starts:
@@ -143,8 +139,8 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
 
     model, x = network(name, batch=batch)
     runs = {}
-    before = autotune.stats()
-    for way, context in ways(options).items():
+    before, met = autotune.stats(), Counter[str]()
+    for way, context in ways(options, met).items():
         begun = time.perf_counter()
         runs[way] = captured(lambda: model(x), context)
         _say(f"{name} at {batch}, {way}: captured in {time.perf_counter() - begun:.1f} s")
@@ -155,7 +151,8 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
     table = Table(
         "way", "median", "over tinygrad", "over BEAM=2", "difference", box=None,
         title=f"{name}, batch {batch}, {options.rounds} rounds: {after.hits - before.hits} of "
-        f"{after.convolutions - before.convolutions} convolutions had a winner, in two captures",
+        f"{after.convolutions - before.convolutions} convolutions had a winner, in two captures; BEAM=2 has "
+        f"searched {met['searched']} of {met.total()} kernels",
     )  # fmt: skip
     for way in runs:
         over = [found.ratio(way), found.ratio(way, BEAM)]
@@ -166,8 +163,8 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> Table:
     return table
 
 
-def ways(options: argparse.Namespace) -> dict[str, AbstractContextManager[object]]:
-    """What a network is scheduled under, by name."""
+def ways(options: argparse.Namespace, met: Counter[str]) -> dict[str, AbstractContextManager[object]]:
+    """What a network is scheduled under, by name; `met` counts the kernels under BEAM=2."""
     from tinygrad import Context
 
     import autotune
@@ -175,31 +172,29 @@ def ways(options: argparse.Namespace) -> dict[str, AbstractContextManager[object
     return {
         TINYGRAD: contextlib.nullcontext(),
         WINO: Context(WINO=1),
-        BEAM: replayed(kept(options.beam)),
+        BEAM: replayed(kept(options.beam), met),
         HOOK: autotune.tuned(options.db),
         FROZEN: autotune.tuned(options.db, frozen_weights=True),
     }
 
 
 @contextlib.contextmanager
-def replayed(kernels: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Everything that is scheduled gets the options that were found for its kernels."""
-    import tinygrad.tensor
+def replayed(kernels: Mapping[str, Mapping[str, Any]], met: Counter[str]) -> Iterator[None]:
+    """Everything that is scheduled, or captured by a TinyJit, gets the options that were found for its kernels. `met`
+    counts kernels that have some and kernels that have none."""
+    from tinygrad.schedule import rangeify, schedule_cache
 
-    from strategies.graph.options import with_options
+    from strategies.graph.options import replaying
 
-    original = tinygrad.tensor.create_linear_with_vars
+    original = rangeify.pm_no_indexing_calls
     chosen = {digest: kernel["options"] for digest, kernel in kernels.items()}
-
-    def create_linear_with_vars(sink: Any) -> Any:
-        linear, variables = original(sink)
-        return with_options(linear, chosen), variables
-
-    tinygrad.tensor.create_linear_with_vars = create_linear_with_vars
+    rangeify.pm_no_indexing_calls = replaying(chosen, met) + original
+    schedule_cache.clear()
     try:
         yield
     finally:
-        tinygrad.tensor.create_linear_with_vars = original
+        rangeify.pm_no_indexing_calls = original
+        schedule_cache.clear()
 
 
 def kept(path: Path) -> dict[str, Any]:
@@ -215,40 +210,94 @@ def kept(path: Path) -> dict[str, Any]:
     return kernels
 
 
-def search_within(name: str, batch: int, limit_s: float, options: argparse.Namespace) -> None:
-    """Search what is not known in a child, keep each kernel as it is found, end it when its time is over."""
-    from strategies.graph.device import describe_device
+class Found:
+    """The kernels of the networks, by digest in the order in which they are searched, and what was chosen for them."""
 
-    device, kernels = describe_device(surroundings=False).identity(), kept(options.beam)
+    def __init__(self, options: argparse.Namespace) -> None:
+        from strategies.graph.device import describe_device
+
+        self._path, self._lock = options.beam, threading.Lock()
+        self._device, self._kernels = describe_device(surroundings=False).identity(), kept(options.beam)
+        self._todo: list[str] | None = None
+        self._left = 0
+
+    def next(self, of: list[str]) -> str | None:
+        """What is to be searched next: all processes know of the same kernels. None: nothing."""
+        with self._lock:
+            if self._todo is None:
+                self._todo = [digest for digest in of if digest not in self._kernels]
+                self._left = len(self._todo)
+                _say(f"BEAM=2: {len(self._todo)} of {len(of)} kernels are to be searched")
+            return self._todo.pop(0) if self._todo else None
+
+    def put(self, digest: str, kernel: dict[str, Any]) -> None:
+        with self._lock:
+            self._kernels[digest] = kernel
+            self._left -= 1
+            text = ",\n".join(f'  "{known}": {json.dumps(each)}' for known, each in self._kernels.items())
+            new = self._path.with_suffix(".new")
+            new.write_text(
+                f'{{"device": {json.dumps(self._device)},\n "kernels": {{\n{text}\n }}}}\n', encoding="utf-8"
+            )
+            new.replace(self._path)
+            _say(f"BEAM=2 {kernel['name']}: {kernel['search_s']} s, {self._left} left")
+
+    @property
+    def complete(self) -> bool:
+        return self._todo is not None and self._left == 0
+
+
+def search_within(limit_s: float, options: argparse.Namespace) -> None:
+    """Search what is not known in processes, keep each kernel as it is found, end them when the time is over."""
     options.beam.parent.mkdir(parents=True, exist_ok=True)
-    complete = False
-    for event in _child(options, "--search", name, str(batch), until=limit_s, CACHELEVEL="0"):
-        complete = complete or "done" in event
-        if "digest" in event:
-            kernels[event.pop("digest")] = event
-            text = ",\n".join(f'  "{digest}": {json.dumps(kernel)}' for digest, kernel in kernels.items())
-            new = options.beam.with_suffix(".new")
-            new.write_text(f'{{"device": {json.dumps(device)},\n "kernels": {{\n{text}\n }}}}\n', encoding="utf-8")
-            new.replace(options.beam)
-            _say(f"BEAM=2 {event['name']}: {event['search_s']} s")
-    _say(f"{name} at {batch}, BEAM=2: {'complete' if complete else 'NOT complete, the rest stays with the heuristics'}")
+    found, until = Found(options), time.monotonic() + limit_s
+    with ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(lambda slot: search_beside(slot, found, until, options), range(options.processes)))
+    _say(f"BEAM=2: {'complete' if found.complete else 'NOT complete, the rest stays with the heuristics'}")
 
 
-def search(name: str, batch: int) -> int:
-    """In the child: search each kernel that nothing is known of, print what was found."""
+def search_beside(slot: int, found: Found, until: float, options: argparse.Namespace) -> None:
+    """One of the processes. A kernel that ends its process is left out; the process is started again."""
+    from beam import child_environ
+
+    environ = child_environ(options.device, slot, options.processes)
+    task = ["--models", *options.models, "--batch", *map(str, options.batch), "--search"]
+    ended = False
+    while not ended and time.monotonic() < until:
+        kernels: list[str] = []
+        with _child(options, *task, until=until - time.monotonic(), environ=environ) as (events, send):
+            for event in events:
+                if "kernels" in event:
+                    kernels = event["kernels"]
+                else:
+                    found.put(event.pop("digest"), event)
+                digest = found.next(kernels)
+                if digest is None:
+                    ended = True
+                    break
+                send(digest)
+        if not kernels:
+            return  # it did not even begin: it would not the next time
+
+
+def search(options: argparse.Namespace) -> int:
+    """In the child: print the digests of all kernels, then search those that are asked for, one a line."""
+    from tinygrad.uop.ops import Ops, UOp
+
     from autotune.models import network
     from strategies.graph.options import ast_digest, beam_choices, kernel_calls
 
-    known = set(json.loads(sys.stdin.readline()))
-    model, x = network(name, batch=batch)
-    linear = model(x).schedule_linear()
-    left = linear.replace(src=tuple(c for c in kernel_calls(linear) if ast_digest(c.src[0]) not in known))
-    begun = time.monotonic()
-    for choice in beam_choices(left, 2):
-        took, begun = time.monotonic() - begun, time.monotonic()
+    calls: dict[str, UOp] = {}
+    for name in options.models:
+        for batch in options.batch:
+            model, x = network(name, batch=batch)
+            calls |= {ast_digest(call.src[0]): call for call in kernel_calls(model(x).schedule_linear())}
+    print(json.dumps({"kernels": list(calls)}), flush=True)
+    for line in sys.stdin:
+        begun = time.monotonic()
+        [choice] = beam_choices(UOp(Ops.LINEAR, src=(calls[json.loads(line)],)), 2)
         print(json.dumps({"digest": choice.ast, "name": choice.name, "options": choice.options,
-                          "search_s": round(took, 1)}), flush=True)  # fmt: skip
-    print(json.dumps({"done": True}), flush=True)
+                          "search_s": round(time.monotonic() - begun, 1)}), flush=True)  # fmt: skip
     return 0
 
 
@@ -258,10 +307,11 @@ def first_results(name: str, batch: int, options: argparse.Namespace) -> Table:
     warm = 0 if options.rounds else 1  # the comparison has filled the compile cache
     for turn in range(options.starts + warm):
         for way in WAYS:
-            for event in _child(options, "--start", name, str(batch), way, until=600.0):
-                if turn >= warm:
+            with _child(options, "--start", name, str(batch), way, until=600.0) as (events, _):
+                for event in events if turn >= warm else ():
                     seconds[way].append(event["seconds"])
                     _say(f"{name} at {batch}, {way}: first result after {event['seconds']:.2f} s")
+                list(events)
     table = Table("way", "first result", "over tinygrad", box=None, title=f"{name}, batch {batch}: start-up")
     for way, taken in seconds.items():
         ratios = [a / b for a, b in zip(taken, seconds[TINYGRAD], strict=False)]
@@ -278,33 +328,41 @@ def start(options: argparse.Namespace, name: str, batch: int, way: str) -> int:
     from autotune.models import network
 
     model, x = network(name, batch=batch)
-    with ways(options)[way]:
+    with ways(options, Counter())[way]:
         begun = time.perf_counter()
         model(x).numpy()
         print(json.dumps({"seconds": time.perf_counter() - begun}), flush=True)
     return 0
 
 
-def _child(options: argparse.Namespace, *task: str, until: float, **environ: str) -> Iterator[dict[str, Any]]:
-    """The JSON lines of this command run in a process of its own, ended with all it started when its time is over."""
+@contextlib.contextmanager
+def _child(
+    options: argparse.Namespace, *task: str, until: float, environ: Mapping[str, str] | None = None
+) -> Iterator[tuple[Iterator[dict[str, Any]], Callable[[str], None]]]:
+    """The JSON lines of this command run in a process of its own, and what sends it some; it is ended, with all it
+    started, when its time is over."""
     command = [
         sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--db", options.db,
         "--beam", str(options.beam), *task,
     ]  # fmt: skip
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, env=os.environ | environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
-    ) as child:  # fmt: skip
+        command, env=environ or os.environ, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        events = (json.loads(line) for line in child.stdout if line.startswith("{"))  # whatever else a driver prints
+
+        def send(message: str) -> None:
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # its output ends, then
+                child.stdin.write(json.dumps(message) + "\n")
+                child.stdin.flush()
+
         timer = threading.Timer(until, _end, (child.pid,))
         timer.start()
         try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(json.dumps(list(kept(options.beam))) + "\n")
-            child.stdin.flush()
-            for line in child.stdout:
-                if line.startswith("{"):  # whatever else a driver prints
-                    yield json.loads(line)
+            yield events, send
         finally:
             timer.cancel()
             _end(child.pid)

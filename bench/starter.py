@@ -8,10 +8,11 @@ not measured again stays. Run it while nothing else runs.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
+
+from on_device import start_on
 
 HERE = Path(__file__).parent
 
@@ -27,20 +28,15 @@ def main() -> int:
         "--out", type=Path, default=HERE.parent / "autotune" / "starters", help="default: the package's"
     )
     options = parser.parse_args()
-    if os.environ.get("DEV") != options.device.upper():  # tinygrad reads it when it is imported
-        environ = os.environ | {"DEV": options.device.upper()}
-        os.execve(sys.executable, [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], environ)  # noqa: S606
+    start_on(options.device.upper())
     from models import tune
 
     from autotune.bundle import merge, read, write
-    from autotune.compiler import ensure_c_compiler
     from autotune.job import Budget
     from autotune.winner import WinnerState
     from db import open_store
     from strategies.graph.device import describe_device
 
-    if options.device.upper() == "CPU":
-        ensure_c_compiler()
     budget_s = Budget.parse(options.budget).seconds or 0.0
     for name in options.models:
         for batch in options.batch:

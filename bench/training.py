@@ -6,6 +6,9 @@ alone from weights that are moved by one rounding step. The control says how far
 by nothing but float32's rounding. Each run is captured by TinyJit; the runs take turns, step by step, and the hook's
 step is compared with tinygrad's of the same turn.
 
+The last line is the verdict: PASSED where the hook's curve is as near to tinygrad's as NOISE times the control's, and
+its steps are faster. `--deadline` ends the steps when it is over, and the verdict is of those that were made.
+
 The convolutions of a whole step, those of its gradients that match included, are tuned first, within `--budget` into
 `--db`; with `--budget 0` what is known there is used.
 """
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from on_device import start_on
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
 PLAIN, HOOK, CONTROL = "tinygrad", "with the hook", "control"
+NOISE = 10.0
+"""A Winograd convolution rounds more often than a sum does, and every step adds to the drift."""
 WARM_UP = 3
 """Steps that do not count: scheduling, compiling, capturing."""
 
@@ -38,20 +43,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--budget", default="5m", help="of tuning; 0: none (default %(default)s)")
+    parser.add_argument("--deadline", default="1h", help="of the steps, as 90s or 4m (default %(default)s)")
     parser.add_argument("--db", default=str(HERE / "training.db"), help="default bench/training.db")
     options = parser.parse_args()
-    if os.environ.get("DEV") != options.device.upper():  # tinygrad reads it when it is imported
-        environ = os.environ | {"DEV": options.device.upper()}
-        os.execve(sys.executable, [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]], environ)  # noqa: S606
-    from autotune.compiler import ensure_c_compiler
-
-    if options.device.upper() == "CPU":
-        ensure_c_compiler()
+    start_on(options.device.upper())
     if options.budget != "0":
         tune(options)
-    losses, seconds, met = train(options)
-    report(losses, seconds, met)
-    return 0
+    return report(*train(options), asked=options.steps)
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -116,6 +114,7 @@ class Run:
 def train(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]], str]:
     """Losses and seconds per step of each run, and what the hook met."""
     import autotune
+    from autotune.job import Budget
 
     runs = {PLAIN: Run(options.batch), HOOK: Run(options.batch), CONTROL: Run(options.batch, moved=True)}
     contexts: dict[str, Callable[[], AbstractContextManager[object]]] = {
@@ -124,7 +123,10 @@ def train(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str
     losses: dict[str, list[float]] = {name: [] for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     rng = np.random.default_rng(0)
+    ends = time.monotonic() + (Budget.parse(options.deadline).seconds or 0.0)
     for step in range(options.steps):
+        if step > WARM_UP and time.monotonic() > ends:
+            break
         classes = rng.integers(0, 10, options.batch).astype(np.int32)
         means = np.linspace(-1.0, 1.0, 10, dtype=np.float32)[classes][:, None, None, None]
         images = rng.normal(size=(options.batch, 3, 32, 32)).astype(np.float32) + means
@@ -143,8 +145,8 @@ def train(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str
     return losses, seconds, f"{said.hits} of {said.convolutions} convolutions had a winner, {said.fallbacks} fell back"
 
 
-def report(losses: dict[str, list[float]], seconds: dict[str, list[float]], met: str) -> None:
-    """The drift of the losses beside the control's, and the time of a step."""
+def report(losses: dict[str, list[float]], seconds: dict[str, list[float]], met: str, *, asked: int) -> int:
+    """The drift of the losses beside the control's, the time of a step, and the verdict: 0 if it is good."""
     from autotune.statistics import median, paired_ratio
     from strategies.graph.device import describe_device
 
@@ -164,12 +166,21 @@ def report(losses: dict[str, list[float]], seconds: dict[str, list[float]], met:
     console.print(table)
     console.print("the last two columns: the largest so far")
     timed = {name: seconds[name][WARM_UP:] for name in seconds}
-    for name in (PLAIN, HOOK):
-        ratio = paired_ratio(timed[name], timed[PLAIN]).ratio
+    ratios = {name: paired_ratio(timed[name], timed[PLAIN]).ratio for name in (PLAIN, HOOK)}
+    for name, ratio in ratios.items():
         console.print(
             f"a step, {name}: {median(timed[name]) * 1e3:.1f} ms, {ratio.median:.3f} of {PLAIN}'s "
             f"({ratio.low:.3f}-{ratio.high:.3f})"
         )
+    near, faster = drift[HOOK].max() <= NOISE * drift[CONTROL].max(), ratios[HOOK].high < 1
+    verdict = (
+        "PASSED" if near and faster and len(plain) == asked else "FAILED" if not (near and faster) else "CUT SHORT"
+    )
+    console.print(
+        f"{verdict}: {len(plain)} of {asked} steps, the loss drifts by {drift[HOOK].max():.1e}, the control's by "
+        f"{drift[CONTROL].max():.1e} (allowed: {NOISE:g} times that), steps are {'faster' if faster else 'NOT faster'}"
+    )
+    return int(verdict != "PASSED")
 
 
 def _say(line: str) -> None:

@@ -64,7 +64,13 @@ def main() -> int:
         (Path(folder) / "any_tinygrad.py").write_text(PLUGIN)
         report = Path(folder) / "report.xml"
         environ = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
-        subprocess.run([sys.executable, "-c", PROBE], env=environ, cwd=ROOT, check=False)
+        probe = subprocess.run([sys.executable, "-c", PROBE], env=environ, cwd=ROOT, capture_output=True, text=True,
+                               check=False)  # fmt: skip
+        if probe.returncode:
+            reason = (probe.stderr.splitlines() or [f"status {probe.returncode}"])[-1]
+            print(f"BROKEN {requirement}: the seam cannot be imported, so no test can run: {reason}")
+            return 1
+        print(probe.stdout, end="")
         tests = [str(path) for name in TESTS if (path := ROOT / "tests" / name).exists()]
         command = [
             sys.executable, "-m", "pytest", "-q", "-n", str(options.jobs), "-p", "any_tinygrad", "--tb=no",

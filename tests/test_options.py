@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from tinygrad import Context
+from tinygrad import Context, TinyJit
 from tinygrad.codegen.opt import Opt, OptOps
+from tinygrad.uop.ops import Ops
 
 from strategies.candidate import Candidate
 from strategies.graph.kernels import tunable_kernels
@@ -38,6 +42,27 @@ def test_what_beam_chose_is_replayed_byte_by_byte(wino: int, small_search: None)
     assert not replayed.unmatched
     assert [k.source for k in replayed.kernels] == [choice.source for choice in found]
     assert [k.source for k in replayed.kernels] != [k.source for k in plain.kernels]
+
+
+def test_bench_models_replays_what_a_jit_captures(monkeypatch: pytest.MonkeyPatch, small_search: None) -> None:
+    """The captured kernels, not only those of the first call, have the options found for them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+    replayed = importlib.import_module("models").replayed
+    x, w = operands(SMALL, "CPU")
+    build = lambda: convolution(x, w, SMALL).relu()  # noqa: E731
+    with Context(NOOPT=1, CACHELEVEL=0, PARALLEL=0):
+        [choice] = beam_choices(build().schedule_linear(), 1)
+        chosen = {choice.ast: {"options": json.loads(json.dumps(choice.options))}}
+        met = Counter[str]()
+        with replayed(chosen, met):
+            jit = TinyJit(lambda: build().realize())
+            for _ in range(3):
+                jit()
+    assert met == {"searched": 1}
+    captured = jit.captured
+    assert captured is not None
+    sources = [str(u.src[2].arg) for u in captured.linear.toposort() if u.op is Ops.PROGRAM]
+    assert sources == [choice.source]
 
 
 SHAPES = {

@@ -5,13 +5,13 @@ tinygrad calls them Opts. Here an option is `(op, axis, arg)`, as it is written 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tinygrad.codegen.opt import Opt, OptOps
 from tinygrad.engine.realize import compile_linear
-from tinygrad.uop.ops import KernelInfo, Ops, UOp
+from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
 Option = tuple[Any, ...]
 """`(op, axis, arg)`: the name of one of tinygrad's OptOps, an axis or None, a number, numbers or None."""
@@ -50,6 +50,29 @@ def with_options(linear: UOp, chosen: Mapping[str, Sequence[Option]]) -> UOp:
         return call.replace(src=(kernel.replace(arg=info), *call.src[1:]))
 
     return linear.replace(src=tuple(map(put, linear.src)))
+
+
+def replaying(chosen: Mapping[str, Sequence[Option]], met: MutableMapping[str, int]) -> PatternMatcher:
+    """The same as a rewrite of the calls of kernels just split, in front of `rangeify.pm_no_indexing_calls`: what a
+    TinyJit captures, and what tinygrad caches, has them too. `met` counts kernels that are "searched" or "not".
+    """
+
+    # defaults, not a closure: tinygrad takes the functions of patterns apart
+    def put(
+        call: UOp, kernel: UOp, chosen: Mapping[str, Sequence[Option]] = chosen, met: MutableMapping[str, int] = met
+    ) -> UOp | None:
+        if kernel.arg.opts_to_apply is not None:
+            return None
+        options = chosen.get(ast_digest(kernel))
+        verdict = "searched" if options is not None else "not"
+        met[verdict] = met.get(verdict, 0) + 1
+        if options is None:
+            return None
+        info = replace(kernel.arg, opts_to_apply=tuple(map(opt_of, options)))
+        return call.replace(src=(kernel.replace(arg=info), *call.src[1:]))
+
+    pattern = UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call")
+    return PatternMatcher([(pattern, put)])
 
 
 def beam_choices(linear: UOp, beam: int) -> Iterator[KernelChoice]:
