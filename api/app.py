@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from api.authority import Authority, TokenGuard
 from api.devices import Devices
 from api.guard import BodyGuard, HostGuard
+from api.housekeeping import Housekeeping
 from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
 from api.metrics import Metrics
@@ -39,7 +40,7 @@ def create_app(
 
     `remembered` are the devices for readers, whose questions must not open any; by default, `devices`.
     """
-    job_runner = JobRunner(store, lanes, tune=tune)
+    job_runner, housekeeping = JobRunner(store, lanes, tune=tune), Housekeeping(store, settings.retention_s)
     service = Service(
         store=store,
         devices=devices,
@@ -53,8 +54,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(job_runner.start)
+        housekeeping.start()
         yield
         service.stopping.set()
+        housekeeping.stop()
         await run_in_threadpool(job_runner.stop)
 
     app = FastAPI(

@@ -5,38 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from api.absence import absence, start_one
 from api.devices import Devices, UnknownDeviceError, check_name
-from api.lanes import Lane, Missing, Offer
-from api.queue_runner import QueueRunner, last_seen, start_one
-from autotune.fleet import Worker
+from api.lanes import Lane, Offer
+from api.queue_runner import QueueRunner
+from autotune.fleet import MOST_LOST, Worker, this_release
 from autotune.job import Waiting
 from db import SqlStore
 from strategies.key import DeviceSpec
 
 
 class FleetLanes:
-    """One lane per living worker."""
+    """One lane per living worker of this release that takes work. `most_lost`: see QueueRunner."""
 
     shared = True
 
-    def __init__(self, store: SqlStore) -> None:
-        self._store = store
-        self._alive: dict[str, Worker] = {}
+    def __init__(self, store: SqlStore, *, most_lost: int = MOST_LOST) -> None:
+        self._store, self._most_lost = store, most_lost
+        self._fit: dict[str, Worker] = {}
 
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         workers = self._store.workers() if waiting else []
-        self._alive = {worker.name: worker for worker in workers if worker.alive}
+        self._fit = {w.name: w for w in workers if w.fit and w.release in (this_release(), "")}
         lanes, missing = [], {}
         for wanted in waiting:
-            known = [worker for worker in workers if worker.target == wanted.target]
-            alive = [worker for worker in known if worker.alive]
-            lanes += [self._lane(worker) for worker in alive]
-            if not alive:
-                missing[wanted.target] = Missing(
-                    what=f"a worker for {wanted.device.device}",
-                    since=max(wanted.since, last_seen(known)),
-                    advice=start_one(wanted.device),
-                )
+            fit = [worker for worker in self._fit.values() if worker.target == wanted.target]
+            lanes += [self._lane(worker) for worker in fit]
+            if not fit:
+                missing[wanted.target] = absence(wanted.device, workers, wanted.since)
         return Offer(lanes=tuple(lanes), missing=missing)
 
     def workers(self) -> list[Worker]:
@@ -46,14 +42,16 @@ class FleetLanes:
         """Workers let go of their devices themselves."""
 
     def _lane(self, worker: Worker) -> Lane:
-        runner = QueueRunner(self._store, worker.device)
+        def runner(idle: bool) -> QueueRunner:
+            only = worker.name if idle else ""
+            return QueueRunner(self._store, worker.device, idle_worker=only, most_lost=self._most_lost)
 
         def busy() -> bool:
-            return self._alive.get(worker.name, worker).in_use
+            return self._fit.get(worker.name, worker).in_use
 
         return Lane(
-            name=worker.name, device=worker.device, runner=lambda: runner, busy=busy,
-            is_open=lambda: worker.name in self._alive,  # its successor is another lane
+            name=worker.name, device=worker.device, runner=runner, busy=busy,
+            is_open=lambda: worker.name in self._fit,  # its successor is another lane
         )  # fmt: skip
 
 

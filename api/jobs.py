@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Protocol
 
 from api.lanes import Lane, Lanes, Offer, as_measured_by
@@ -187,7 +186,11 @@ class JobRunner:
                     continue
                 thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane {lane.name}", daemon=True)
                 self._working[lane.name] = Work(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread to be had now: the lane is opened when there is
+                    del self._working[lane.name]
+                    log.error("a lane for %s is opened later: %s", lane.name, error)  # noqa: TRY400 - one line
 
     def _owner_of(self, lane: str) -> str:
         return f"{self._owner}/{lane}"
@@ -242,13 +245,18 @@ class JobRunner:
         return self._store.finish
 
     def _tune_key(self, claim: Claim, lane: Lane, work: Work) -> None:
+        idle = claim.job.terms.idle
         report, unusable = Report(self._store, claim, work.left), 0
+
+        def should_stop() -> bool:  # a program that comes has the device: what was measured is kept
+            return report.stopped() or (idle and lane.busy())
+
         while True:
             report.check()
             try:
                 self._tune(
-                    as_measured_by(claim.key, lane.device), store=self._store, runner=lane.runner(),
-                    budget=claim.job.budget, on_progress=report, should_stop=report.stopped,
+                    as_measured_by(claim.key, lane.device), store=self._store, runner=lane.runner(idle),
+                    budget=claim.job.budget, on_progress=report, should_stop=should_stop,
                     since=claim.job.created_at,
                 )  # fmt: skip
             except NoWorkerError as error:
@@ -277,8 +285,7 @@ class JobRunner:
         for target in devices:
             missing = self._offer.missing.get(target)
             if missing is not None:
-                since = datetime.fromtimestamp(max(missing.since, 0.0), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-                return one_line(f"waiting for {missing.what} since {since}: {missing.advice}", 500)
+                return one_line(str(missing), 500)
         names = ", ".join(sorted({device.device for device in devices.values()}))
         if job.terms.idle and any(lane.target in devices and lane.busy() for lane in self._offer.lanes):
             return f"waiting until {names} is idle: a program that asked for tuning runs on it"

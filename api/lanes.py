@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from api.absence import Missing
 from api.devices import Devices, UnknownDeviceError
 from api.runners import OpenRunner, Runners
 from autotune.device_use import in_use
@@ -18,27 +19,18 @@ from strategies.key import ConvKey, DeviceSpec
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
     """One device that takes one key at a time. `name` is its own among all; `busy` says whether a program runs on it
-    that asked for tuning and must not be disturbed, `is_open` whether it may take another key. `runner` may raise what
-    opening a device raises."""
+    that asked for tuning and must not be disturbed, `is_open` whether it may take another key. `runner` is told
+    whether it may measure on an idle device only; it may raise what opening a device raises."""
 
     name: str
     device: DeviceSpec
-    runner: Callable[[], Runner]
+    runner: Callable[[bool], Runner]
     busy: Callable[[], bool] = lambda: False
     is_open: Callable[[], bool] = lambda: True
 
     @property
     def target(self) -> str:
         return target_of(self.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """Why nobody measures for a kind of device, since when (epoch seconds), and what to do about it."""
-
-    what: str
-    since: float
-    advice: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +95,7 @@ class LocalLanes:
         return Lane(
             name=f"local:{name}",
             device=found,
-            runner=lambda: self._runners.get(name),
+            runner=lambda _: self._runners.get(name),
             busy=lambda: in_use(name),
         )
 

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
 
-from autotune.fleet import ALIVE_S, Task, TaskState, Worker, queue_of
+from api.absence import absence
+from autotune.fleet import ALIVE_S, MOST_LOST, Task, TaskState, Worker, queue_of, queue_to
 from autotune.job import target_of
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.runner import DeviceUnavailableError, NoWorkerError, Request, RunStoppedError
 from db import SqlStore
 from strategies.key import DeviceSpec
 
 POLL_S = 0.1
 LOOK_S = 2.0
-"""How often a task that waits looks for living workers."""
+"""How often a task that waits looks for workers."""
 REMIND_S = 10.0
 """After this long a task that waits is queued once more: whoever fetched it may have died before it began."""
+
+
+class LostError(Exception):
+    """Every worker that took a task was lost."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task.id)
+        self.task = task
 
 
 class QueueRunner:
     """A Runner for one kind of device: a request is a task, and whichever worker of the kind is free measures it.
 
-    The work of a worker that falls silent is given to another; only the result of the current attempt comes back.
-    For one thread at a time.
+    The work of a worker that falls silent is given to another; only the result of the current attempt comes back. A
+    request that costs `most_lost` workers is taken apart: each of its candidates is measured alone, one that costs as
+    many again is `crashed`, and those that were fine are measured together once more. With `idle_worker` only that
+    worker is asked, and only while no program uses its device. For one thread at a time.
     """
 
     def __init__(
@@ -32,10 +43,13 @@ class QueueRunner:
         store: SqlStore,
         device: DeviceSpec,
         *,
+        idle_worker: str = "",
+        most_lost: int = MOST_LOST,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._device, self._queue = store, device, queue_of(device)
+        self._store, self._device, self._idle_worker, self._most_lost = store, device, idle_worker, most_lost
+        self._queue = queue_to(idle_worker) if idle_worker else queue_of(device)
         self._sleep, self._clock, self._looked_at = sleep, clock, clock()
 
     def measure(self, request: Request, *, should_stop: Callable[[], bool] = lambda: False) -> list[Measurement]:
@@ -43,43 +57,92 @@ class QueueRunner:
         DatabaseError, and ValueError for a key of another device."""
         if target_of(request.key.device) != target_of(self._device):
             raise ValueError(f"this runner measures on {self._device}: got a key of {request.key.device}")
-        task_id, watched = self._store.post(self._queue, request), Watched(self._clock)
+        try:
+            return self._asked(request, should_stop)
+        except LostError as error:
+            if len(request.candidates) == 1:
+                return [self._crashed(request, error.task)]
+        return self._apart(request, should_stop)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _asked(self, request: Request, should_stop: Callable[[], bool]) -> list[Measurement]:
+        """What a worker answers. Raises LostError if it cost too many."""
+        task_id, watched = self._post(request), Watched(self._clock)
         while True:
             if should_stop():
                 self._store.withdraw(task_id)
                 raise RunStoppedError
             task = self._store.task(task_id)
             if task is None or task.state is TaskState.CANCELLED:  # by another service that wanted the same and stopped
-                task_id = self._store.post(self._queue, request)
+                task_id = self._post(request)
                 continue
             if task.state is TaskState.DONE:
                 return _result(task)
+            if task.state is TaskState.LOST:
+                raise LostError(task)
             self._attend(task, watched.still_s(task))
             self._sleep(POLL_S)
+
+    def _apart(self, request: Request, should_stop: Callable[[], bool]) -> list[Measurement]:
+        """Each candidate by itself; then those that were fine together, so that their rounds are paired."""
+        alone = [
+            self.measure(
+                replace(request, candidates=(candidate,), keep=min(1, max(0, request.keep - index))),
+                should_stop=should_stop,
+            )[0]
+            for index, candidate in enumerate(request.candidates)
+        ]
+        fine = [index for index, measurement in enumerate(alone) if measurement.ok]
+        if not 1 < len(fine) < len(alone):  # nobody to blame, or nobody to be measured with
+            return alone
+        kept = sum(index < request.keep for index in fine)
+        rest = replace(request, candidates=tuple(request.candidates[index] for index in fine), keep=kept)
+        together = dict(zip(fine, self.measure(rest, should_stop=should_stop), strict=True))
+        return [together.get(index, measurement) for index, measurement in enumerate(alone)]
+
+    def _crashed(self, request: Request, task: Task) -> Measurement:
+        """Of a candidate that costs workers. Its attempt is the task: told again, it is the same measurement."""
+        return Measurement(
+            key=request.key, candidate=request.candidates[0], status=Status.CRASHED, attempt=f"lost-{task.id}",
+            reason=f"{len(task.lost)} workers were lost while they measured it: {', '.join(task.lost)}",
+            measured_at=self._store.now(),
+        )  # fmt: skip
+
+    def _post(self, request: Request) -> str:
+        return self._store.post(self._queue, request, idle=bool(self._idle_worker))
 
     def _attend(self, task: Task, still_s: float) -> None:
         """See to it that somebody works on the task, which has not changed for `still_s`. Raises NoWorkerError."""
         if task.state is TaskState.RUNNING and still_s > ALIVE_S:
-            self._store.reassign(task.id, task.attempt)
-        if task.state is TaskState.QUEUED and self._clock() - self._looked_at > LOOK_S:
+            self._store.reassign(task.id, task.attempt, most_lost=self._most_lost)
+        if task.state is not TaskState.QUEUED:
+            return
+        if task.waiting:
+            self._store.withdraw(task.id)
+            raise NoWorkerError(f"waiting {task.waiting}" if self._idle_worker else f"waiting: {task.waiting}")
+        if self._clock() - self._looked_at > LOOK_S:
             self._looked_at = self._clock()
             self._expect_worker(task.id)
             if still_s > REMIND_S:
                 self._store.remind(task.id)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _expect_worker(self, task_id: str) -> None:
-        known = [worker for worker in self._store.workers() if queue_of(worker.device) == self._queue]
-        if not any(worker.alive for worker in known):
+        workers = self._store.workers()
+        if not any(self._is_asked(worker) for worker in workers if worker.fit):
             self._store.withdraw(task_id)
-            raise NoWorkerError(f"waiting for {no_worker(self._device, last_seen(known))}; {start_one(self._device)}")
+            raise NoWorkerError(str(absence(self._device, workers)))
+
+    def _is_asked(self, worker: Worker) -> bool:
+        if self._idle_worker:
+            return worker.name == self._idle_worker
+        return queue_of(worker.device, worker.release or None) == self._queue
 
 
 class Watched:
     """How long a task has stood still, by our own clock and while the database answered: after an outage nobody is
-    taken for dead who could not have been heard."""
+    taken for dead who could not be heard."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -92,24 +155,6 @@ class Watched:
         if now != self._last:
             self._last, self._since = now, self._clock()
         return self._clock() - self._since
-
-
-def last_seen(workers: list[Worker]) -> float:
-    """When one of them was last heard of, in seconds since the epoch; 0 for none."""
-    return max((worker.seen_at for worker in workers), default=0.0)
-
-
-def no_worker(device: DeviceSpec, since: float) -> str:
-    """`a worker for METAL since 2026-01-31 12:00:00 UTC`."""
-    return f"a worker for {device.device} since {datetime.fromtimestamp(since, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def start_one(device: DeviceSpec) -> str:
-    """What to do about it. Without the address: it may hold a password."""
-    return (
-        f"start one on a machine with {device.arch or device.device} and {device.cores or 'as many'} cores: "
-        f"autotune worker --device {device.device} --db postgresql+psycopg://..."
-    )
 
 
 def _result(task: Task) -> list[Measurement]:

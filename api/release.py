@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from autotune.fleet import this_release
 
 
 def release() -> str:
     """The installed version of the distribution."""
-    try:
-        return version("tinygrad-autotune")
-    except PackageNotFoundError:  # a checkout on the path
-        return "0+checkout"
+    return this_release()

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from api.units import AgeError, parse_age
+from autotune.fleet import MOST_LOST
+
 LOG_FORMATS = ("text", "json")
 HOST_NAME = re.compile(r"[0-9a-z][-0-9a-z.]*|[0-9a-f:]+")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -34,7 +37,8 @@ class Settings:
     reverse proxy; with `public_reads` nobody needs a token to read; `bundle_key` is the file
     of the key that imported bundles must be signed with. One submitter may have
     `max_queued` shapes in the queue; a shape may have tensors of `max_shape_bytes` in all and `max_shape_macs`
-    multiply-accumulates. Sizes are in bytes.
+    multiply-accumulates. Sizes are in bytes. Measurements and tasks are kept for `retention_s` (0: for ever); a task
+    that `most_lost` workers did not survive is given to nobody any more.
     """
 
     db: str
@@ -52,6 +56,8 @@ class Settings:
     max_shape_macs: int = 1 << 40
     max_body_bytes: int = 1 << 20
     max_import_bytes: int = 64 << 20
+    retention_s: float = 365 * 86400.0
+    most_lost: int = MOST_LOST
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -110,6 +116,8 @@ class Settings:
             max_queued=_number(environ, "AUTOTUNE_MAX_QUEUED", 20_000),
             max_shape_bytes=_number(environ, "AUTOTUNE_MAX_SHAPE_BYTES", 4 << 30),
             max_shape_macs=_number(environ, "AUTOTUNE_MAX_SHAPE_MACS", 1 << 40),
+            retention_s=_retention(environ.get("AUTOTUNE_RETENTION", "")),
+            most_lost=_number(environ, "AUTOTUNE_MOST_LOST", MOST_LOST),
             bundle_key=environ.get("AUTOTUNE_BUNDLE_KEY", ""),
             log_format=log_format or environ.get("AUTOTUNE_LOG_FORMAT") or "text",
             public_reads=public_reads or environ.get("AUTOTUNE_PUBLIC_READS", "") not in ("", "0"),
@@ -121,6 +129,14 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     if text and not (text.isascii() and text.isdecimal() and int(text[:20]) > 0):
         raise SettingsError(f"{name} must be a whole number above 0: got {text[:40]!r}")
     return int(text[:20]) if text else default
+
+
+def _retention(text: str) -> float:
+    """Seconds; a year where nothing is said. Raises SettingsError."""
+    try:
+        return 0.0 if text == "0" else parse_age(text or "1y")
+    except AgeError as error:
+        raise SettingsError(f"AUTOTUNE_RETENTION: {error}, or 0 for ever") from None
 
 
 def default_database(environ: Mapping[str, str]) -> Path:

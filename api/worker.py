@@ -15,15 +15,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from api.devices import Devices
+from api.health import STUCK_S, Pulse, Suspicion, self_test
 from api.text import one_line
 from autotune.device_use import in_use
-from autotune.fleet import Worker, queue_of
+from autotune.fleet import Refusal, Worker, queue_of, queue_to, this_release
 from autotune.job import target_of
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
@@ -32,8 +32,12 @@ from db import DatabaseError, SqlStore
 from db.queue import MEASURE
 from strategies.shape import JsonObject
 
-DRAINED, DATABASE_LOST = 0, 75
-"""Exit statuses. 75 is EX_TEMPFAIL: whoever supervises the worker starts it again."""
+DRAINED, UNHEALTHY, DATABASE_LOST = 0, 74, 75
+"""Exit statuses. 74 is EX_IOERR, 75 EX_TEMPFAIL: whoever supervises the worker starts it again."""
+UNREADABLE = -1
+"""No exit status: what is asked for is of another release, so this worker is asked for nothing until it is replaced."""
+DRAIN_S = 45.0
+"""How long what is under way may go on after a signal: less than the templates' and the compose file's grace."""
 BEAT_S = 3.0
 STALLED_S = 30.0
 TIDY_S = 60.0
@@ -48,20 +52,38 @@ log = logging.getLogger("autotune.worker")
 
 
 class FleetWorker:
-    """One process per physical device. `run` returns an exit status: DRAINED after SIGTERM, DATABASE_LOST else."""
+    """One process per physical device. `run` returns an exit status: DRAINED after SIGTERM, UNHEALTHY when its device
+    fails a test, DATABASE_LOST else. A worker that is stuck ends there and then, with UNHEALTHY."""
 
-    def __init__(self, store: SqlStore, devices: Devices, device: str | None, **runner: Any) -> None:
-        """`device` None: the best there is. `runner`: further arguments of LocalRunner. Raises what describing and
-        registering raise: UnknownDeviceError, DatabaseError."""
+    def __init__(
+        self,
+        store: SqlStore,
+        devices: Devices,
+        device: str | None,
+        *,
+        release: str | None = None,
+        drain_s: float = DRAIN_S,
+        stuck_s: float = STUCK_S,
+        open_runner: Callable[..., LocalRunner] = LocalRunner,
+        **runner: Any,
+    ) -> None:
+        """`device` None: the best there is. `release` None: this one. `runner`: further arguments of `open_runner`.
+        Raises what describing and registering raise: UnknownDeviceError, DatabaseError."""
         self._store = store
         spec = devices.describe(device)
+        self._release = this_release() if release is None else release
         self._me = Worker(
-            name=f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}", device=spec, about=_about(device)
-        )
-        self._runner = LocalRunner(device or spec.device, lock_timeout_s=float("inf"), on_wait=log.info, **runner)
+            name=f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}", device=spec,
+            about=_about(device, self._release),
+        )  # fmt: skip
+        self._physical = device or spec.device
+        self._locks: Path | None = runner.get("lock_directory")
+        self._runner = open_runner(self._physical, lock_timeout_s=float("inf"), on_wait=log.info, **runner)
+        self._drain_s, self._pulse, self._suspicion = drain_s, Pulse(stuck_s=stuck_s), Suspicion()
         self._at: tuple[str, int] | None = None
-        self._stale = threading.Event()
-        self._ended = threading.Event()
+        self._status: int | None = None
+        self._stale, self._ended = threading.Event(), threading.Event()
+        self._stop_fetching: Callable[[], object] = lambda: None
 
     @property
     def name(self) -> str:
@@ -69,11 +91,15 @@ class FleetWorker:
 
     @property
     def queue(self) -> str:
-        return queue_of(self._me.device)
+        return queue_of(self._me.device, self._release)
 
     def run(self) -> int:
-        """Work until a signal or the loss of the database."""
+        """Work until a signal, the loss of the database or of the device."""
         self._store.expect_queue()
+        if broken := self._still_broken():
+            log.error("the device has not recovered: %s", broken)
+            self._runner.close()
+            return UNHEALTHY
         self._store.register(self._me)
         beat = threading.Thread(target=self._keep, name="beat", daemon=True)
         beat.start()
@@ -87,11 +113,13 @@ class FleetWorker:
             self._runner.close()
         with contextlib.suppress(DatabaseError):
             self._store.retire(self.name)
+        if self._status is not None:
+            return self._status
         return DRAINED if drained else DATABASE_LOST
 
     async def _listen(self) -> bool:
-        """Whether it ended because it was told to. The task under way is finished and delivered first; a second
-        signal gives it up."""
+        """Whether it ended because it was told to. The task under way is finished and delivered first, if that takes no
+        longer than `drain_s`; a second signal gives it up at once."""
         from procrastinate import App, PsycopgConnector
 
         conninfo = self._store.queue_conninfo
@@ -104,69 +132,123 @@ class FleetWorker:
         async with app.open_async():
             working = asyncio.create_task(
                 app.run_worker_async(
-                    queues=[self.queue], name=self.name, concurrency=1, install_signal_handlers=False,
-                    delete_jobs="always", update_heartbeat_interval=BEAT_S, stalled_worker_timeout=STALLED_S,
-                    fetch_job_polling_interval=RETRY_S,
+                    queues=[self.queue, queue_to(self.name)], name=self.name, concurrency=1,
+                    install_signal_handlers=False, delete_jobs="always", update_heartbeat_interval=BEAT_S,
+                    stalled_worker_timeout=STALLED_S, fetch_job_polling_interval=RETRY_S,
                 )
             )  # fmt: skip
             tidying = asyncio.create_task(_tidy(app))
+            loop, told = asyncio.get_running_loop(), asyncio.Event()
+            # procrastinate's word for: finish what is under way, then end
+            self._stop_fetching = lambda: loop.call_soon_threadsafe(working.cancel)
 
             def on_signal() -> None:
                 nonlocal asked
                 asked += 1
+                told.set()
                 if asked == 1:
-                    working.cancel()  # procrastinate's word for: finish what is under way, then end
+                    working.cancel()
+                    loop.call_later(self._drain_s, self._stale.set)  # before whoever supervises us loses patience
                 else:
                     self._stale.set()
 
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, on_signal)
+                loop.add_signal_handler(number, on_signal)
             with contextlib.suppress(asyncio.CancelledError):
                 await working
             tidying.cancel()
+            if self._status == UNREADABLE:  # visible, and asked for nothing, until somebody replaces it
+                await told.wait()
+                self._status = DRAINED
         return asked > 0
 
     def measure(self, task: str, attempt: int) -> None:
         """The task of the queue."""
         request = self._begin(task, attempt)
+        if isinstance(request, Refusal):
+            self._refused(request)
+            return
         if request is None:
             return
         self._at = (task, attempt)
+        self._pulse.begin(request)
         try:
-            measured, error = self._outcome(request)
+            measured, error, unusable = self._outcome(request)
+            if self._suspicion.told(measured, unusable=unusable) and (broken := self._tested()):
+                self._give_up(f"its device failed a test: {broken}", UNHEALTHY)
+                self._give_back(task, attempt)  # what it says of a device that is broken says nothing of candidates
+                return
+            self._pulse.end()
             self._deliver(task, attempt, measured, error)
         except RunStoppedError:
             log.info("task %s, attempt %d: given up", task, attempt)
-            with contextlib.suppress(DatabaseError):  # else whoever waits for it notices the silence
-                self._store.reassign(task, attempt)
+            self._give_back(task, attempt)
         finally:
+            self._pulse.end()
             self._at = None
             self._stale.clear()
 
-    def _outcome(self, request: Request) -> tuple[Sequence[Measurement], str]:
-        """Measurements, and why there are no more of them. Raises RunStoppedError."""
+    def _outcome(self, request: Request) -> tuple[Sequence[Measurement], str, bool]:
+        """Measurements, why there are no more of them, whether the device could not be used. Raises RunStoppedError."""
         try:
-            return self._measured(request), ""
+            return self._measured(request), "", False
         except RunStoppedError:
             raise
         except DeviceUnavailableError as unavailable:
-            return unavailable.measured, str(unavailable)
+            return unavailable.measured, str(unavailable), True
         except Exception as error:
             log.exception("a request that cannot be measured")
-            return (), one_line(f"{type(error).__name__}: {error}", 300)
+            return (), one_line(f"{type(error).__name__}: {error}", 300), False
 
     def _measured(self, request: Request) -> Sequence[Measurement]:
         """Raises ValueError for work that is not for this device, whatever queue it came by."""
         if target_of(request.key.device) != self._me.target:
             raise ValueError(f"this worker measures on {self._me.device}: got a key of {request.key.device}")
-        return self._runner.measure(request, should_stop=self._stale.is_set)
+        return self._runner.measure(request, should_stop=self._should_stop)
 
-    def _begin(self, task: str, attempt: int) -> Request | None:
+    def _should_stop(self) -> bool:
+        self._pulse.beat(waiting=self._runner.waits)
+        return self._stale.is_set()
+
+    def _tested(self) -> str:
+        """What is wrong with the device; empty if nothing is."""
+        broken = self_test(self._runner, self._me.device, self._should_stop)
+        if not broken:
+            self._suspicion.cleared()
+        return broken
+
+    def _still_broken(self) -> str:
+        """Of a worker whose predecessor on this machine ended because of its device: what is wrong, before it takes
+        anything."""
+        host = f"{platform.node()}:"
+        mine = [w for w in self._store.workers() if w.name.startswith(host) and w.device == self._me.device]
+        return self._tested() if mine and mine[0].ended and mine[0].unfit else ""
+
+    def _begin(self, task: str, attempt: int) -> Request | Refusal | None:
         try:
-            return self._store.begin(task, attempt, self.name)
+            return self._store.begin(
+                task, attempt, self.name, release=self._release, in_use=in_use(self._physical, self._locks)
+            )
         except DatabaseError as error:  # it is offered again: to this one or another
             log.warning("task %s could not be begun: %s", task, error)
             return None
+
+    def _refused(self, refusal: Refusal) -> None:
+        log.warning("a task was refused: %s", refusal.reason)
+        if refusal.unreadable:
+            self._give_up(refusal.reason, UNREADABLE)
+
+    def _give_up(self, reason: str, status: int) -> None:
+        """Take no more work."""
+        log.error("this worker takes no more work: %s", reason)
+        self._status = status
+        self._stop_fetching()
+        with contextlib.suppress(DatabaseError):  # then its silence says it
+            self._store.unfit(self.name, one_line(reason, 500))
+
+    def _give_back(self, task: str, attempt: int) -> None:
+        with contextlib.suppress(DatabaseError):  # else whoever waits for it notices the silence
+            self._store.reassign(task, attempt)
 
     def _deliver(self, task: str, attempt: int, measured: Sequence[Measurement], error: str) -> None:
         """However long the database is away, up to DELIVER_S: measuring again costs more than waiting."""
@@ -184,13 +266,24 @@ class FleetWorker:
                 return
 
     def _keep(self) -> None:
-        """Say that this worker lives, and learn whether what it measures still counts."""
-        device = self._runner.device
+        """Say that this worker lives, as long as what it measures makes progress, and learn whether that still
+        counts."""
         while not self._ended.wait(BEAT_S):
+            if stuck := self._pulse.stuck():
+                self._abandon(stuck)
             at = self._at
             with contextlib.suppress(DatabaseError):  # silence is what tells the others
-                if not self._store.heard(self.name, in_use=in_use(device), task=at) and at == self._at:
+                busy = in_use(self._physical, self._locks)
+                if not self._store.heard(self.name, in_use=busy, task=at) and at == self._at:
                     self._stale.set()
+
+    def _abandon(self, stuck: str) -> None:
+        """End here: the thread that is stuck cannot be. Its child ends with us, and who waits notices the silence."""
+        log.error("this worker is stuck: %s", stuck)
+        with contextlib.suppress(DatabaseError):
+            self._store.unfit(self.name, one_line(f"it was stuck: {stuck}", 500))
+            self._store.retire(self.name)
+        os._exit(UNHEALTHY)
 
 
 async def _tidy(app: Any) -> None:
@@ -205,10 +298,10 @@ async def _tidy(app: Any) -> None:
         await asyncio.sleep(TIDY_S)
 
 
-def _about(device: str | None) -> JsonObject:
+def _about(device: str | None, release: str) -> JsonObject:
     """Where measurements come from."""
     return {
         "host": platform.node(), "pid": os.getpid(), "asked_for": device or "auto", "python": platform.python_version(),
         "os": platform.platform(), "machine": platform.machine(), "executable": Path(sys.executable).name,
-        "tinygrad-autotune": version("tinygrad-autotune"),
+        "tinygrad-autotune": release,
     }  # fmt: skip

@@ -58,6 +58,12 @@ class Budget:
                 raise
             raise BudgetError(f"a budget looks like 60s, 2m or 1h: got {text!r}") from None
 
+    def stronger(self, other: Budget) -> Budget:
+        """What suffices for both; this one where one counts seconds and the other trials."""
+        seconds = None if self.seconds is None or other.seconds is None else max(self.seconds, other.seconds)
+        trials = None if self.trials is None or other.trials is None else max(self.trials, other.trials)
+        return self if seconds is None and trials is None else Budget(seconds=seconds, trials=trials)
+
     def to_json(self) -> JsonObject:
         return {"seconds": self.seconds, "trials": self.trials}
 
@@ -88,6 +94,13 @@ class Terms:
             raise TermsError(f"a priority is between -{MAX_PRIORITY} and {MAX_PRIORITY}: got {self.priority}")
         if self.deadline is not None and not 0 < self.deadline < float("inf"):
             raise TermsError(f"a deadline is in seconds since the epoch: got {self.deadline}")
+
+    def stronger(self, other: Terms) -> Terms:
+        """What satisfies both: the higher priority, the later deadline (none is the latest), and waiting for an idle
+        device only if both would."""
+        deadline = None if self.deadline is None or other.deadline is None else max(self.deadline, other.deadline)
+        priority = max(self.priority, other.priority)
+        return Terms(priority=priority, deadline=deadline, idle=self.idle and other.idle)
 
 
 class JobState(StrEnum):

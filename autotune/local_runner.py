@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -52,6 +53,8 @@ class LocalRunner:
         on_wait: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.device = device
+        self.waits = False
+        """Whether a request waits for the device, which others have."""
         self._environ = dict(os.environ if environ is None else environ)
         self._clock, self._now = clock, now
         self._command = tuple(child)
@@ -68,9 +71,7 @@ class LocalRunner:
         wanted = request.key.device.device
         if _base(wanted) != _base(self.device):
             raise ValueError(f"this runner measures on {self.device}: got a key of {wanted}")
-        with self._one_at_a_time, self._lock.held(
-            timeout_s=self._lock_timeout_s, on_wait=self._on_wait, clock=self._clock, should_stop=should_stop
-        ):  # fmt: skip
+        with self._one_at_a_time, self._held(should_stop):
             self._should_stop = should_stop
             before, begun = conditions(), self._clock()
             try:
@@ -82,6 +83,18 @@ class LocalRunner:
                 self._discard()
                 raise
             return self._stamped(measured, before, begun)
+
+    @contextlib.contextmanager
+    def _held(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        self.waits = True
+        try:
+            with self._lock.held(
+                timeout_s=self._lock_timeout_s, on_wait=self._on_wait, clock=self._clock, should_stop=should_stop
+            ):
+                self.waits = False
+                yield
+        finally:
+            self.waits = False
 
     def close(self) -> None:
         """End the child. Idempotent."""

@@ -73,8 +73,10 @@ class Store(Protocol):
         self, keys: Sequence[ConvKey], budget: Budget, terms: Terms | None = None, *, retry_of: str = "",
         submitter: Submitter | None = None,
     ) -> Job:  # fmt: skip
-        """Queue a job. The same set of keys already queued or running returns that job, at the higher of the two
-        priorities. ValueError without keys, QueueFullError beyond what the submitter may have in the queue."""
+        """Queue a job. The same set of keys already queued or running returns that job, on the stronger of both terms
+        and with the larger of both budgets.
+
+        ValueError without keys, QueueFullError beyond what the submitter may have in the queue."""
 
     def job(self, job_id: str) -> Job | None:
         """The job of that id, or None."""

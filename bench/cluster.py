@@ -2,8 +2,8 @@
 
 PostgreSQL's programs are those of PG_BIN, else the newest of Debian's, else those on the PATH. Carried from another
 machine they keep their tree (`usr/lib/postgresql/15` beside `usr/share/postgresql/15`: they find one from the other),
-and LD_LIBRARY_PATH names the libraries that came with them. Where root starts them they run as PG_USER, by default
-`postgres` if there is such a user, else `nobody`: initdb refuses root.
+and PG_LIB names the folder of the libraries that came with them, for them alone. Where root starts them they run as
+PG_USER, by default `postgres` if there is such a user, else `nobody`: initdb refuses root.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Postgres(Process):
         command += ["-c", f"listen_addresses={','.join(listen)}", "-c", "max_connections=200"]
         command += ["-c", f"ssl={'on' if listen else 'off'}"]
         super().__init__(
-            "postgresql", command, folder / "postgresql.log", rights={} if inside else self._tool_rights
+            "postgresql", command, folder / "postgresql.log", environ=_libraries(),
+            rights={} if inside else self._tool_rights,
         )  # fmt: skip
         self.log.touch()
         os.chown(self.log, *self._owner)
@@ -152,9 +153,11 @@ class Postgres(Process):
     def _expect_programs(self) -> None:
         """Raises SystemExit where they do not run as the user they must run as: an unreadable folder, a missing
         library."""
-        command = [str(self.programs / "initdb"), "--version"]
+        command, environ = [str(self.programs / "initdb"), "--version"], {**os.environ, **_libraries()}
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, cwd=self.folder, **self._tool_rights)
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, cwd=self.folder, env=environ, **self._tool_rights
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             found = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
             user = self._tool_rights.get("user", os.geteuid())
@@ -205,7 +208,7 @@ class Postgres(Process):
         """One of its programs; the exit status."""
         return subprocess.run(
             [str(self.programs / program), *arguments], cwd=self.folder, check=check, timeout=300,
-            stdout=subprocess.DEVNULL, **self._tool_rights,
+            stdout=subprocess.DEVNULL, env={**os.environ, **_libraries()}, **self._tool_rights,
         ).returncode  # fmt: skip
 
 
@@ -233,6 +236,14 @@ def programs() -> Path:
             "expected PostgreSQL's programs, found none: install it (Debian: postgresql), or name them by PG_BIN"
         )
     return max(installed, default=None) or Path(str(on_path)).resolve().parent
+
+
+def _libraries() -> dict[str, str]:
+    """The environment in which PostgreSQL's programs find those that came with them."""
+    given = os.environ.get("PG_LIB")
+    if not given:
+        return {}
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, (given, os.environ.get("LD_LIBRARY_PATH"))))}
 
 
 def autotune(*arguments: str) -> list[str]:

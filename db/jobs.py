@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, true, update
@@ -45,12 +46,9 @@ def submit(
         done_keys=0, progress="{}", error="", created_at=now, priority=terms.priority, deadline=terms.deadline,
         idle=terms.idle, retry_of=plain(retry_of), submitter=plain(submitter.name),
     ):  # fmt: skip
-        same = and_(JobRow.keys_digest == keys_digest, ACTIVE)
-        urgent = update(JobRow).where(same, JobRow.priority < terms.priority)
-        connection.execute(urgent.values(priority=terms.priority))
-        active = _jobs(connection, same)
+        active = _jobs(connection, and_(JobRow.keys_digest == keys_digest, ACTIVE))
         if active:
-            return active[0]
+            return _strengthened(connection, active[0], budget, terms)
         # It ended between the two statements (PostgreSQL only): now there is room for a new one.
     job_id = connection.execute(select(JobRow.id).where(JobRow.name == name)).scalar_one()
     rows = [
@@ -63,6 +61,20 @@ def submit(
     connection.execute(insert(JobKeyRow), rows)
     _expect_room(connection, submitter)
     return _jobs(connection, JobRow.id == job_id)[0]
+
+
+def _strengthened(connection: Connection, job: Job, budget: Budget, terms: Terms) -> Job:
+    """The active job, on the stronger of its terms and those of whoever asks for the same once more."""
+    if _lock(connection, job.id) is None:
+        return job
+    [job] = _jobs(connection, JobRow.name == job.id)  # as it is now that nobody else changes it
+    merged, budget = job.terms.stronger(terms), job.budget.stronger(budget)
+    if (merged, budget) == (job.terms, job.budget):
+        return job
+    values = {"priority": merged.priority, "deadline": merged.deadline, "idle": merged.idle}
+    changed = update(JobRow).where(JobRow.name == job.id)
+    connection.execute(changed.values(**values, budget=encode(budget.to_json())))
+    return replace(job, terms=merged, budget=budget)
 
 
 def _expect_room(connection: Connection, submitter: Submitter) -> None:

@@ -220,6 +220,8 @@ class WorkerRow(Base):
     """DeviceSpec as JSON."""
     about: Mapped[str] = mapped_column(Text)
     in_use: Mapped[bool]
+    unfit: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    """Why it takes no more work; empty while it does."""
     started_at: Mapped[float] = mapped_column(Float)
     seen_at: Mapped[float] = mapped_column(Float, index=True)
     ended_at: Mapped[float | None] = mapped_column(Float)
@@ -229,7 +231,10 @@ class TaskRow(Base):
     """One request to measure, for a worker. The queue (procrastinate) only carries its name and attempt."""
 
     __tablename__ = "tasks"
-    __table_args__ = (Index("uq_tasks_active", "digest", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),)
+    __table_args__ = (
+        Index("uq_tasks_active", "digest", unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE),
+        Index("ix_tasks_changed_at", "changed_at"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(32), unique=True)
@@ -243,6 +248,16 @@ class TaskRow(Base):
     worker: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(Float)
     changed_at: Mapped[float] = mapped_column(Float)
+    key_digest: Mapped[str] = mapped_column(String(32), server_default=text("''"))
+    """Of the key it asks about: a worker's role may record measurements of this one alone."""
+    idle: Mapped[bool] = mapped_column(server_default=false())
+    """Only a worker whose device no program uses may begin it."""
+    release: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    """Of the service that asks."""
+    waiting: Mapped[str] = mapped_column(Text, server_default=text("''"))
+    """Why the worker that was offered it did not take it."""
+    lost: Mapped[str] = mapped_column(Text, server_default=text("'[]'"))
+    """Who had it and fell silent: a JSON list of [worker, when it was taken from it]."""
 
 
 class AttemptRow(Base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from autotune.fleet import Task, Worker
+from autotune.fleet import Refusal, Task, Worker, this_release
 from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
@@ -32,7 +33,7 @@ from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 BUSY_TIMEOUT_S = 10.0
-MERGED_AT_ONCE, PRUNED_AT_ONCE = 2000, 5000
+MERGED_AT_ONCE, PRUNED_AT_ONCE = 2000, 1000
 """Rows per transaction of `merge` and `prune`: others may write in between."""
 
 
@@ -82,23 +83,37 @@ class SqlStore:
         with self._reading() as connection:
             return measurements.measurements(connection, key)
 
-    def prune(self, before: float) -> int:
-        """Remove measurements older than `before` (epoch seconds), but the last of each candidate of a key; how many.
+    def prune(self, before: float, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
+        """Remove what is older than `before` (epoch seconds); how much of what. Of measurements the last of each
+        candidate of a key stays, of workers the last of each device, and every task that is open.
 
-        In small transactions: others may write in between.
+        In small transactions: others may write in between, and `should_stop` is asked.
         """
+        some = {"measurements": measurements.prune, "tasks": tasks.prune, "workers": workers.prune}
+        return {what: self._prune(prune, before, should_stop) for what, prune in some.items()}
+
+    def _prune(
+        self, some: Callable[[Connection, float, int], int], before: float, should_stop: Callable[[], bool]
+    ) -> int:
         removed = 0
-        while True:
+        while not should_stop():
             with self._writing() as connection:
-                found = measurements.prune(connection, before, PRUNED_AT_ONCE)
+                found = some(connection, before, PRUNED_AT_ONCE)
             removed += found
             if found < PRUNED_AT_ONCE:
-                return removed
+                break
+        return removed
 
-    def prunable(self, before: float) -> int:
-        """How many `prune` would remove."""
+    def prunable(self, before: float) -> dict[str, int]:
+        """How many measurements and tasks `prune` would remove."""
         with self._reading() as connection:
-            return measurements.prunable(connection, before)
+            found = {"measurements": measurements.prunable(connection, before)}
+            return found | {"tasks": tasks.prunable(connection, before)}
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that all who share the database share."""
+        with self._reading() as connection:
+            return self._now(connection)
 
     # Winners
 
@@ -256,6 +271,11 @@ class SqlStore:
             workers.heard(connection, worker, in_use, now)
             return task is None or tasks.beat(connection, task, worker, now)
 
+    def unfit(self, worker: str, reason: str) -> None:
+        """A worker takes no more work, and why."""
+        with self._writing() as connection:
+            workers.unfit(connection, worker, reason)
+
     def retire(self, worker: str) -> None:
         """A worker has ended in good order."""
         with self._writing() as connection:
@@ -266,33 +286,43 @@ class SqlStore:
         with self._reading() as connection:
             return workers.workers(connection, self._now(connection))
 
-    def post(self, queue: str, request: Request) -> str:
-        """Ask the workers of a queue for a measurement: the task's id. The same request, still open, is that task."""
+    def post(self, queue: str, request: Request, *, idle: bool = False) -> str:
+        """Ask the workers of a queue for a measurement: the task's id. The same request, still open, is that task.
+        `idle`: only one whose device no program uses may begin it."""
         with self._writing() as connection:
-            return tasks.post(connection, queue, request, self._now(connection))
+            now = self._now(connection)
+            return tasks.post(connection, queue, request, release=this_release(), idle=idle, now=now)
 
     def task(self, task_id: str) -> Task | None:
         """As it stands, with the measurements of the attempt that counted."""
         with self._reading() as connection:
             return tasks.task(connection, task_id)
 
-    def begin(self, task_id: str, attempt: int, worker: str) -> Request | None:
-        """Take a task; None if that attempt is not the current one, or begun by another."""
+    def begin(
+        self, task_id: str, attempt: int, worker: str, *, release: str | None = None, in_use: bool = False
+    ) -> Request | Refusal | None:
+        """Take a task; None if that attempt is not the current one, or begun by another; a Refusal, which others see as
+        the task's `waiting`, if this worker must not begin it."""
         with self._writing() as connection:
-            return tasks.begin(connection, task_id, attempt, worker, self._now(connection))
+            now, mine = self._now(connection), this_release() if release is None else release
+            return tasks.begin(connection, task_id, attempt, worker, release=mine, in_use=in_use, now=now)
 
     def deliver(
         self, task_id: str, attempt: int, worker: str, measured: Sequence[Measurement], error: str = ""
     ) -> bool:
-        """Keep what an attempt gave. True: it counts, and its measurements are recorded; False: it is evidence."""
+        """Keep what an attempt gave. True: it counts, and its measurements are recorded; False: it is evidence. Times
+        of a worker whose clock is wrong are corrected by the server's."""
         with self._writing() as connection:
             now = self._now(connection)
-            return tasks.deliver(connection, (task_id, attempt), worker, measured, error, now)
+            skew_s = now - time.time() if self._clock is None else 0.0
+            return tasks.deliver(connection, (task_id, attempt), worker, measured, error, now=now, skew_s=skew_s)
 
-    def reassign(self, task_id: str, attempt: int) -> bool:
-        """Give a running attempt's work to another worker; False if it is not the current one any more."""
+    def reassign(self, task_id: str, attempt: int, *, most_lost: int | None = None) -> bool:
+        """Give a running attempt's work to another worker; False if it is not the current one any more. With
+        `most_lost` its worker is taken for lost; a task that has lost so many is given to nobody any more."""
         with self._writing() as connection:
-            return tasks.reassign(connection, task_id, attempt, self._now(connection))
+            now = self._now(connection)
+            return tasks.reassign(connection, task_id, attempt, now=now, most_lost=most_lost)
 
     def remind(self, task_id: str) -> None:
         """Queue a task once more if it still waits."""

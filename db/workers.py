@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from autotune.fleet import Worker
 from db.address import insert_new
@@ -10,8 +10,10 @@ from db.codec import decode, encode, plain
 from db.models import WorkerRow
 from strategies.key import DeviceSpec
 
-SHOWN = 200
-"""How many of the workers that were heard of last are listed."""
+SHOWN, SHOWN_OF_A_KIND = 1000, 20
+"""How many workers are listed at the most; of those that are silent, how many for each device."""
+RECENT_S = 60.0
+"""Who was heard of within this time is listed in any case."""
 
 
 def register(connection: Connection, worker: Worker, now: float) -> None:
@@ -28,19 +30,36 @@ def heard(connection: Connection, name: str, in_use: bool, now: float) -> None:
     connection.execute(known.values(seen_at=now, in_use=in_use))
 
 
+def unfit(connection: Connection, name: str, reason: str) -> None:
+    """It takes no more work."""
+    connection.execute(update(WorkerRow).where(WorkerRow.name == plain(name)).values(unfit=plain(reason)))
+
+
 def retire(connection: Connection, name: str, now: float) -> None:
     """It has ended in good order."""
     connection.execute(update(WorkerRow).where(WorkerRow.name == plain(name)).values(ended_at=now, seen_at=now))
 
 
 def workers(connection: Connection, now: float) -> list[Worker]:
-    """Who was heard of last comes first."""
-    query = select(WorkerRow.__table__).order_by(WorkerRow.seen_at.desc(), WorkerRow.id.desc()).limit(SHOWN)
+    """Who was heard of last comes first. Of each device the last ones are there, however long ago that was and however
+    many others have come and gone since."""
+    latest = WorkerRow.seen_at.desc(), WorkerRow.id.desc()
+    rank = func.row_number().over(partition_by=WorkerRow.device, order_by=latest).label("rank")
+    ranked = select(WorkerRow.__table__, rank).subquery()
+    listed = or_(ranked.c.rank <= SHOWN_OF_A_KIND, ranked.c.seen_at > now - RECENT_S)
+    query = select(ranked).where(listed).order_by(ranked.c.seen_at.desc(), ranked.c.id.desc()).limit(SHOWN)
     return [
         Worker(
-            name=row.name, device=DeviceSpec.from_json(decode(row.device)), about=decode(row.about), in_use=row.in_use,
-            ended=row.ended_at is not None, silent_s=max(0.0, now - row.seen_at), started_at=row.started_at,
-            seen_at=row.seen_at,
+            name=row.name, device=DeviceSpec.from_json(decode(row.device)), about=decode(row.about),
+            in_use=row.in_use, unfit=row.unfit, ended=row.ended_at is not None, silent_s=max(0.0, now - row.seen_at),
+            started_at=row.started_at, seen_at=row.seen_at,
         )
         for row in connection.execute(query)
     ]  # fmt: skip
+
+
+def prune(connection: Connection, before: float, limit: int) -> int:
+    """Forget up to `limit` that were last heard of before that time, but the last one of each device."""
+    latest = select(func.max(WorkerRow.id)).group_by(WorkerRow.device)
+    old = select(WorkerRow.id).where(WorkerRow.seen_at < before, WorkerRow.id.not_in(latest)).limit(limit)
+    return connection.execute(delete(WorkerRow).where(WorkerRow.id.in_(old))).rowcount

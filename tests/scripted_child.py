@@ -74,6 +74,12 @@ def huge_stderr(request: Request) -> None:
     os._exit(4)
 
 
+def kill_tuner(request: Request) -> None:
+    """Takes the process that watches it with it."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
 def poison(request: Request) -> None:
     """Fine itself; what comes after it in this process crashes."""
     _state["poisoned"] = True
@@ -95,6 +101,7 @@ DEEDS: dict[str, Callable[[Request], None]] = {
         garbage,
         exit_3,
         huge_stderr,
+        kill_tuner,
         poison,
         bug,
     )
@@ -115,6 +122,8 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
 
     def act(index: int, phase: str) -> None:
         emit({"event": "begin", "index": index, "phase": phase})
+        if Path(os.environ.get("SCRIPT_BROKEN") or "/nowhere").exists():  # the device is, whatever runs on it
+            segfault(request)
         if _state["poisoned"] and wants[index].get("do") != "poison":
             segfault(request)
         if wants[index].get("at", "prepare") == phase and (deed := DEEDS.get(str(wants[index].get("do")))):

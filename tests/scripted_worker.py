@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 from api.worker import FleetWorker
+from autotune.local_runner import LocalRunner
 from db import open_store
 from strategies.key import DeviceSpec
 
@@ -25,13 +29,26 @@ class Described:
         return self._spec
 
 
+class StuckRunner(LocalRunner):
+    """Never comes back, as from a driver that never answers, and asks nobody whether to go on."""
+
+    def measure(self, *_: Any, **__: Any) -> Any:
+        threading.Event().wait()
+
+
 def main() -> int:
     database, spec, locks = sys.argv[1:]
+    named = {name: os.environ.get(f"SCRIPT_{name.upper()}") for name in ("release", "drain_s", "stuck_s", "stuck")}
+    more: dict[str, Any] = {name: float(given) for name in ("drain_s", "stuck_s") if (given := named[name])}
+    if named["stuck"]:
+        more["open_runner"] = StuckRunner
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     child = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
     with open_store(database) as store:
         devices = Described(DeviceSpec.from_json(json.loads(spec)))
-        worker = FleetWorker(store, devices, None, child=child, lock_directory=Path(locks))
+        worker = FleetWorker(
+            store, devices, None, child=child, lock_directory=Path(locks), release=named["release"], **more
+        )
         print(worker.name, flush=True)  # noqa: T201
         return worker.run()
 

@@ -130,12 +130,13 @@ class StoreContract:
         other = dataclasses.replace(a_measurement("other", measured_at=0.5), candidate=Candidate.of("direct"))
         store.record(other)
         store.record(a_measurement("elsewhere", a_key(8), measured_at=0.25))
-        assert store.prunable(3.0) == store.prune(3.0) == 3
+        assert store.prunable(3.0) == {"measurements": 3, "tasks": 0}
+        assert store.prune(3.0) == {"measurements": 3, "tasks": 0, "workers": 0}
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a3", "a4"]
         assert [m.attempt for m in store.measurements(a_key(8))] == ["elsewhere"]
-        assert store.prune(100.0) == 1
+        assert store.prune(100.0)["measurements"] == 1
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a4"]
-        assert store.prune(100.0) == 0
+        assert not any(store.prune(100.0).values())
 
     @ANY_VALUE
     @given(measurement=any_value.measurements)
@@ -361,6 +362,17 @@ class StoreContract:
         store.finish(_claim(store))
         assert store.submit([a_key(4), a_key(8)], BUDGET, retry_of=job.id).id != job.id
         assert store.jobs()[0].retry_of == job.id
+
+    def test_who_asks_for_the_same_gets_what_satisfies_both(self, store: SqlStore) -> None:
+        soon = Terms(priority=5, deadline=store.now() + 60, idle=True)
+        job = store.submit([a_key(4)], Budget(seconds=60.0, trials=9), soon)
+        later = Terms(priority=-1, deadline=store.now() + 90, idle=True)
+        both = store.submit([a_key(4)], Budget(seconds=10.0, trials=20), later)
+        assert both == store.job(job.id)
+        assert (both.budget, both.terms) == (Budget(seconds=60.0, trials=20), dataclasses.replace(later, priority=5))
+        assert store.submit([a_key(4)], Budget(seconds=5.0)).budget == Budget(seconds=60.0)
+        last = store.submit([a_key(4)], Budget(trials=500))  # which no number of seconds is equal to
+        assert (last.budget, last.terms) == (Budget(seconds=60.0), Terms(priority=5))
 
     def test_a_job_needs_a_key(self, store: SqlStore) -> None:
         with pytest.raises(ValueError, match="at least one key"):

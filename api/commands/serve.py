@@ -68,7 +68,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
             console.note(f"autotune: {error}")
         if settings.guarded and not any(token.holds(time.time()) for token in store.tokens()):
             console.note("autotune: nobody has a token yet: make one with `autotune token create NAME --scope tune`")
-        devices, remembered, lanes = devices_and_lanes(store)
+        devices, remembered, lanes = devices_and_lanes(store, settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
         app = create_app(store, lanes, settings, devices=devices, remembered=remembered)
@@ -81,7 +81,7 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
         return 0 if server.started else 1
 
 
-def devices_and_lanes(store: SqlStore) -> tuple[Devices, Devices, Lanes]:
+def devices_and_lanes(store: SqlStore, settings: Settings) -> tuple[Devices, Devices, Lanes]:
     """Of this machine for a database in a file; of workers, wherever they are, for one on a server. The second are
     the devices for readers."""
     from api.devices import ProbedDevices, RememberedDevices
@@ -92,7 +92,8 @@ def devices_and_lanes(store: SqlStore) -> tuple[Devices, Devices, Lanes]:
         from api.fleet import FleetDevices, FleetLanes
 
         store.prepare_queue()
-        return FleetDevices(store, local), FleetDevices(store, remembered), FleetLanes(store)
+        lanes = FleetLanes(store, most_lost=settings.most_lost)
+        return FleetDevices(store, local), FleetDevices(store, remembered), lanes
     from api.lanes import LocalLanes
     from autotune.local_runner import LocalRunner
 

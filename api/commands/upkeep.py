@@ -21,7 +21,8 @@ PRUNE_EXAMPLES = """examples:
   autotune prune --older-than 180d --dry-run
   autotune prune --older-than 180d
 
-Winners and jobs stay, and so does the last measurement of each candidate, from which a search goes on."""
+Winners and jobs stay, and so does the last measurement of each candidate, from which a search goes on. A service does
+this itself, once a day, for what is older than AUTOTUNE_RETENTION (1y; 0: never)."""
 
 
 def register(commands: Any) -> None:
@@ -30,7 +31,7 @@ def register(commands: Any) -> None:
     backup.add_argument("file", metavar="FILE", help="where to: nothing may be there yet")
     add_database(backup)
     backup.set_defaults(run=run_backup)
-    prune = commands.add_parser("prune", help="remove old measurements", epilog=PRUNE_EXAMPLES)
+    prune = commands.add_parser("prune", help="remove old measurements and tasks", epilog=PRUNE_EXAMPLES)
     prune.add_argument("--older-than", metavar="TIME", required=True, help="90d, 1y")
     prune.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_database(prune)
@@ -52,7 +53,8 @@ def run_prune(args: argparse.Namespace, settings: Settings, console: Console) ->
     with open_database(settings) as store:
         count = store.prunable(before) if args.dry_run else store.prune(before)
     if args.json:
-        console.json({"dry_run": args.dry_run, "measurements": count})
+        console.json({"dry_run": args.dry_run, **count})
     else:
-        console.text(f"{count} measurements {'would be' if args.dry_run else 'were'} removed")
+        named = f"{count['measurements']} measurements and {count['tasks']} tasks"
+        console.text(f"{named} {'would be' if args.dry_run else 'were'} removed")
     return 0

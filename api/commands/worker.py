@@ -18,8 +18,9 @@ EXAMPLES = """examples:
   autotune worker                        the best device, the database of AUTOTUNE_DB
 
 It dials out to PostgreSQL and listens nowhere. Exit status 0: told to end (SIGTERM, Ctrl-C; what was under way was
-finished, a second signal gives it up). 75: the database was lost or is not there; start it again (docs/workers has
-files for launchd and systemd). 1: the device cannot be used. 2: wrong usage."""
+finished; after 45 s, or a second signal, it is given up). 74: the device failed a test, or the worker was stuck. 75:
+the database was lost or is not there. Start it again after both (docs/workers has files for launchd and systemd).
+1: the device cannot be used. 2: wrong usage."""
 
 
 def register(commands: Any) -> None:
@@ -76,5 +77,8 @@ def check(store: SqlStore, console: Console) -> int:
     if heard is None or heard > HEARD_S:
         since = "never" if heard is None else f"{heard:.0f} s ago"
         raise CliError(f"expected a worker of {platform.node()} within the last {HEARD_S:.0f} s, found it last {since}")
+    unfit = next((f"{worker.name} takes no more work: {worker.unfit}" for worker in mine if worker.unfit), "")
+    if unfit and not any(worker.fit for worker in mine):
+        raise CliError(f"expected a worker of {platform.node()} that takes work, found that {unfit}")
     console.note(f"heard of {heard:.0f} s ago")
     return 0
