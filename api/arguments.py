@@ -31,9 +31,12 @@ def add_database(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """`--json`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else there")
+def add_json(
+    parser: argparse.ArgumentParser,
+    help: str = "print one JSON document on stdout and nothing else there",  # noqa: A002
+) -> None:
+    """`--json`; `help` where it means something else than everywhere."""
+    parser.add_argument("--json", action="store_true", help=help)
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:

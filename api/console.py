@@ -46,6 +46,11 @@ class Console:
         self._out.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
         self._out.flush()
 
+    def json_line(self, document: Any) -> None:
+        """The one JSON document of a command that goes on after it: on one line, for who reads line by line."""
+        self._out.write(json.dumps(document, allow_nan=False) + "\n")
+        self._out.flush()
+
     def text(self, text: str) -> None:
         """Lines of a result."""
         self._out.write(text if text.endswith("\n") else text + "\n")

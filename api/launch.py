@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """`launch.py SOURCE ON_MISS SCRIPT [ARGS]`."""
-    source, on_miss, script, *rest = sys.argv[1:]
+    """`launch.py SOURCE ON_MISS text|json SCRIPT [ARGS]`."""
+    source, on_miss, said_as, script, *rest = sys.argv[1:]
     sys.path[0] = str(ROOT)  # was this file's directory
     import autotune
     import strategies  # noqa: F401 - ours from here on: their sub-modules are found through them
@@ -35,7 +35,10 @@ def main() -> None:
     sys.path[0] = str(Path(script).resolve().parent)
     sys.argv = [script, *rest]
     autotune.install(source, tune=on_miss == "tune")
-    atexit.register(say_what_was_missed, autotune.stats, asked=on_miss == "tune")  # registered first, so said last
+    if said_as == "json":  # registered first, so said last
+        atexit.register(say_as_json, autotune.stats)
+    else:
+        atexit.register(say_what_was_missed, autotune.stats, asked=on_miss == "tune")
     if on_miss == "tune":
         atexit.register(autotune.uninstall)  # a program may end before its misses were sent
     become(script)
@@ -54,6 +57,15 @@ def say_what_was_missed(stats: Callable[[], Stats], *, asked: bool = False) -> N
             )  # fmt: skip
             had = f"{said.hits} of {said.convolutions} convolutions had a winner on {Device.DEFAULT}"
             sys.stderr.write(f"autotune: {had}; {advice}\n")
+
+
+def say_as_json(stats: Callable[[], Stats]) -> None:
+    """Everything that was counted, on one line."""
+    with contextlib.suppress(Exception):  # as above
+        import json
+        from dataclasses import asdict
+
+        sys.stderr.write(json.dumps(asdict(stats())) + "\n")
 
 
 def become(script: str) -> None:

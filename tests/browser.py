@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -51,23 +52,23 @@ class Serving:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "api.cli", "serve", "--port", str(self.port), "--db", str(self.database)]
-        log = self.database.with_suffix(".log")
-        with log.open("w") as out:
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=out, stdout=out, stdin=subprocess.DEVNULL)
-        from served import until
-
-        def address() -> str | None:
-            assert self.process.poll() is None, log.read_text()
-            lines = [line for line in log.read_text().splitlines() if line.startswith("autotune: serving")]
-            return lines[0].rsplit(" ", 1)[1] if lines else None
-
-        self.url = str(until(address, 60.0))
+        command = [sys.executable, "-m", "api.cli", "serve", "--json", "--port", str(self.port)]
+        command += ["--db", str(self.database)]
+        with self.database.with_suffix(".log").open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+            )
+        assert self.process.stdout is not None
+        said = json.loads(self.process.stdout.readline() or "null")
+        assert said is not None, self.database.with_suffix(".log").read_text()
+        self.url = str(said["url"])
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextmanager

@@ -238,6 +238,10 @@ def test_export_and_import(environment: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["export", "-"]) == 0
     out, err = capsys.readouterr()
     assert (out, err) == (file.read_text(), f"1 winners written to {file}\n")
+    assert main(["export", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(file), "winners": 1, "left_out": 0}
+    assert main(["export", "-", "--json"]) == 0
+    assert capsys.readouterr().out == out
     assert main(["import", str(file), "--db", other, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"imported": 1, "kept": 0}
     assert main(["winners", "--db", other, "--json"]) == 0
@@ -374,9 +378,11 @@ def test_the_whole_path_with_ctrl_c_in_its_middle(environment: Path, tmp_path: P
         "Tensor.rand(1, 8, 16, 16).conv2d(Tensor.rand(8, 8, 3, 3), padding=1).realize()\n"
         "print(autotune.stats())\n"
     )
-    ran = autotune("run", str(program))
-    assert (ran.returncode, ran.stderr) == (0, "")
+    ran = autotune("run", "--json", str(program))
+    assert ran.returncode == 0
     assert "hits=1" in ran.stdout, ran.stdout
+    said = json.loads(ran.stderr)
+    assert (said["convolutions"], said["hits"], said["fallbacks"]) == (1, 1, 0)
     open_store(tmp_path / "empty.db").close()
     ran = autotune("run", "--db", str(tmp_path / "empty.db"), str(program))
     assert ran.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -89,7 +90,10 @@ COMP_WORDS=(autotune winners --pl); COMP_CWORD=2; _shtab_autotune; echo "${{COMP
 
 def test_zsh_gets_a_script_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "zsh"]) == 0
-    assert capsys.readouterr().out.startswith("#compdef autotune")
+    script = capsys.readouterr().out
+    assert script.startswith("#compdef autotune")
+    assert main(["completion", "zsh", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shell": "zsh", "script": script}
 
 
 @pytest.mark.parametrize(("colours", "expected"), [({}, True), ({"NO_COLOR": "1"}, False)])
@@ -158,15 +162,21 @@ def test_page_links_to_optunas_dashboard_while_it_runs(database: Path) -> None:
             winner = next(w for _, w in store.winners(limit=100) if "28x28" in str(w.key) and "CPU" in str(w.key))
         part = f"/dashboard/importance/{winner.key.digest}?blocked"
         assert "Optuna" not in service.http.get(part).text
-        command = [sys.executable, "-m", "api.cli", "studies", "--db", str(database), "--port", str(free_port())]
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, "-m", "api.cli", "studies", "--json", "--db", str(database)]
+        command += ["--port", str(free_port())]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
             try:
+                assert process.stdout is not None
+                said = json.loads(process.stdout.readline())
                 found = until(lambda: re.search(r'href="(http://[^"]+)"', service.http.get(part).text), 60)
                 answer = until(lambda: reached(f"{found[1]}/api/studies"), 60)
             finally:
                 process.kill()
                 process.communicate()
         assert winner.key.digest[:6] in str(answer)
+        assert (said["url"], said["database"]) == (found[1], str(database))
+        assert said["searches"] == len(answer["study_summaries"])
         assert "Optuna" not in service.http.get(part).text
     with open_store(database) as store:
         assert store.check() == []

@@ -54,11 +54,13 @@ def test_a_person_decides_through_the_service(
         assert "no winner 99" in capsys.readouterr().err
 
 
-def test_a_backup_while_serving(database: Path, tmp_path: Path) -> None:
+def test_a_backup_while_serving(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy.db"
     with served(database) as service:
         service.http.post("/tune", json={"input": [1, 8, 8, 8], "weight": [8, 8, 3, 3], "device": "CPU"})
-        assert main(["backup", str(copy)]) == 0
+        assert main(["backup", str(copy), "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["file"], said["bytes"]) == (str(copy), copy.stat().st_size)
         assert main(["backup", str(copy)]) == 1
     with open_store(copy) as store:
         assert store.check() == []

@@ -16,7 +16,8 @@ from autotune import bundle
 EXPORT_EXAMPLES = """examples:
   autotune export winners.json
   autotune export - --device CPU > winners.json
-  autotune export --key team.key winners.json"""
+  autotune export --key team.key winners.json
+  autotune export winners.json --json"""
 IMPORT_EXAMPLE = """examples:
   autotune import winners.json
   autotune import --key team.key laptop.json server.json"""
@@ -29,6 +30,7 @@ def register(commands: Any) -> None:
     export.add_argument("--key", metavar="KEYFILE", help="sign it, for readers who have the same key")
     export.add_argument("--device", metavar="NAME", help="only those of this device")
     add_database(export)
+    add_json(export, "say what was written as JSON on stdout; with - the file itself is the JSON document there")
     export.set_defaults(run=run_export)
     load = commands.add_parser("import", help="merge winners from a file", epilog=IMPORT_EXAMPLE)
     load.add_argument("files", metavar="FILE", nargs="+", help="written by `autotune export`, - for stdin")
@@ -51,6 +53,9 @@ def run_export(args: argparse.Namespace, settings: Settings, console: Console) -
     else:
         bundle.write(args.file, winners, key=key)
         simulated = sum(bool(winner.key.device.simulated) for winner in winners)
+        if args.json:
+            console.json({"file": args.file, "winners": len(winners) - simulated, "left_out": simulated})
+            return 0
         left_out = f", {simulated} of a simulated device left out" if simulated else ""
         console.note(f"{len(winners) - simulated} winners written to {args.file}{left_out}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from api.arguments import add_json
 from api.console import Console
 from api.settings import Settings
 
@@ -18,6 +19,7 @@ def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("completion", help="the shell's completion script, on stdout", epilog=EXAMPLES)
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -27,5 +29,9 @@ def run(args: argparse.Namespace, _: Settings, console: Console) -> int:
 
     from api.dispatch import build_parser
 
-    console.text(shtab.complete(build_parser(), shell=args.shell))
+    script = shtab.complete(build_parser(), shell=args.shell)
+    if args.json:
+        console.json({"shell": args.shell, "script": script})
+    else:
+        console.text(script)
     return 0

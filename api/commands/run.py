@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from api.arguments import add_database
+from api.arguments import add_database, add_json
 from api.console import Console, UsageError
 from api.settings import Settings
 from autotune.sources import SourceError, open_source
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   autotune run train.py --epochs 3
   autotune run --source http://127.0.0.1:8000 train.py
   autotune run --source winners.json train.py
+  autotune run --json train.py 2> hook.json
   autotune run --source http://127.0.0.1:8000 --on-miss tune train.py    the second run is faster than the first"""
 
 
@@ -34,6 +35,7 @@ def register(commands: Any) -> None:
         help="tune: a service is asked to tune what has no winner, once the program has ended (default leave)",
     )  # fmt: skip
     add_database(parser)
+    add_json(parser, "at the end, what the hook did as one JSON line on stderr: stdout is the program's")
     parser.add_argument("script", metavar="SCRIPT", help="the program")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
     parser.set_defaults(run=run)
@@ -53,7 +55,15 @@ def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
             f"expected the address of a service, which can tune, found {source}: start `autotune serve` and give its "
             "address as --source"
         )
-    command = [sys.executable, str(LAUNCHER), source, args.on_miss, args.script, *args.args]
+    command = [
+        sys.executable,
+        str(LAUNCHER),
+        source,
+        args.on_miss,
+        "json" if args.json else "text",
+        args.script,
+        *args.args,
+    ]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, command)  # noqa: S606 - no shell, a list of arguments

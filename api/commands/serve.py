@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api.arguments import add_database
+from api.arguments import add_database, add_json
 from api.console import CliError, Console
 from api.logs import configure
 from api.settings import LOG_FORMATS, Settings
@@ -28,7 +28,8 @@ SERVING = "autotune: serving"
 """How the line begins that is written once requests are answered; it ends in the address."""
 EXAMPLES = """examples:
   autotune serve
-  autotune serve --port 0 --db /var/lib/autotune/autotune.db"""
+  autotune serve --port 0 --db /var/lib/autotune/autotune.db
+  autotune serve --json                  for a program that starts it: where it is, as JSON"""
 
 
 def register(commands: Any) -> None:
@@ -46,17 +47,18 @@ def register(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--log-format", choices=LOG_FORMATS, help="on stderr (AUTOTUNE_LOG_FORMAT; default text)")
     add_database(parser)
+    add_json(parser, "one JSON line on stdout as soon as it is ready, and its log as JSON lines on stderr")
     parser.set_defaults(run=run)
 
 
-def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
+def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
     from api.database import open_database
     from api.server import PortError, Server, listen
     from autotune.compiler import CCompilerError, ensure_c_compiler
 
-    configure(settings.log_format)
+    configure("json" if args.json else settings.log_format)
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:
@@ -72,7 +74,14 @@ def run(_: argparse.Namespace, settings: Settings, console: Console) -> int:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{sock.getsockname()[1]}"
         app = create_app(store, lanes, settings, devices=devices, remembered=remembered)
-        server = Server(app, lambda: console.note(f"{SERVING} {store} at {address}"))
+
+        def ready() -> None:
+            if args.json:
+                console.json_line({"event": "serving", "url": address, "database": str(store)})
+            else:
+                console.note(f"{SERVING} {store} at {address}")
+
+        server = Server(app, ready)
         # uvicorn raises the signal again when it is done: SIGTERM would then end us before anything is closed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):

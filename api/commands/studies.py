@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from api.arguments import add_database
+from api.arguments import add_database, add_json
 from api.console import CliError, Console
 from api.database import open_database
 from api.exchange import all_winners
@@ -25,6 +25,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--device", metavar="NAME", help="only those of this device")
     parser.add_argument("--port", type=int, metavar="N", default=PORT, help=f"default {PORT}")
     add_database(parser)
+    add_json(parser, "say where it is as one JSON line on stdout")
     parser.set_defaults(run=run)
 
 
@@ -51,7 +52,11 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     except PortError as error:
         raise CliError(str(error)) from None
     url = f"http://127.0.0.1:{args.port}"
-    console.note(f"autotune: Optuna's dashboard on a copy of {len(storage.get_all_studies())} searches at {url}")
+    count = len(storage.get_all_studies())
+    if args.json:
+        console.json_line({"event": "serving", "url": url, "searches": count, "database": database})
+    else:
+        console.note(f"autotune: Optuna's dashboard on a copy of {count} searches at {url}")
     with announced(database, url):
         optuna_dashboard.run_server(storage, host="127.0.0.1", port=args.port)
     return 0

@@ -25,19 +25,29 @@ EXAMPLES = """examples:
 read: see winners, jobs, devices; tune: make and cancel jobs, too; admin: change, import and revoke winners, too.
 A token is shown once. Whoever has it sets AUTOTUNE_TOKEN; a browser is given it as the password of any user."""
 
+CREATE_EXAMPLES = """examples:
+  autotune token create laptop --scope tune --expires 90d
+  autotune token create ci --json"""
+LIST_EXAMPLES = """examples:
+  autotune token list"""
+REVOKE_EXAMPLES = """examples:
+  autotune token revoke 3"""
+
 
 def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("token", help="who may use a service beyond this machine", epilog=EXAMPLES)
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="make one, and show it this once")
+    create = actions.add_parser("create", help="make one, and show it this once", epilog=CREATE_EXAMPLES)
     create.add_argument("name", metavar="NAME", help="for whom or what it is")
     create.add_argument("--scope", choices=[str(scope) for scope in Scope], default="read", help="default read")
     create.add_argument("--expires", metavar="TIME", help="after so long: 12h, 90d (default: never)")
     create.set_defaults(run=run_create)
-    listed = actions.add_parser("list", help="all that there are")
+    listed = actions.add_parser("list", help="all that there are", epilog=LIST_EXAMPLES)
     listed.set_defaults(run=run_list)
-    revoke = actions.add_parser("revoke", help="withdraw one for good; what it is used for now ends")
+    revoke = actions.add_parser(
+        "revoke", help="withdraw one for good; what it is used for now ends", epilog=REVOKE_EXAMPLES
+    )
     revoke.add_argument("id", metavar="ID", type=int, help="as `autotune token list` has it")
     revoke.set_defaults(run=run_revoke)
     for action in (create, listed, revoke):

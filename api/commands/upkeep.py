@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 from api.arguments import add_database, add_json
@@ -30,6 +31,7 @@ def register(commands: Any) -> None:
     backup = commands.add_parser("backup", help="copy the database while it is in use", epilog=BACKUP_EXAMPLES)
     backup.add_argument("file", metavar="FILE", help="where to: nothing may be there yet")
     add_database(backup)
+    add_json(backup)
     backup.set_defaults(run=run_backup)
     prune = commands.add_parser("prune", help="remove old measurements and tasks", epilog=PRUNE_EXAMPLES)
     prune.add_argument("--older-than", metavar="TIME", required=True, help="90d, 1y")
@@ -43,7 +45,10 @@ def run_backup(args: argparse.Namespace, settings: Settings, console: Console) -
     """The whole copy or none."""
     with open_database(settings) as store:
         store.backup(args.file)
-    console.note(f"{store} copied to {args.file}")
+    if args.json:
+        console.json({"database": str(store), "file": args.file, "bytes": Path(args.file).stat().st_size})
+    else:
+        console.note(f"{store} copied to {args.file}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from api.arguments import add_database
+from api.arguments import add_database, add_json
 from api.console import CliError, Console
 from api.settings import Settings
 
@@ -31,6 +31,7 @@ def register(commands: Any) -> None:
         "--check", action="store_true", help="only say whether a worker of this machine was heard of lately"
     )
     add_database(parser)
+    add_json(parser, "one JSON line on stdout as soon as it is ready, and its log as JSON lines on stderr")
     parser.set_defaults(run=run)
 
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     from autotune.compiler import CCompilerError, ensure_c_compiler
     from db import DatabaseBusyError, DatabaseUnreachableError, open_store
 
-    configure(settings.log_format)
+    configure("json" if args.json else settings.log_format)
     for library in ("procrastinate", "psycopg.pool"):  # tracebacks of what the worker says in one line
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
@@ -60,15 +61,19 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     try:
         with open_store(settings.db) as store:
             if args.check:
-                return check(store, console)
+                return check(store, console, as_json=args.json)
             worker = FleetWorker(store, ProbedDevices(), device)
-            console.note(f"autotune: worker {worker.name} for {worker.queue} at {store}")
+            if args.json:
+                said = {"event": "working", "worker": worker.name, "queue": worker.queue, "database": str(store)}
+                console.json_line(said)
+            else:
+                console.note(f"autotune: worker {worker.name} for {worker.queue} at {store}")
             return worker.run()
     except (DatabaseUnreachableError, DatabaseBusyError) as error:
         raise CliError(str(error), status=DATABASE_LOST) from None
 
 
-def check(store: SqlStore, console: Console) -> int:
+def check(store: SqlStore, console: Console, *, as_json: bool = False) -> int:
     """0 if a worker of this machine was heard of within the last minute, 1 if not."""
     import platform
 
@@ -80,5 +85,8 @@ def check(store: SqlStore, console: Console) -> int:
     unfit = next((f"{worker.name} takes no more work: {worker.unfit}" for worker in mine if worker.unfit), "")
     if unfit and not any(worker.fit for worker in mine):
         raise CliError(f"expected a worker of {platform.node()} that takes work, found that {unfit}")
-    console.note(f"heard of {heard:.0f} s ago")
+    if as_json:
+        console.json({"heard": True, "silent_s": heard})
+    else:
+        console.note(f"heard of {heard:.0f} s ago")
     return 0
