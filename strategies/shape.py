@@ -78,14 +78,13 @@ class ConvShape:
         """The one spelling of this computation: what a graph shows, however the user wrote it.
 
         Along an axis whose windows share nothing the outputs are a batch and the taps are channels, and input that no
-        output reads is not there.
+        output reads is not there. A 1x1 convolution keeps its stride: it computes what one without does, in loops that
+        step otherwise through memory.
         """
-        axes = [
-            _reduced(*axis)
-            for axis in zip(
-                self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True
-            )
-        ]
+        axes = list(zip(self.spatial, self.kernel, self.stride, self.dilation, self.padding, self.output, strict=True))
+        pointwise = max(self.kernel) == 1 and not any(map(any, self.padding)) and min(self.output) > 1
+        if not pointwise:
+            axes = [_reduced(*axis) for axis in axes]
         kept = [a for a in axes if windows_share(a[5], a[1], a[2], a[3])] or axes
         folded = [a for a in axes if a not in kept]
         batch, cin = self.batch * math.prod(a[5] for a in folded), self.cin * math.prod(a[1] for a in folded)

@@ -118,6 +118,13 @@ PLAIN: dict[str, tuple[Build, ConvShape]] = {
     ),
     "1x1": (lambda: e(*X).conv2d(e(6, 4, 1, 1)), of(X, (6, 4, 1, 1))),
     "1x1 stride 2": (lambda: e(*X).conv2d(e(6, 4, 1, 1), stride=2), of(X, (6, 4, 1, 1), stride=2)),
+    "1x1 stride 2 of what was computed": (
+        lambda: e(*X).relu().contiguous().conv2d(e(6, 4, 1, 1), stride=2), of(X, (6, 4, 1, 1), stride=2),
+    ),
+    "1x1 stride 2 along one axis": (
+        lambda: e(*X).conv2d(e(6, 4, 1, 1), stride=(1, 2)), of(X, (6, 4, 1, 1), stride=(1, 2)),
+    ),
+    "1x1 of a part": (lambda: e(2, 4, 8, 27)[:, :, :, :9].conv2d(e(6, 4, 1, 1)), of(X, (6, 4, 1, 1))),
     "1x1 padded": (lambda: e(*X).conv2d(e(6, 4, 1, 1), padding=1), of(X, (6, 4, 1, 1), padding=1)),
     "1x1 of groups": (lambda: e(*X).conv2d(e(6, 2, 1, 1), groups=2), of(X, (6, 2, 1, 1), groups=2)),
     "1x1 with activation and epilogue": (
@@ -148,7 +155,7 @@ def test_every_convolution_of_resnet18_is_found() -> None:
     for shape, count in found.items():
         kernels[shape.kernel] += count
     assert kernels == {(7, 7): 1, (3, 3): 16, (1, 1): 3}
-    assert sum(shape.stride == (2, 2) for shape in found) == 4  # 1x1 with stride 2 reads as one without
+    assert sum(shape.stride == (2, 2) for shape in found) == 7
 
 
 LEFT: dict[str, Build] = {

@@ -16,7 +16,7 @@ from tinygrad.dtype import DType, Invalid, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import KernelOptions
-from strategies.graph.pointwise import positions
+from strategies.graph.pointwise import positions, strides_in
 from strategies.graph.rebuild import BOUNDARY, expression, simplified
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
 
@@ -144,7 +144,8 @@ def match(reduce: UOp) -> Conv | None:
 def _pointwise(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
     """The axes of a 1x1 convolution, which has no taps."""
     outs = positions(activation, weight, summed)
-    return tuple(Axis(out=out, tap=UOp.const(0), sums=(), stride=1, dilation=1) for out in outs)
+    strides = strides_in(activation, outs, summed)
+    return tuple(Axis(out=out, tap=UOp.const(0), sums=(), stride=strides[out], dilation=1) for out in outs)
 
 
 def extent(r: UOp) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from tinygrad.uop.ops import Ops, UOp
 
@@ -29,6 +30,30 @@ def positions(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[UO
     found = [r for r in loops if all(_within(load, r, summed) for load in loads if r in load.ranges)]
     found = [r for r in found if any(r in load.ranges for load in loads)]
     return tuple(sorted(found, key=lambda r: r.arg)) if len(found) > 1 else ()
+
+
+def strides_in(activation: UOp, outs: Sequence[UOp], summed: Sequence[UOp]) -> dict[UOp, int]:
+    """The stride along each of the `positions`. Memory tells products: of an image w wide that is read at every second
+    pixel of every second row, the steps are 2 and 2*w.
+
+    Where w is not known the stride is the same along both axes, or, if rows were too short for that, as large as they
+    allow. 1 where loads disagree.
+    """
+    loads = [u for u in expression(activation) if u.op is Ops.INDEX and all(r in u.ranges for r in (*outs, *summed))]
+    found = [_strides({out: _step(load, out) or 1 for out in outs}) for load in loads]
+    return found[0] if found and all(each == found[0] for each in found) else dict.fromkeys(outs, 1)
+
+
+def _strides(steps: Mapping[UOp, int]) -> dict[UOp, int]:
+    """`steps` in elements. From the innermost axis outwards: what is inside of an axis is at least `inside` long."""
+    strides: dict[UOp, int] = {}
+    stride, inside = 0, 1
+    for out, step in sorted(steps.items(), key=lambda item: item[1]):
+        possible = [s for s in range(1, step // inside + 1) if step % s == 0]
+        stride = stride if stride in possible else max(possible, default=1)
+        strides[out] = stride
+        inside = step // stride * (int(out.vmax) * stride + 1)
+    return strides
 
 
 def _within(load: UOp, r: UOp, channels: tuple[UOp, ...]) -> bool:
