@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from autotune.job import Budget
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.option_search import with_options
-from autotune.runner import Request
+from autotune.runner import TRIED, Request
 from autotune.timing import Times, drift, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
 from strategies.candidate import Candidate
@@ -92,9 +93,10 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
     """
     emit({"event": "begin", "phase": "prepare"})
     direct, cases = _bench.of(request.key, request.seed)
-    if request.options_s > 0:
-        request = _with_options(request, emit)
-    trial = _Trial(request, emit)
+    tried = [0] * len(request.candidates)
+    if request.options is not None:
+        request, tried = _with_options(request, request.options, emit)
+    trial = _Trial(request, tried, emit)
     for index, candidate in enumerate(request.candidates):
         trial.begin("prepare", index)
         trial.sort(index, _scheduled(request, index, candidate))
@@ -107,26 +109,28 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
     return [trial.results[index] for index in range(len(request.candidates))]
 
 
-def _with_options(request: Request, emit: Emit) -> Request:
-    """The request for its candidates with options for their kernels. Each trial has the time of one timing."""
+def _with_options(request: Request, budget: Budget, emit: Emit) -> tuple[Request, list[int]]:
+    """The request for its candidates with options for their kernels, and how many were tried for each. Each trial has
+    the time of one timing."""
 
-    def searched(index: int, candidate: Candidate) -> Candidate:
+    def searched(index: int, candidate: Candidate) -> tuple[Candidate, int]:
         try:
             return with_options(
-                request.key, candidate, seconds=request.options_s, seed=request.seed, pool=_bench.pool, at_once=WORKERS,
+                request.key, candidate, budget=budget, seed=request.seed, pool=_bench.pool, at_once=WORKERS,
                 begins=lambda: emit({"event": "begin", "phase": "time", "index": index}),
             )  # fmt: skip
         except Exception:  # noqa: BLE001 - what cannot even be scheduled says why when it is measured
-            return candidate
+            return candidate, 0
 
-    return replace(request, candidates=tuple(searched(i, c) for i, c in enumerate(request.candidates)))
+    made = [searched(index, candidate) for index, candidate in enumerate(request.candidates)]
+    return replace(request, candidates=tuple(c for c, _ in made)), [tried for _, tried in made]
 
 
 class _Trial:
     """What became of the candidates of one request: final measurements, and the programs still in the running."""
 
-    def __init__(self, request: Request, emit: Emit) -> None:
-        self.request, self._emit = request, emit
+    def __init__(self, request: Request, tried: Sequence[int], emit: Emit) -> None:
+        self.request, self._tried, self._emit = request, tried, emit
         self.results: dict[int, Measurement] = {}
         self.programs: dict[int, Program] = {}
 
@@ -134,6 +138,9 @@ class _Trial:
         self._emit({"event": "begin", "phase": phase} | ({} if index is None else {"index": index}))
 
     def final(self, index: int, measurement: Measurement) -> None:
+        if self._tried[index]:
+            conditions = {**measurement.conditions, TRIED: self._tried[index]}
+            measurement = replace(measurement, conditions=conditions)
         self.results[index] = measurement
         self._emit({"event": "measured", "index": index, "measurement": measurement.to_json()})
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
+from autotune.job import Budget
 from strategies.candidate import Candidate, Option
 from strategies.key import ConvKey
 
@@ -46,7 +47,7 @@ class Kernel(Protocol):
 
 @dataclass(slots=True)
 class KernelSearch:
-    """One search over one kernel's options. `clock` gives seconds.
+    """One search over one kernel's options. `clock` says how much of what is allowed is used.
 
     `begins` is called before each trial, which compiles and runs what may hang; `at_once` kernels are compiled side by
     side.
@@ -121,40 +122,52 @@ def timed(kernel: Kernel, options: Options, best_s: float = FAILED) -> float:
 
 
 def with_options(
-    key: ConvKey, candidate: Candidate, *, seconds: float, seed: int, pool: Pool, at_once: int,
+    key: ConvKey, candidate: Candidate, *, budget: Budget, seed: int, pool: Pool, at_once: int,
     begins: Callable[[], None], clock: Callable[[], float] = time.monotonic,
-) -> Candidate:  # fmt: skip
-    """The candidate with the options found for its kernels within `seconds`; as it is where none are better.
+) -> tuple[Candidate, int]:  # fmt: skip
+    """The candidate with the options found for its kernels within the budget, as it is where none are better; and how
+    many options were tried, those that its kernels have by default not counted.
 
     On the device itself: see `autotune.child`.
     """
     from strategies.graph.kernels import tunable_kernels
 
-    until = clock() + seconds
+    begun = clock()
     begins()
     kernels = {
         kernel.role: kernel for kernel in tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
         if not (kernel.role == "GHAT" and key.policy.frozen_weights)
     }  # fmt: skip
-    searches = searches_of(kernels, seed=seed, clock=clock, at_once=at_once, begins=begins)
-    found = options_found(searches, until=until)
-    chosen = {role: kernels[role].chosen(options) for role, options in found.items()}
-    return replace(candidate, kernel_options=tuple(sorted(chosen.items())))
+    searches = searches_of(kernels, budget=budget, seed=seed, begun=begun, clock=clock, at_once=at_once, begins=begins)
+    chosen = {role: kernels[role].chosen(options) for role, options in searched(searches).items()}
+    return replace(candidate, kernel_options=tuple(sorted(chosen.items()))), tried(searches)
 
 
 def searches_of(
-    kernels: Mapping[str, Kernel], *, seed: int, clock: Callable[[], float], at_once: int = 1,
-    begins: Callable[[], None] = lambda: None,
+    kernels: Mapping[str, Kernel], *, budget: Budget, seed: int, begun: float, clock: Callable[[], float],
+    at_once: int = 1, begins: Callable[[], None] = lambda: None,
 ) -> dict[str, KernelSearch]:  # fmt: skip
-    """One for each kernel, by its role."""
+    """A search for each kernel, by role, all within one budget, whose seconds began at `begun`."""
+    searches: dict[str, KernelSearch] = {}
+
+    def used() -> float:
+        of_seconds = (clock() - begun) / budget.seconds if budget.seconds is not None else 0.0
+        return max(of_seconds, tried(searches) / budget.trials if budget.trials is not None else 0.0)
+
     rng = random.Random(seed)
-    return {role: KernelSearch(kernel, clock, rng, at_once, begins) for role, kernel in kernels.items()}
+    searches.update((role, KernelSearch(kernel, used, rng, at_once, begins)) for role, kernel in kernels.items())
+    return searches
 
 
-def options_found(searches: Mapping[str, KernelSearch], *, until: float) -> dict[str, Options]:
-    """The better options, of those kernels that have some. Nothing is begun from `until` on.
+def tried(searches: Mapping[str, KernelSearch]) -> int:
+    """How many options were tried on all kernels together, beside those that they have by default."""
+    return sum(max(0, len(search.times) - 1) for search in searches.values())
 
-    Kernels get time as they take it, the slowest first.
+
+def searched(searches: Mapping[str, KernelSearch]) -> dict[str, Options]:
+    """The better options of those kernels that have some, by role. Nothing is begun once the budget is used.
+
+    Kernels get of it as they take of the time, the slowest first.
     """
     spent = {role: search.time(search.kernel.default) for role, search in searches.items()}
     known = {role: s for role, s in spent.items() if s < FAILED}
@@ -165,7 +178,7 @@ def options_found(searches: Mapping[str, KernelSearch], *, until: float) -> dict
         search = searches[role]
         share = known[role] / sum(known[later] for later in worth[index:])
         now = search.clock()
-        best = search.run(now + share * max(0.0, until - now))
+        best = search.run(now + share * max(0.0, 1.0 - now))
         if best != search.kernel.default:
             chosen[role] = best
     return chosen

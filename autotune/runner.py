@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from autotune.job import Budget
 from autotune.measurement import Measurement
 from autotune.timing import HOPELESS
 from strategies.candidate import Candidate
@@ -14,6 +15,8 @@ from strategies.shape import JsonObject
 
 ROUND_S = 0.02
 """How long a contestant runs in one round."""
+TRIED = "options_tried"
+"""A Measurement's condition: how many kernels were compiled and timed before it in the search for their options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +51,24 @@ class Request:
     hopeless: float = HOPELESS
     keep: int = 0
     race: bool = False
-    options_s: float = 0.0
-    """Seconds within which options are first searched for the kernels of each candidate; what is measured, and in the
-    Measurement, is the candidate with these. 0: candidates are measured as they are."""
+    options: Budget | None = None
+    """Within which options are first searched for the kernels of each candidate, a kernel timed with some being a
+    trial; what is measured, and in the Measurement, is the candidate with these, and in its conditions how many were
+    tried (TRIED). None: candidates are measured as they are."""
+
+    @property
+    def options_s(self) -> float:
+        """Seconds that the search for options of one candidate takes at most, its trials at their limits."""
+        if self.options is None:
+            return 0.0
+        return self.options.seconds or (self.options.trials or 0) * self.limits.run_s
 
     def to_json(self) -> JsonObject:
         return {
             "key": self.key.to_json(), "candidates": [c.to_json() for c in self.candidates], "rounds": self.rounds,
             "round_s": self.round_s, "seed": self.seed, "limits": asdict(self.limits),
             "hopeless": self.hopeless, "keep": self.keep, "race": self.race,
-            "options_s": self.options_s,
+            "options": self.options.to_json() if self.options is not None else None,
         }  # fmt: skip
 
     @classmethod
@@ -66,6 +77,7 @@ class Request:
         fields["key"] = ConvKey.from_json(fields["key"])
         fields["candidates"] = tuple(Candidate.from_json(c) for c in fields["candidates"])
         fields["limits"] = Limits(**fields["limits"])
+        fields["options"] = Budget.from_json(fields["options"]) if fields.get("options") is not None else None
         return cls(**fields)
 
 

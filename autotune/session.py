@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from autotune.job import Budget
 from autotune.measurement import Measurement
 from autotune.progress import Phase, Progress
-from autotune.runner import DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
+from autotune.runner import TRIED, DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
 from autotune.search import Search
 from autotune.store import Store
 from autotune.timing import HOPELESS
@@ -20,12 +20,11 @@ STILL_IN = 1.5
 """A candidate this many times as slow as the best so far is stopped early: below it, noise could be to blame, and
 whoever learns from measurements wants to know by how much."""
 
-OPTIONS_SHARE = 0.3
-"""This share of a budget in seconds is kept back for the options of the best candidates' kernels."""
-
 OVERHEAD_S, LEAST_S, ENOUGH_S = 2.0, 3.0, 12.0
 """What it takes to measure a candidate beside the search for its options; the shortest search worth it; what the best
 candidate gets before the next one gets any."""
+LEAST_TRIALS, ENOUGH_TRIALS = 5, 12
+"""The same of a budget in trials: the fewest options worth it, and enough for one candidate."""
 
 FINAL_SHARE = 0.4
 """At most this share of a budget in seconds is kept back for the final."""
@@ -41,7 +40,8 @@ class Settings:
 
     `finalists` verified candidates meet the defaults in the final, and up to `close_finalists` if they are within CLOSE
     of the best. `patience`: the search ends early when that many
-    sampled candidates in a row have not made the best 1% faster; None: never.
+    sampled candidates in a row have not made the best 1% faster; None: never. `options_share` of a budget is kept back
+    for the options of the best candidates' kernels.
     """
 
     rounds: int = 7
@@ -49,6 +49,7 @@ class Settings:
     finalists: int = 3
     close_finalists: int = 6
     patience: int | None = 40
+    options_share: float = 0.3
     limits: Limits = field(default_factory=Limits)
 
 
@@ -80,6 +81,8 @@ class Session:
         self._on_progress, self._should_stop, self._clock = on_progress, should_stop, clock
         self._tried: dict[str, Measurement] = {}
         self._cost_s: dict[str, float] = {}
+        self._options_tried = 0
+        self._share_for_options = settings.options_share
         self._begun, self._before_s, self._waited_s = clock(), 0.0, 0.0
         for measurement in history:
             cost_s = _cost_s(measurement)
@@ -88,8 +91,8 @@ class Session:
 
     @property
     def trials(self) -> int:
-        """Candidates measured by this job."""
-        return len(self._tried)
+        """Candidates measured by this job, and options tried on a kernel."""
+        return len(self._tried) + self._options_tried
 
     @property
     def tried(self) -> list[Measurement]:
@@ -103,15 +106,15 @@ class Session:
 
     def measure(
         self, candidates: Sequence[Candidate], *, rounds: int, seed: int, keep: int = 0, race: bool = False,
-        options_s: float = 0.0,
+        options: Budget | None = None,
     ) -> list[Measurement]:  # fmt: skip
-        """Measure candidates together; `keep`, `race` and `options_s` as in a Request. Raises TuneCancelledError
+        """Measure candidates together; `keep`, `race` and `options` as in a Request. Raises TuneCancelledError
         instead if the caller wants to stop, and DeviceUnavailableError with everything that was final recorded."""
         if self._should_stop():
             raise TuneCancelledError(f"stopped after {self.trials} candidates")
         request = Request(
             key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits,
-            hopeless=self._hopeless(), keep=keep, race=race, options_s=options_s,
+            hopeless=self._hopeless(), keep=keep, race=race, options=options,
         )  # fmt: skip
         begun = self._clock()
         try:
@@ -126,7 +129,7 @@ class Session:
         costs_s = [_cost_s(measurement, elapsed_s / len(candidates)) for measurement in measured]
         self._waited_s += max(0.0, elapsed_s - sum(costs_s))
         for measurement, cost_s in zip(measured, costs_s, strict=True):
-            if options_s and not measurement.ok and not measurement.candidate.kernel_options:
+            if options is not None and not measurement.ok and not measurement.candidate.kernel_options:
                 continue  # the search for options broke, which says nothing of the candidate without
             self._store.record(measurement)
             self.search.tell(measurement)
@@ -135,7 +138,7 @@ class Session:
 
     def affords_another(self, finalists: Sequence[Candidate]) -> bool:
         """Whether the budget allows one more candidate and then a final among `finalists`."""
-        if self.budget.trials is not None and self.trials >= self.budget.trials:
+        if self.budget.trials is not None and self.trials >= self.budget.trials - self._trials_for_options():
             return False
         return self.has_time_for_another(finalists)
 
@@ -143,7 +146,7 @@ class Session:
         """The same for a repetition, which counts as no trial."""
         if self.budget.seconds is None:
             return True
-        options_s = OPTIONS_SHARE * self.budget.seconds
+        options_s = self._share_for_options * self.budget.seconds
         if options_s < OVERHEAD_S + LEAST_S or self.search.has_presets:  # options of what is not even the best so far
             options_s = 0.0
         return self.used_s + self._typical_s() + self.final_s(finalists) + options_s <= self.budget.seconds
@@ -154,14 +157,32 @@ class Session:
         costs_s = [cost_s for digest, cost_s in self._cost_s.items() if digest != direct] or [*self._cost_s.values()]
         return statistics.median(costs_s) if costs_s else 0.0
 
-    def options_s(self, finalists: Sequence[Candidate], candidates: int) -> float:
-        """Seconds to search for options of the next of so many candidates: of what is left of the budget before a final
-        among `finalists`, an even share for as many as have ENOUGH_S of it. 0 without a budget in seconds."""
-        if self.budget.seconds is None or candidates == 0:
-            return 0.0
-        left_s = max(0.0, self.budget.seconds - self.used_s - self.final_s(finalists))
-        share_s = left_s / max(1, min(candidates, int(left_s / ENOUGH_S))) - OVERHEAD_S
-        return share_s if share_s >= LEAST_S else 0.0
+    def for_options(self, finalists: Sequence[Candidate], candidates: int) -> Budget | None:
+        """For the search for options of the next of so many candidates: of what is left of the budget before a final
+        among `finalists`, an even share for as many as have enough of it. None where that is too little."""
+        if candidates == 0 or self._share_for_options == 0:
+            return None
+        seconds, trials = None, None
+        if self.budget.seconds is not None:
+            left_s = max(0.0, self.budget.seconds - self.used_s - self.final_s(finalists))
+            seconds = left_s / max(1, min(candidates, int(left_s / ENOUGH_S))) - OVERHEAD_S
+            if seconds < LEAST_S:
+                return None
+        if self.budget.trials is not None:
+            left = self.budget.trials - self.trials
+            trials = left // max(1, min(candidates, left // ENOUGH_TRIALS)) - 1  # one is the candidate with them
+            if trials < LEAST_TRIALS:
+                return None
+        return Budget(seconds=seconds, trials=trials)
+
+    def end_options(self) -> None:
+        """Options are searched for: what is left of the budget is for candidates."""
+        self._share_for_options = 0.0
+
+    def _trials_for_options(self) -> int:
+        """Kept back, of a budget in trials."""
+        share = int(self._share_for_options * self.budget.trials) if self.budget.trials is not None else 0
+        return share if share > LEAST_TRIALS and not self.search.has_presets else 0
 
     def final_s(self, finalists: Sequence[Candidate]) -> float:
         """What a final among these is kept back, of a budget in seconds."""
@@ -193,6 +214,7 @@ class Session:
 
     def _count(self, measurement: Measurement, cost_s: float) -> None:
         self._tried[measurement.candidate.digest] = measurement
+        self._options_tried += int(measurement.conditions.get(TRIED, 0))
         self._cost_s[measurement.candidate.digest] = cost_s
 
 

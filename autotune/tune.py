@@ -93,14 +93,14 @@ def tune(
     if former is not None and session.affords_another(_finalists(session, space)):
         session.measure([former], rounds=settings.rounds, seed=seed)
         session.report("search")
-    while (candidate := _next(session, space)) is not None:
-        session.measure([candidate], rounds=settings.rounds, seed=seed)
-        session.report("search")
+    _search(session, space, seed)
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
-    for candidate, seconds in _promising(session, space):
-        session.measure([candidate], rounds=settings.rounds, seed=seed, options_s=seconds)
+    for candidate, options in _promising(session, space):
+        session.measure([candidate], rounds=settings.rounds, seed=seed, options=options)
         session.report("search")
+    session.end_options()
+    _search(session, space, seed)
     session.report("final")
     final = _confirmed(session, space, _final(session, space, seed), seed)
     winner = _decided(session, space, final, seed=seed, now=now())
@@ -124,6 +124,13 @@ def _former(store: Store, session: Session, space: Space) -> Candidate | None:
     if winner is None or session.search.known(winner.candidate) is not None:
         return None
     return winner.candidate if winner.candidate.strategy in {item.name for item in space.strategies} else None
+
+
+def _search(session: Session, space: Space, seed: int) -> None:
+    """Measure candidates as long as the budget has more than options and the final need."""
+    while (candidate := _next(session, space)) is not None:
+        session.measure([candidate], rounds=session.settings.rounds, seed=seed)
+        session.report("search")
 
 
 def _next(session: Session, space: Space) -> Candidate | None:
@@ -155,15 +162,15 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     return list(dict.fromkeys([*chosen, *(c for c in without if _ratio(search, c) < math.inf)]))
 
 
-def _promising(session: Session, space: Space) -> Iterator[tuple[Candidate, float]]:
-    """The best candidates, whose kernels may have better options, and seconds to search for these."""
+def _promising(session: Session, space: Space) -> Iterator[tuple[Candidate, Budget]]:
+    """The best candidates, whose kernels may have better options, and what to search for these within."""
     search = session.search
     ranked = search.ranked()
     done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
     best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])][:MOST_PROMISING]
     todo = [c for c in best if not c.kernel_options and c not in done]
-    while seconds := session.options_s(_finalists(session, space), len(todo)):
-        yield todo.pop(0), seconds
+    while options := session.for_options(_finalists(session, space), len(todo)):
+        yield todo.pop(0), options
 
 
 def _ratio(search: Search, candidate: Candidate) -> float:

@@ -44,7 +44,7 @@ from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
-from autotune.option_search import FAILED, NEGLIGIBLE, options_found, searches_of
+from autotune.option_search import FAILED, NEGLIGIBLE, searched, searches_of
 from autotune.runner import ROUND_S, Limits, Request, RunStoppedError
 from autotune.statistics import median, median_ratio
 from autotune.timing import interleaved
@@ -275,7 +275,7 @@ class Slot:
         menus = self.work.recording.menus[shape].get(structure)
         if menus is None:
             base = self.work.recording.structures[structure]
-            request = self._request(shape, [base], keep=1, options_s=MENU_S)
+            request = self._request(shape, [base], keep=1, options=Budget(seconds=MENU_S))
             [found] = runner.measure(request, should_stop=self.work.is_over)
             menus = {role: Menu.from_json(menu) for role, menu in found.conditions.get("menus", {}).items()}
         left = self.work.keep_menus(shape, structure, menus) if menus else []
@@ -284,11 +284,11 @@ class Slot:
             left = left[CHUNK_WITH_OPTIONS:]
 
     def _request(
-        self, shape: int, chosen: list[Candidate], *, rounds: int = 5, keep: int = 0, options_s: float = 0.0
+        self, shape: int, chosen: list[Candidate], *, rounds: int = 5, keep: int = 0, options: Budget | None = None
     ) -> Request:
         return Request(
             key=ConvKey(shape=conv_shape(*self.work.recording.shapes[shape]), device=self.spec),
-            candidates=tuple(chosen), rounds=rounds, round_s=ROUND, hopeless=HOPELESS, keep=keep, options_s=options_s,
+            candidates=tuple(chosen), rounds=rounds, round_s=ROUND, hopeless=HOPELESS, keep=keep, options=options,
             limits=Limits(prepare_s=300.0, lowering_s=20.0),
         )  # fmt: skip
 
@@ -308,8 +308,8 @@ def child() -> int:
                 shared = "candidate" if "index" in event else "shared"
                 begun[shared if event["phase"] == "prepare" else "time"].append(time.monotonic())
 
-        menus = menus_of(request, emit) if request.options_s else {}
-        measured = measure(replace(request, options_s=0.0), emit=begins)
+        menus = menus_of(request, emit) if request.options is not None else {}
+        measured = measure(replace(request, options=None), emit=begins)
         compiled = begun["time"][0] if begun["time"] else time.monotonic()
         other_s = time.monotonic() - begun["candidate"][0] - (compiled - begun["shared"][1])
         found: dict[str, Any] = {"menus": {role: menu.to_json() for role, menu in menus.items()}} if menus else {}
@@ -323,18 +323,20 @@ def menus_of(request: Request, emit: Emit) -> dict[str, Menu]:
     from autotune.measure import WORKERS, pool
     from strategies.graph.kernels import tunable_kernels
 
-    [candidate] = request.candidates
+    [candidate], budget = request.candidates, request.options
+    assert budget is not None
     made = tunable_kernels(request.key.shape, candidate, request.key.device.device, pool=pool())
     kernels = {kernel.role: kernel for kernel in made}
 
     def begins() -> None:
         emit({"event": "begin", "phase": "time", "index": 0})
 
-    searches = searches_of(kernels, seed=0, clock=time.monotonic, at_once=WORKERS, begins=begins)
     begun = time.monotonic()
-    options_found(searches, until=begun + request.options_s)
-    tried = sum(len(search.times) for search in searches.values())
-    try_s = (time.monotonic() - begun) / max(1, tried)
+    searches = searches_of(
+        kernels, budget=budget, seed=0, begun=begun, clock=time.monotonic, at_once=WORKERS, begins=begins
+    )
+    searched(searches)
+    try_s = (time.monotonic() - begun) / sum(len(search.times) for search in searches.values())
     alone = {role: search.times[kernels[role].default] for role, search in searches.items()}
     whole = sum(s for s in alone.values() if s < FAILED)
     worth = [role for role in sorted(alone, key=alone.__getitem__, reverse=True)

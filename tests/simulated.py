@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autotune.measurement import Measurement, Status
-from autotune.runner import Request
+from autotune.runner import TRIED, Request
 from autotune.space import Space
 from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.key import ConvKey, DeviceSpec
@@ -106,7 +106,7 @@ class SimulatedRunner:
     @property
     def measured(self) -> list[Candidate]:
         """Candidates of the search (each in a request of its own), in order."""
-        return [r.candidates[0] for r in self.requests if len(r.candidates) == 1 and not r.options_s]
+        return [r.candidates[0] for r in self.requests if len(r.candidates) == 1 and r.options is None]
 
     def measure(self, request: Request, **_: Any) -> list[Measurement]:
         self.requests.append(request)
@@ -118,14 +118,15 @@ class SimulatedRunner:
         pass
 
     def _one(self, request: Request, candidate: Candidate, drift: np.ndarray, yardstick: np.ndarray) -> Measurement:
-        cost_s = self.cost_s + request.options_s
+        cost_s = self.cost_s + ((request.options.seconds or 0.0) if request.options is not None else 0.0)
+        tried = {TRIED: request.options.trials} if request.options is not None and request.options.trials else {}
         self.now += cost_s
-        if request.options_s and self.gain < 1:
+        if request.options is not None and self.gain < 1:
             candidate = replace(candidate, kernel_options=(("product", OPTIONS),))
         measurement = Measurement(
             key=request.key, candidate=candidate, status=self.broken.get(candidate.strategy, Status.OK),
             fingerprint=self.program(candidate), attempt=uuid.uuid4().hex, measured_at=self.now,
-            conditions={"cost_s": cost_s, "host": "simulated"},
+            conditions={"cost_s": cost_s, "host": "simulated", **tried},
         )  # fmt: skip
         if not measurement.ok:
             return replace(measurement, reason="as told")

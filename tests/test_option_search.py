@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.option_search import KernelSearch, Options
-from autotune.runner import Limits, Request
+from autotune.runner import TRIED, Limits, Request
 from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
 from strategies.key import ConvKey
@@ -119,8 +120,11 @@ def test_a_runner_measures_a_candidate_with_the_options_found() -> None:
     key = ConvKey(shape=ConvShape.of((1, 8, 16, 16), (8, 8, 3, 3), padding=1), device=describe_device("CPU"))
     candidate = Candidate.of("four_buffer", tile=2, output="auto")
     with LocalRunner("CPU") as runner:
-        request = Request(key=key, candidates=(candidate,), rounds=2, keep=1, options_s=3.0, limits=Limits())
+        request = Request(
+            key=key, candidates=(candidate,), rounds=2, keep=1, options=Budget(seconds=3.0, trials=9), limits=Limits()
+        )
         [measured] = runner.measure(request)
     assert measured.ok, measured.reason
+    assert 1 <= measured.conditions[TRIED] <= 9 + 1
     assert measured.candidate.strategy == "four_buffer"
     assert {role for role, _ in measured.candidate.kernel_options} <= {"XHAT", "GHAT", "product", "output"}

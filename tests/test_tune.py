@@ -25,7 +25,8 @@ def run(
     runner: SimulatedRunner, store: MemoryStore | None = None, *, key: ConvKey = KEY, trials: int | None = 30,
     seconds: float | None = None, **options: object,
 ) -> Winner:  # fmt: skip
-    arguments = {"space": SPACE, "clock": runner.clock, "now": runner.clock, **options}
+    settings = Settings() if seconds is not None else Settings(options_share=0.0)
+    arguments = {"space": SPACE, "clock": runner.clock, "now": runner.clock, "settings": settings, **options}
     return tune(
         key, store=store or MemoryStore(), runner=runner, budget=Budget(seconds=seconds, trials=trials), **arguments
     )  # type: ignore[arg-type]
@@ -144,13 +145,22 @@ def test_the_kernels_of_the_best_get_options_that_must_be_worth_it() -> None:
     store, runner = MemoryStore(), SimulatedRunner(gain=0.8)
     winner = run(runner, store, trials=None, seconds=60)
     assert winner.candidate.kernel_options
-    searched = [r for r in runner.requests if r.options_s]
+    searched = [r.options.seconds or 0.0 for r in runner.requests if r.options is not None]
     assert 1 <= len(searched) <= 2
-    assert 0.2 * 60 <= sum(r.options_s for r in searched) <= 0.5 * 60
+    assert 0.2 * 60 <= sum(searched) <= 0.5 * 60
     final = runner.requests[-1].candidates
     assert winner.candidate in final
     assert replace(winner.candidate, kernel_options=()) in final
     assert winner.candidate in {m.candidate for m in store.measurements(KEY)}
+
+
+def test_of_a_budget_in_trials_too_some_are_for_options() -> None:
+    store, runner = MemoryStore(), SimulatedRunner(gain=0.8)
+    winner = run(runner, store, trials=40, settings=Settings())
+    assert winner.candidate.kernel_options
+    tried = [r.options.trials or 0 for r in runner.requests if r.options is not None]
+    assert 0.2 * 40 <= sum(tried) <= 0.4 * 40
+    assert winner.provenance["trials"] == len(runner.measured) + sum(t + 1 for t in tried) == 40
 
 
 def test_options_that_do_not_help_win_nothing() -> None:
@@ -164,7 +174,8 @@ def test_direct_alone_has_the_whole_budget_for_its_kernel() -> None:
     winner = run(runner, trials=None, seconds=30, space=replace(SPACE, strategies=SPACE.strategies[:1]))
     assert winner.candidate == Candidate(strategy="direct", kernel_options=(("product", OPTIONS),))
     assert winner.ratio.high < 0.8
-    assert [r.options_s > 20 for r in runner.requests] == [False, True, False]
+    given = [r.options.seconds if r.options is not None else None for r in runner.requests]
+    assert given == [None, pytest.approx(25, abs=5), None]
 
 
 class Breaking(SimulatedRunner):
@@ -173,13 +184,13 @@ class Breaking(SimulatedRunner):
     def measure(self, request: Request, **options: Any) -> list[Measurement]:
         measured = super().measure(request, **options)
         broken = [replace(m, status=Status.CRASHED, reason="ended", times_s=()) for m in measured]
-        return broken if request.options_s else measured
+        return broken if request.options is not None else measured
 
 
 def test_a_search_for_options_that_breaks_says_nothing_of_the_candidate() -> None:
     store, runner = MemoryStore(), Breaking()
     winner = run(runner, store, trials=None, seconds=60)
-    assert any(r.options_s for r in runner.requests)
+    assert any(r.options is not None for r in runner.requests)
     assert all(m.ok for m in store.measurements(KEY))
     assert winner.candidate.strategy == "staged"
 
@@ -369,7 +380,7 @@ def strict_store(monkeypatch: pytest.MonkeyPatch) -> None:
     def counting_measure(self: SimulatedRunner, request: Request, **_: Any) -> list[Measurement]:
         assert measured == recorded or isinstance(self, Killed)
         result = measure(self, request)
-        measured[0] += 0 if request.options_s and isinstance(self, Breaking) else len(result)
+        measured[0] += 0 if request.options is not None and isinstance(self, Breaking) else len(result)
         return result
 
     def counting_record(self: MemoryStore, measurement: Measurement) -> bool:
