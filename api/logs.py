@@ -15,8 +15,8 @@ SECRETS = (
     (re.compile(r"(?i)\b(bearer|basic) +[^\s'\",]+"), r"\1 ***"),
     (re.compile(r"(://[^\s:/@]*):[^\s]+@"), r"\1:***@"),
     (
-        re.compile(r"(?i)(\b\w*(?:password|passwd|secret|token|api_?key)\w*\\?[\"']?[=:]\\?[\"']?)[^\s&\"',;\\]+"),
-        r"\1***",
+        re.compile(r"(?i)(password|passwd|secret|token|api_?key)(\w*[\\\"']*\s*[=:]\s*[\\\"']*)[^\s&\"',;\\}\]]+"),
+        r"\1\2***",
     ),
 )
 """Tokens, credentials in headers, passwords in addresses and settings: whatever wrote them, and wherever."""
@@ -26,13 +26,17 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def configure(log_format: str, stream: TextIO | None = None) -> None:
-    """Send every logger's lines to `stream` (stderr), ours from INFO on, others' from WARNING on."""
+    """Send every logger's lines to `stream` (stderr), ours from INFO on, others' from WARNING on.
+
+    As JSON, requests that only read are logged, too.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("autotune").setLevel(logging.INFO)
+    logging.getLogger("autotune.requests").setLevel(logging.DEBUG if log_format == "json" else logging.NOTSET)
 
 
 class TextFormatter(logging.Formatter):

@@ -96,15 +96,21 @@ def _route(scope: Scope) -> str:
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
     """The path without its query, in which anything may stand."""
-    quiet = scope["path"].startswith(QUIET) and scope["method"] in (*SAFE_METHODS, "POST")
-    level = logging.DEBUG if quiet else logging.INFO
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        level = logging.ERROR
-    elif status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST):
-        level = logging.WARNING
-    if log.isEnabledFor(level):
+    level = _level(scope, status)
+    if level and log.isEnabledFor(level):
         client = (scope.get("client") or ("",))[0]
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "client": client}
         fields["seconds"] = round(seconds, 6)
         text = "%s %r from %s: %d after %.1f ms"
         log.log(level, text, scope["method"], scope["path"], client, status, seconds * 1e3, extra={"fields": fields})
+
+
+def _level(scope: Scope, status: int) -> int:
+    """Changes are worth a line, reads one in a log for machines (`logs.configure`), what is quiet none (0)."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return logging.ERROR
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.MISDIRECTED_REQUEST):
+        return logging.WARNING
+    if scope["path"].startswith(QUIET) and scope["method"] in (*SAFE_METHODS, "POST"):
+        return logging.NOTSET
+    return logging.DEBUG if scope["method"] in SAFE_METHODS else logging.INFO

@@ -1,25 +1,31 @@
-"""Faults at length: 10,000 jobs posted at once, a database locked for 30 s, a disk that is full.
+"""Faults at length: what may happen to a service, and that nothing acknowledged is lost.
 
     python bench/faults.py
     python bench/faults.py --jobs 500 --locked 3
+    python bench/faults.py --only clock --only revoked
 
-A service with a scripted search (tests/served.py) on a database of its own. Every request must be answered, with 202,
-or with 429 or 503 and when to try again; what was answered with 202 must be in the database after `kill -9`.
-Exit status 1 if anything is lost or an answer is another.
+10,000 jobs posted at once, a database locked for 30 s, a full disk, a database that may only be read, a clock that
+jumps back by a day, a token that is revoked in mid-stream: each against a service with a scripted search
+(tests/served.py) on a database of its own. Every request must be answered, with 202, or with 429 or 503 and when to try
+again; what was answered with 202 must be in the database after `kill -9`. A line per fault, then the verdict; exit
+status 1 if anything is lost or an answer is another.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,9 +33,9 @@ import httpx
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from served import Served, body, served  # noqa: E402
+from served import Served, body, ended, key_of, served, until  # noqa: E402
 
-from db import open_store  # noqa: E402
+from db import Scope, open_store  # noqa: E402
 
 CONNECTIONS = 64
 RETRIES = 20
@@ -41,14 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--locked", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--only", action="append", choices=("many", "locked", "full", "readonly", "clock", "revoked"))
     options = parser.parse_args(arguments)
+    faults: dict[str, Callable[[Path], bool]] = {
+        "many": lambda path: _many(path, options.jobs), "locked": lambda path: _locked(path, options.locked),
+        "full": _full, "readonly": _readonly, "clock": _clock, "revoked": _revoked,
+    }  # fmt: skip
+    started, held = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as directory:
-        held = [
-            _many(Path(directory) / "many.db", options.jobs),
-            _locked(Path(directory) / "locked.db", options.locked),
-            _full(Path(directory) / "full.db"),
-        ]
-    return 0 if all(held) else 1
+        for name in options.only or faults:
+            folder = Path(directory) / name
+            folder.mkdir()
+            held[name] = faults[name](folder / "autotune.db")
+    broken = [name for name, good in held.items() if not good]
+    taken_s = time.monotonic() - started
+    print(f"faults: {'NOT HELD: ' + ', '.join(broken) if broken else 'HELD'}: {len(held)} of them in {taken_s:.0f} s")
+    return 1 if broken else 0
 
 
 def _shape(number: int) -> dict[str, object]:
@@ -111,6 +125,102 @@ def _full(database: Path) -> bool:
         answers = [_post(service, number) for number in range(2000, 2010)]
         service.kill()
     return _told(f"a full disk: {refused} refused, then room again", answers, database) and refused == 3
+
+
+@contextmanager
+def _only_readable(database: Path) -> Iterator[None]:
+    """Its files and their folder, as for a user who has no rights there."""
+    files = [path for path in database.parent.iterdir() if path.is_file()]
+    for path in files:
+        path.chmod(0o444)
+    database.parent.chmod(0o555)
+    try:
+        yield
+    finally:
+        database.parent.chmod(0o755)
+        for path in files:
+            path.chmod(0o644)
+
+
+def _without_privileges() -> list[str]:
+    """What starts a program to which rights of files apply, root's included."""
+    return ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+
+
+def _readonly(database: Path) -> bool:
+    """While it runs, connections that are open write on and new ones do not; one that starts says what is wrong."""
+    with served(database, trial_s=10.0, within=_without_privileges()) as service:
+        _post(service, 0)
+        with _only_readable(database), ThreadPoolExecutor(16) as threads:
+            statuses = Counter(
+                threads.map(lambda n: service.http.post("/tune", json=_shape(n)).status_code, range(1, 65))
+            )
+            read = service.http.get("/jobs").status_code
+        answers = [_post(service, number) for number in range(2000, 2010)]
+        service.kill()
+    serve = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--db", str(database)]
+    with _only_readable(database):
+        started = subprocess.run(
+            [*_without_privileges(), *serve], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+    said = started.stderr.strip()
+    print(f"a database that may only be read: {dict(statuses)}; a service that starts on it: {said}")
+    clear = started.returncode != 0 and "may write" in said and "\n" not in said
+    return _told("then writable again", answers, database) and statuses.keys() <= {202, 503} and read == 200 and clear
+
+
+def _clock(database: Path) -> bool:
+    """By a day, in the middle of a job that is followed; the token was made before, and holds."""
+    clock = database.with_name("clock")
+    clock.write_text("0")
+    with open_store(database) as store:
+        secret = store.create_token("me", Scope.TUNE, expires_at=time.time() + 3600)[1]
+    with served(database, trial_s=0.05, clock=str(clock), hosts=["autotune.test"]) as service:
+        service.http.headers["Authorization"] = f"Bearer {secret}"
+        job = service.http.post("/tune", json={**body(), "trials": 60}).json()
+        until(lambda: service.http.get(f"/jobs/{job['id']}").json()["progress"].get("trials", 0) > 5)
+        clock.write_text("-86400")
+        answers = [_post(service, number) for number in range(1, 11)]
+        with service.http.stream("GET", f"/jobs/{job['id']}/events") as stream:
+            streamed = any(line == "event: end" for line in stream.iter_lines())
+        states = {ended(service.http, name)["state"] for name in (job["id"], *(name for _, name in answers))}
+        service.kill()
+    with open_store(database) as store:
+        kept = len(store.measurements(key_of()))
+    print(f"a clock that jumps back by a day: {kept} of 60 measurements, jobs {', '.join(sorted(states))}")
+    return _told("jobs posted after the jump", answers, database) and streamed and kept == 60 and states == {"done"}
+
+
+def _revoked(database: Path) -> bool:
+    """Forty streams of one token end within seconds of its end, and say why; what it had queued goes on."""
+    with open_store(database) as store:
+        token, secret = store.create_token("watcher", Scope.TUNE)
+        other = store.create_token("other", Scope.TUNE)[1]
+    with served(database, trial_s=0.02, hosts=["autotune.test"]) as service, ThreadPoolExecutor(40) as threads:
+        service.http.headers["Authorization"] = f"Bearer {secret}"
+        answers = [([202], service.http.post("/tune", json={**body(), "trials": 400}).json()["id"])]
+        job, opened = answers[0][1], threading.Semaphore(0)
+
+        def watch(_: int) -> bool:
+            with service.http.stream("GET", f"/jobs/{job}/events", timeout=60) as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                opened.release()
+                return "event: refused" in list(lines)
+
+        watching = [threads.submit(watch, number) for number in range(40)]
+        for _ in watching:
+            opened.acquire(timeout=30)
+        with open_store(database) as store:
+            store.revoke_token(token.id)
+        started = time.monotonic()
+        refused = sum(future.result() for future in watching)
+        taken, after = time.monotonic() - started, service.http.get("/jobs").status_code
+        service.http.headers["Authorization"] = f"Bearer {other}"
+        goes_on = ended(service.http, job)["state"] == "done"
+        service.kill()
+    print(f"a token revoked in mid-stream: {refused} of 40 streams refused within {taken:.1f} s, then {after}")
+    return _told("its job goes on", answers, database) and refused == 40 and after == 401 and goes_on
 
 
 def _told(what: str, answers: Sequence[tuple[list[int], str]], database: Path) -> bool:

@@ -1,20 +1,27 @@
 """Fuzz the HTTP interface with schemathesis, all checks, until so many requests were answered.
 
-    python bench/fuzz.py                       100,000 requests, a third each as below
+    python bench/fuzz.py --jobs 16 --deadline 9m     100,000 requests, a third each as below
     python bench/fuzz.py --requests 2000 --seed 3
 
-Three services in turn, each on a database of its own, with a scripted search instead of a device (tests/served.py):
+Services of three kinds, each on a database of its own, with a scripted search instead of a device (tests/served.py):
 on loopback; beyond it without a token, after which nothing may have been written; and with an admin's token.
-Requests are counted by the service itself (`/metrics`). Exit status 1 if a check fails.
+`--jobs` of them are fuzzed side by side, each by a schemathesis of its own, which is begun again with another seed
+until the service has answered its share. Requests are counted by the services themselves (`/metrics`). The last line
+is the verdict; exit status 1 if a check fails, anything was answered with a 5xx, or the deadline came first.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,30 +31,75 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from served import Served, key_of, served, winner_of  # noqa: E402
 
+from autotune.job import Budget  # noqa: E402
 from db import Scope, open_store  # noqa: E402
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SERVICES = ("loopback", "no token", "admin")
-EXAMPLES = 100
+EXAMPLES = 50
 """Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough."""
+SPARE = 1.3
+"""A run is begun only if the longest one so far, times this, still fits before the deadline."""
+
+
+@dataclass(kw_only=True)
+class Share:
+    """What one service was asked and said."""
+
+    name: str
+    statuses: Counter[int] = field(default_factory=Counter)
+    runs: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        return sum(self.statuses.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what schemathesis says of failures, then the number of requests."""
+    """Prints what schemathesis says of failures, a line per service, then the verdict."""
     options = _options(arguments)
+    started = time.monotonic()
+    options.ends_at = started + options.deadline
     chosen = (options.only,) if options.only else SERVICES
-    share = -(-options.requests // len(chosen))
-    with tempfile.TemporaryDirectory() as directory:
-        results = [
-            _fuzz(Path(directory) / f"{name}.db", name, share, options)
-            for name in chosen
-        ]  # fmt: skip
-    return 0 if all(results) else 1
+    count = max(options.jobs, len(chosen))
+    each = -(-options.requests // count)
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(options.jobs) as threads:
+        shares = list(
+            threads.map(
+                lambda at: _fuzz(Path(directory) / f"{at}.db", chosen[at % len(chosen)], at, each, options),
+                range(count),
+            )
+        )
+    return 0 if _verdict(shares, time.monotonic() - started, options) else 1
+
+
+def _verdict(shares: Sequence[Share], taken_s: float, options: argparse.Namespace) -> bool:
+    statuses = sum((share.statuses for share in shares), Counter[int]())
+    answered, faults = statuses.total(), [fault for share in shares for fault in share.faults]
+    broken = {status: count for status, count in statuses.items() if status >= 500}
+    said = ", ".join(f"{count} times {status}" for status, count in sorted(statuses.items()))
+    print(f"statuses: {said}")
+    held = not faults and not broken and answered >= options.requests
+    print(
+        f"fuzz: {'HELD' if held else 'NOT HELD'}: {answered} of {options.requests} requests in {taken_s:.0f} s "
+        f"({answered / taken_s:.0f} per second, {options.jobs} side by side), {len(faults)} faults, "
+        f"{sum(broken.values())} answers of 5xx; seed {options.seed}"
+    )
+    for fault in faults:
+        print(f"  {fault}")
+    return held
+
+
+def _seconds(text: str) -> float:
+    return float(Budget.parse(text).seconds or 0.0)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000, help="in all (100000)")
+    parser.add_argument("--jobs", type=int, default=1, help="services fuzzed side by side (1)")
+    parser.add_argument("--deadline", type=_seconds, default=86400.0, metavar="TIME", help="to end by, like 9m (1 day)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--examples", type=int, default=EXAMPLES, help=f"per operation and run ({EXAMPLES})")
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful", help="of schemathesis (all)")
@@ -55,7 +107,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _fuzz(database: Path, name: str, requests: int, options: argparse.Namespace) -> bool:
+def _fuzz(database: Path, name: str, number: int, requests: int, options: argparse.Namespace) -> Share:
+    share = Share(name=f"{name} {number}")
     with open_store(database) as store:
         for size in (28, 56):
             store.decide(winner_of(key_of(64, size)))
@@ -63,23 +116,34 @@ def _fuzz(database: Path, name: str, requests: int, options: argparse.Namespace)
         before = store.counts()
     token = secret if name == "admin" else None
     hosts = [] if name == "loopback" else ["localhost"]
-    good, runs = True, 0
+    longest_s, seed = 0.0, options.seed + 1000 * number
     with served(database, hosts=hosts, public_reads=name == "no token") as service:
-        while (answered := _answered(service, token)) < requests and good:
-            good, runs = _run(service, token, options.seed + runs, options), runs + 1
-        good &= service.process.poll() is None
-        ready = service.http.get("/readyz", headers=_headers(token)).status_code == 200
+        while share.answered < requests and not share.faults:
+            left_s, started = options.ends_at - time.monotonic(), time.monotonic()
+            if left_s < longest_s * SPARE or left_s <= 0:
+                break
+            share.faults += _run(service, token, seed + share.runs, left_s, options)
+            share.runs += 1
+            longest_s = max(longest_s, time.monotonic() - started)
+            share.statuses = _answered(service, token)
+        if service.process.poll() is not None:
+            share.faults.append("the service has ended")
+        elif service.http.get("/readyz", headers=_headers(token)).status_code != 200:
+            share.faults.append("the service is not ready")
+    share.faults += [line.strip()[:300] for line in service.log if "Traceback" in line or " ERROR " in line]
     with open_store(database) as store:
         written = {table for table, count in store.counts().items() if count != before[table]}
-        sound = not store.check()
-    print(f"{name}: {answered} requests in {runs} runs, {'no' if good else 'SOME'} failures", flush=True)
+        share.faults += store.check()
     if name == "no token" and written:
-        print(f"{name}: WRITTEN to {', '.join(sorted(written))}")
-        good = False
-    return good and ready and sound
+        share.faults.append(f"WRITTEN without a token: {', '.join(sorted(written))}")
+    share.faults = [f"{share.name}: {fault}" for fault in share.faults]
+    found = f"{len(share.faults)} FAULTS" if share.faults else "no failures"
+    print(f"{share.name}: {share.answered} requests in {share.runs} runs, {found}", flush=True)
+    return share
 
 
-def _run(service: Served, token: str | None, seed: int, options: argparse.Namespace) -> bool:
+def _run(service: Served, token: str | None, seed: int, left_s: float, options: argparse.Namespace) -> list[str]:
+    """One run of schemathesis; what it found."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{service.url}/openapi.json",
         "--checks", "all", "--phases", options.phases,
@@ -89,20 +153,33 @@ def _run(service: Served, token: str | None, seed: int, options: argparse.Namesp
     for header, value in _headers(token).items():
         command += ["--header", f"{header}: {value}"]
     with tempfile.TemporaryDirectory() as directory:  # for what it keeps beside itself
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print("\n".join(line[:300] for line in (done.stdout + done.stderr).splitlines()))
-    return done.returncode == 0
+        try:
+            done = subprocess.run(
+                command, cwd=directory, capture_output=True, text=True, check=False, timeout=left_s + 5
+            )
+        except subprocess.TimeoutExpired:
+            return [f"seed {seed}: the deadline came in the middle of a run, whose failures are not known"]
+    if done.returncode == 0:
+        return []
+    print("\n".join(line[:300] for line in (done.stdout + done.stderr).splitlines()), flush=True)
+    return [
+        f"seed {seed}: {line}" for line in re.findall(r"(?m)^_+ ((?:GET|POST|PUT|PATCH|DELETE) \S+)", done.stdout)
+    ] or [f"seed {seed}: schemathesis ended with status {done.returncode}"]
 
 
 def _headers(token: str | None) -> dict[str, str]:
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
-def _answered(service: Served, token: str | None) -> int:
+def _answered(service: Served, token: str | None) -> Counter[int]:
+    """How often each status was answered."""
     text = service.http.get("/metrics", headers=_headers(token)).text
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-    return int(sum(sample.value for sample in samples if sample.name == "autotune_http_requests_total"))
+    found = Counter[int]()
+    for sample in samples:
+        if sample.name == "autotune_http_requests_total":
+            found[int(sample.labels["status"])] += int(sample.value)
+    return found
 
 
 if __name__ == "__main__":

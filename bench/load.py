@@ -2,10 +2,13 @@
 
     python bench/load.py                     100,000 winners, 10 minutes for the memory
     python bench/load.py --winners 2000 --rounds 2 --requests 500 --minutes 0
+    python bench/load.py --db load.db --minutes 0; python bench/load.py --db load.db --only memory --minutes 9
     python bench/load.py --db postgresql+psycopg://...  on an empty database of a server
 
 The service is `autotune serve` in a process of its own, the bare route the same server with nothing but one route;
-both are asked in turns, from this process, over connections that stay open. Exit status 1 if a figure is not held.
+both are asked in turns, from this process, over connections that stay open. All of it on two cores (`--cores`), however
+many there are. A database that is there already, with as many winners, is used as it is. The last line is the verdict;
+exit status 1 if a figure is not held.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import selectors
 import signal
@@ -21,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -56,18 +60,25 @@ SAMPLE_S = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line per figure."""
     options = _options(arguments)
+    cores = sorted(os.sched_getaffinity(0))[: options.cores]
+    os.sched_setaffinity(0, cores)  # of this process, and of those that it starts
+    print(f"on {len(cores)} cores", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         database = options.db or str(Path(directory) / "load.db")
         spec = ProbedDevices().describe("CPU")
         _fill(database, spec, options.winners)
         serve = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--db", database]
         with _server(serve) as (service, address), _server([sys.executable, "-c", BARE]) as (_, bare):
-            held = [_compare(address, bare, options), _batch(address, spec, options)]
-            if options.minutes:
-                held.append(_memory(address, service.pid, options))
+            parts: dict[str, Callable[[], bool]] = {
+                "compare": lambda: _compare(address, bare, options), "batch": lambda: _batch(address, spec, options),
+                "memory": lambda: not options.minutes or _memory(address, service.pid, options),
+            }  # fmt: skip
+            held = {name: part() for name, part in parts.items() if name in (options.only or parts)}
             with contextlib.suppress(KeyboardInterrupt):
                 service.send_signal(signal.SIGTERM)
-    return 0 if all(held) else 1
+    broken = [name for name, good in held.items() if not good]
+    print(f"load: {'NOT HELD: ' + ', '.join(broken) if broken else 'HELD'}: {', '.join(held)}")
+    return 1 if broken else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,7 +89,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="of each, in turns (10)")
     parser.add_argument("--requests", type=int, default=4000, help="per round (4000)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of load while memory is watched (10)")
-    parser.add_argument("--db", help="an empty database (default: a new SQLite file)")
+    parser.add_argument("--cores", type=int, default=2, help="for all processes together (2)")
+    parser.add_argument("--only", action="append", choices=("compare", "batch", "memory"), help="may be repeated")
+    parser.add_argument("--db", help="a database, empty or of a run before (default: a new SQLite file)")
     return parser.parse_args(arguments)
 
 
@@ -107,6 +120,9 @@ def _fill(database: str, spec: DeviceSpec, count: int) -> None:
     )  # fmt: skip
     started = time.perf_counter()
     with open_store(database) as store:
+        if store.counts()["winners"] == count:
+            print(f"{count} winners were there")
+            return
         kept = store.merge(winners)
     taken = time.perf_counter() - started
     print(f"{kept} winners merged in {taken:.1f} s, {kept / taken:.0f} per second", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 SCRIPTS = Path(__file__).parent / "migrations"
 HEAD = "0007"
 """The newest revision in `migrations/versions`. Revisions are numbers of four digits that count up."""
+
+_ALEMBIC = threading.Lock()
+"""Alembic keeps what it works on in a module: threads of one process take turns, whatever their databases."""
 
 
 def prepare(engine: Engine, dialect: Dialect) -> None:
@@ -39,14 +43,16 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     """Migrate forward within the connection's transaction: all of it happens, or nothing."""
     from alembic import command  # a quarter of a second that an up-to-date database does not cost
 
-    command.upgrade(_config(connection), revision)
+    with _ALEMBIC:
+        command.upgrade(_config(connection), revision)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
     """Migrate back within the connection's transaction. What the older schema cannot hold is lost."""
     from alembic import command
 
-    command.downgrade(_config(connection), revision)
+    with _ALEMBIC:
+        command.downgrade(_config(connection), revision)
 
 
 def revision(connection: Connection) -> str | None:

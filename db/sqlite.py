@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, NotADatabaseError
@@ -39,6 +39,7 @@ class Sqlite:
         )  # fmt: skip
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
+        event.listen(engine, "handle_error", _on_error)
         return engine
 
     def prepare(self, engine: Engine) -> None:
@@ -171,6 +172,12 @@ def _on_connect(connection: sqlite3.Connection, _: object) -> None:
     cursor.execute("PRAGMA synchronous=FULL")  # a commit that returned survives a power cut, not only a kill
     cursor.execute("PRAGMA fullfsync=ON")  # macOS: through the drive's own cache; elsewhere without effect
     cursor.close()
+
+
+def _on_error(context: ExceptionContext) -> None:
+    """A connection that was opened while the file could only be read stays so: it is not used again."""
+    if "readonly" in str(context.original_exception):
+        context.is_disconnect = True
 
 
 def _on_begin(connection: Connection) -> None:

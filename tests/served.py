@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,12 @@ def scripted_tune(trial_s: float) -> Callable[..., Winner]:
 class Served:
     """The running service: `http` asks it, `kill` is kill -9, `stop` SIGTERM."""
 
-    def __init__(self, database: Path | str, *, port: int = 0, trial_s: float = 0.0, **settings: Any) -> None:
+    def __init__(
+        self, database: Path | str, *, port: int = 0, trial_s: float = 0.0, within: Sequence[str] = (), **settings: Any
+    ) -> None:
+        """`within`: a program that starts it."""
         environ = os.environ | {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, str(database), str(port), str(trial_s), json.dumps(settings)]
+        command = [*within, sys.executable, __file__, str(database), str(port), str(trial_s), json.dumps(settings)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ)
         assert self.process.stderr is not None
         self.log: list[str] = []
@@ -181,7 +184,7 @@ def body(cin: int = 64, size: int = 56, **more: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    from api import protocol
+    from api import logs, protocol
     from api.app import create_app
     from api.lanes import LocalLanes
     from api.server import Server, listen
@@ -198,6 +201,7 @@ def main() -> None:
         setattr(protocol, name, values.pop(name, getattr(protocol, name)))
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     settings = Settings(db=database, port=int(port), **values)
+    logs.configure(settings.log_format)
     sock = listen(settings.host, settings.port)
     with open_store(database) as store:
         tune = scripted_tune(float(trial_s))

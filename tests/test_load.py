@@ -17,5 +17,7 @@ def test_a_small_load() -> None:
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr
     said = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    assert said[1:] == ["cached lookups", "cached lookups", "200 keys at once", "200 shapes at once"], done.stderr
-    assert done.stdout.startswith("220 winners merged")
+    parts = ["cached lookups", "cached lookups", "200 keys at once", "200 shapes at once", "load"]
+    assert said[2:] == parts, done.stderr
+    assert "220 winners merged" in said[1]
+    assert ("HELD: compare, batch, memory" in done.stdout) == (done.returncode == 0)

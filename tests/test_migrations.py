@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,12 @@ def test_jobs_survive_the_way_back_and_forward(engine: Engine, address: str) -> 
         again = store.claim("me", target=target_of(a_key().device))
         assert again is not None
         assert again.key == a_key(8)
+
+
+def test_threads_of_one_process_migrate_databases_of_their_own(tmp_path: Path) -> None:
+    def fresh(number: int) -> str:
+        with open_store(tmp_path / f"{number}.db") as store:
+            return store.revision()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(fresh, range(8))) == {HEAD}

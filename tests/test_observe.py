@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,44 @@ def test_a_log_line_is_text_for_a_person(root_logger: logging.Logger) -> None:
     logs.configure("text", out)
     logging.getLogger("autotune.jobs").warning("%s sent by basic YWJj", SECRET)
     assert out.getvalue().rstrip().endswith("+00:00 WARNING autotune.jobs: autotune_*** sent by basic ***")
+
+
+def test_the_log_of_a_service_is_json_and_knows_no_secrets(tmp_path: Path) -> None:
+    """Whoever writes a line: we, the HTTP server of a request that is none, a bug in a route."""
+    path = tmp_path / "a.db"
+    with open_store(path) as store:
+        secret = store.create_token("me", Scope.ADMIN)[1]
+    with served(path, hosts=["autotune.test"], log_format="json") as own:
+        own.http.headers["X-Request-Id"] = "mine-7"
+        own.http.get(f"/winners?token={secret}&password=hunter2", headers={"Authorization": f"Bearer {secret}"})
+        own.http.get("/jobs", auth=("me", secret))
+        own.http.get(f"/jobs/{secret}", headers={"Authorization": f"Bearer {secret}x"})
+        own.http.get("/lookup", headers={"Authorization": f"Bearer {secret}"})
+        with socket.create_connection(("127.0.0.1", int(own.url.rpartition(":")[2]))) as sock:
+            sock.sendall(
+                f"GET /?token={secret} HTTP/1.1\r\nno header\r\nAuthorization: Bearer {secret}\r\n\r\n".encode()
+            )
+            assert sock.recv(1000).startswith(b"HTTP/1.1 400")
+        own.stop()
+        lines = [json.loads(line) for line in own.log if not line.startswith("ready ")]
+    said = [(line["logger"], line.get("path"), line.get("status"), line.get("request_id")) for line in lines]
+    assert said == [
+        ("autotune.requests", "/winners", 200, "mine-7"), ("autotune.requests", "/jobs", 200, "mine-7"),
+        ("autotune.requests", "/jobs/autotune_***", 401, "mine-7"), ("uvicorn.error", None, None, None),
+    ]  # fmt: skip
+    assert secret not in str(own.log)
+    assert "hunter2" not in str(own.log)
+
+
+@pytest.mark.parametrize("text", [
+    "postgresql+psycopg://me:hunter2@db/x", "postgresql://me:hun@ter2@db/x", "host=db password=hunter2 user=me",
+    "postgresql://db/x?user=me&password=hunter2", '{"password": "hunter2"}', "PGPASSWORD=hunter2", "Basic hunter2==",
+    "AUTOTUNE_TOKEN=hunter2", "/lookup?access_token=hunter2&input=1", "token: 'hunter2'",
+])  # fmt: skip
+def test_secrets_are_known_by_where_they_stand(text: str) -> None:
+    hidden = logs.without_secrets(json.dumps({"message": text}))
+    assert "ter2" not in hidden
+    assert "***" in json.loads(hidden)["message"]
 
 
 def test_ready_tells_the_truth(tmp_path: Path) -> None:
