@@ -124,8 +124,9 @@ class FleetWorker:
 
         conninfo = self._store.queue_conninfo
         connector = PsycopgConnector(
-            conninfo=conninfo, kwargs=KEEPALIVE, min_size=1, max_size=4, timeout=POOL_TIMEOUT_S, num_workers=1
-        )
+            conninfo=conninfo, kwargs=KEEPALIVE | {"options": self._store.queue_options}, min_size=1, max_size=4,
+            timeout=POOL_TIMEOUT_S, num_workers=1,
+        )  # fmt: skip
         app = App(connector=connector)
         app.task(name=MEASURE)(self.measure)
         asked = 0

@@ -1,4 +1,4 @@
-"""One lock per device of this machine and user: two tuners never time on one device at once."""
+"""One lock per physical device of this machine: two tuners never time on one at once, whoever runs them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from autotune.physical_device import physical
 from autotune.runner import RunStoppedError
+from autotune.shared_folder import open_shared, runtime_directory
 
 POLL_S = 0.05
 
@@ -20,27 +21,9 @@ class DeviceBusyError(RuntimeError):
     """Another process kept the device for longer than the caller wanted to wait."""
 
 
-def runtime_directory() -> Path:
-    """`/tmp/tinygrad-autotune-<uid>`, made if missing, closed to others. Raises OSError if it belongs to another.
-
-    Not XDG_RUNTIME_DIR: it is set in a login session and unset in a service or a cron job of the same user, and
-    the two must meet at one lock. For the same reason TMPDIR is not asked.
-    """
-    directory = Path(f"/tmp/tinygrad-autotune-{os.getuid()}")  # noqa: S108  its owner is checked below
-    directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise PermissionError(f"{directory} is not a directory of this user: remove it")
-    return directory
-
-
-def physical(device: str) -> str:
-    """The GPU itself: where CUDA shows a process some of those that there are, it numbers them anew."""
-    kind, _, index = device.partition(":")
-    visible = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    if kind.upper() not in ("CUDA", "NV") or int(index or 0) >= len(visible):
-        return device
-    return f"{kind}:{visible[int(index or 0)]}"
+def name_of(device: str, environ: Mapping[str, str] | None = None) -> str:
+    """How files of the physical device are called: `CPU`, `CUDA-2`."""
+    return re.sub(r"[^A-Z0-9]+", "-", physical(device, environ).upper())
 
 
 class DeviceLock:
@@ -50,10 +33,10 @@ class DeviceLock:
     device stays locked until the measurement that still runs on it has ended. Not for several threads at once.
     """
 
-    def __init__(self, device: str, directory: Path | None = None) -> None:
-        name = re.sub(r"[^A-Z0-9]+", "-", physical(device).upper().removesuffix(":0"))
+    def __init__(self, device: str, directory: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
+        """`environ`, of whoever opens the device, says which one its number stands for. Raises OSError."""
         self.device = device
-        self.path = (directory or runtime_directory()) / f"device-{name}.lock"
+        self.path = (directory or runtime_directory()) / f"device-{name_of(device, environ)}.lock"
         self._shared = directory is None
         self._file: int | None = None
 
@@ -110,7 +93,7 @@ class DeviceLock:
     def _open(self, path: Path) -> int:
         if self._shared:
             runtime_directory()  # whoever cleans /tmp takes it away while we live
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open_shared(path)
 
     def _try(self) -> bool:
         file = self.fileno()

@@ -59,7 +59,7 @@ class LocalRunner:
         self._clock, self._now = clock, now
         self._command = tuple(child)
         self._start_timeout_s, self._lock_timeout_s = start_timeout_s, lock_timeout_s
-        self._lock, self._on_wait = DeviceLock(device, lock_directory), on_wait
+        self._lock, self._on_wait = DeviceLock(device, lock_directory, self._environ), on_wait
         self._one_at_a_time = threading.Lock()
         self._should_stop: Callable[[], bool] = lambda: False
         self._child: ChildProcess | None = None

@@ -40,7 +40,7 @@ def run_task(
 
     `timeout_s` counts from when the device is open. Raises TaskError, DeviceUnavailableError, DeviceBusyError.
     """
-    lock = DeviceLock(spec.device, lock_directory)
+    lock = DeviceLock(spec.device, lock_directory, environ)
     try:
         with lock.held(timeout_s=lock_timeout_s, on_wait=on_wait, clock=clock):
             environ = child_environment(os.environ if environ is None else environ, spec.device, spec)

@@ -15,6 +15,9 @@ from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
 MIGRATION_LOCK = 0x6175746F74756E65  # "autotune" in ASCII: advisory locks are numbers that all programs share
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TLS_MODES = ("require", "verify-ca", "verify-full")
+STATEMENT_S, IDLE_S = 60.0, 30.0
+"""How long the server lets one statement take, and a transaction wait for us: nobody who stands still or was cut off
+keeps others from a row. Migrations may take as long as they must."""
 BUSY_CODES = ("55P03", "57014", "40P01")  # lock_not_available, query_canceled, deadlock_detected
 
 
@@ -43,7 +46,7 @@ class Postgresql:
                     "keepalives_interval": 3,
                     "keepalives_count": 3,
                     "tcp_user_timeout": 15_000,
-                    "options": f"-c lock_timeout={round(self.busy_timeout_s * 1000)}",
+                    "options": self.session_options(),
                 },
             )
         except ModuleNotFoundError as error:
@@ -51,11 +54,21 @@ class Postgresql:
                 f"{self}: expected the driver psycopg, found none: pip install 'psycopg[binary]'"
             ) from error
 
+    def session_options(self) -> str:
+        """What the server holds our sessions to; what the address says comes last and prevails."""
+        limits = {"lock_timeout": self.busy_timeout_s, "statement_timeout": STATEMENT_S}
+        limits["idle_in_transaction_session_timeout"] = IDLE_S
+        said = _texts(self.url.query.get("options", ()), separator=None)
+        return " ".join([*(f"-c {name}={round(limit * 1000)}" for name, limit in limits.items()), *said])
+
     def prepare(self, engine: Engine) -> None:
         """Nothing to do: the server is configured by who runs it."""
 
     def lock_migrations(self, connection: Connection) -> None:
-        """Let one process at a time migrate; released when the transaction ends, however it ends."""
+        """Let one process at a time migrate; released when the transaction ends, however it ends. Who waits for the
+        lock waits as long as the migration takes."""
+        for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(text(f"SET LOCAL {name} = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
 
     def explain(self, error: DBAPIError) -> DatabaseError | None:
@@ -128,8 +141,9 @@ def _encrypted(url: URL) -> URL:
     return url
 
 
-def _texts(value: str | tuple[str, ...]) -> list[str]:
-    return [part for text in ([value] if isinstance(value, str) else value) for part in text.split(",")]
+def _texts(value: str | tuple[str, ...], separator: str | None = ",") -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    return [part for text in texts for part in (text.split(separator) if separator else [text])]
 
 
 def _pg_dump() -> str:

@@ -92,6 +92,10 @@ class Sqlite:
             for table, row_id, parent, _ in orphans
         ]
 
+    def session_options(self) -> str:
+        """There are no sessions."""
+        return ""
+
     def backup(self, engine: Engine, target: Path) -> None:
         """Copy the database while others write to it; the copy is on disk and whole before it gets its name."""
         if target.exists():

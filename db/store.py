@@ -341,6 +341,12 @@ class SqlStore:
         return queue.conninfo(self._engine.url)
 
     @property
+    def queue_options(self) -> str:
+        """libpq's `options` for it: what the server holds our sessions to."""
+        self._expect_server()
+        return self._dialect.session_options()
+
+    @property
     def serves_fleet(self) -> bool:
         """Whether workers elsewhere can share it: a server, not a file."""
         return self._engine.dialect.name == "postgresql"

@@ -296,16 +296,6 @@ def test_the_child_is_the_first_to_go_where_memory_runs_out(runner: LocalRunner)
     assert Path(f"/proc/{measured.conditions['pid']}/oom_score_adj").read_text() == "1000\n"
 
 
-def test_a_gpu_has_one_lock_whatever_number_it_goes_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lock(device: str, visible: str) -> str:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        return DeviceLock(device, tmp_path).path.name
-
-    assert lock("CUDA", "2,3") == lock("CUDA:2", "") == lock("CUDA:1", "0,2") == "device-CUDA-2.lock"
-    assert lock("CUDA", "0") == lock("CUDA:0", "") == lock("CUDA", "") == "device-CUDA.lock"
-    assert lock("CPU", "2") == "device-CPU.lock"
-
-
 def test_a_second_tuner_gets_its_turn(tmp_path: Path) -> None:
     """The first wants the device back as soon as it has let go of it, as a search does."""
     first, second, done = DeviceLock("CPU", tmp_path), DeviceLock("CPU", tmp_path), threading.Event()
