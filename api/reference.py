@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "AUTOTUNE_HOSTS": "names under which others reach `autotune serve`, as through a reverse proxy; comma-separated",
     "AUTOTUNE_PUBLIC_READS": "1: nobody needs a token to read",
     "AUTOTUNE_BUNDLE_KEY": "a file with the key that bundles of winners are signed with and checked against",
+    "AUTOTUNE_LOCKS": "the folder of the devices' locks (default /tmp/tinygrad-autotune); common to all on one machine",
     "AUTOTUNE_RETENTION": "how long `serve` keeps measurements and tasks, like 90d (default 1y; 0: for ever)",
     "AUTOTUNE_MOST_LOST": "how many workers a task may cost, before its candidates are tried one by one (default 3)",
     "AUTOTUNE_MAX_QUEUED": "how many shapes one submitter may have in the queue of `autotune serve`; beyond it, 429",

@@ -20,12 +20,13 @@ TRIES, PAUSE_S = 50, 0.01
 
 
 def runtime_directory() -> Path:
-    """`/tmp/tinygrad-autotune`, made if missing. Raises OSError if it is not a folder that all users share.
+    """`/tmp/tinygrad-autotune`, or what AUTOTUNE_LOCKS names (containers that share a device have no /tmp in common),
+    made if missing. Raises OSError if it is not a folder that all users share.
 
     Not XDG_RUNTIME_DIR: it is set in a login session and unset in a service or a cron job, and both must meet at one
     lock. For the same reason TMPDIR is not asked.
     """
-    folder = FOLDER
+    folder = Path(os.environ.get("AUTOTUNE_LOCKS") or FOLDER)
     if not folder.exists():
         _make(folder)
     status = folder.lstat()

@@ -35,7 +35,7 @@ TICK_S = 0.1
 PATIENT = 0.5
 """This share of the kills waits until something more was measured, or nothing ever would be; others come in bursts."""
 START_S, END_S = 120.0, 1800.0
-RAGE = 0.6
+RAGE = 0.55
 """This share of a deadline is for the kills; the rest is for the jobs to end, and to look at what is left."""
 LOOK_S = 30.0
 """What looking takes, at the most: of a deadline it is kept back from the jobs."""
@@ -62,15 +62,18 @@ class Chaos:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        environ = {"DEV": "CPU"}
+        environ = {"DEV": "CPU", "AUTOTUNE_LOCKS": str(folder / "locks")}
         serve = autotune("serve", "--port", str(self.port), "--db", self.database)
         self.service = Process("service", serve, folder / "service.log", environ=environ)
         count = 2 if self.postgres else 0
         work = autotune("worker", "--device", "CPU", "--db", self.database)
         self.workers = [
-            Process(f"worker {number}", work, folder / f"worker-{number}.log", environ=environ)
+            Process(
+                f"worker {number}", work, folder / f"worker-{number}.log",
+                environ={**environ, "AUTOTUNE_LOCKS": str(folder / f"locks-{number}")},  # as on another machine
+            )
             for number in range(1, count + 1)
-        ]
+        ]  # fmt: skip
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0)
         self.witness, self.killed = Witness(), Counter[str]()
         self.begun = time.monotonic()

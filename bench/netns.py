@@ -31,7 +31,6 @@ from sqlalchemy import Engine, create_engine, text
 
 from api.devices import ProbedDevices
 from autotune.job import Budget
-from autotune.shared_folder import runtime_directory
 from db import SqlStore, open_store
 from strategies.key import ConvKey
 from strategies.shape import ConvShape
@@ -118,11 +117,9 @@ class Scene:
         self.workers = []
         for number, (home, wire) in enumerate(zip(homes, self.wires, strict=True), 1):
             address = f"postgresql+psycopg://autotune_worker@{wire.outside_ip}/autotune?{trust}"
-            # a lock directory of its own, as on another machine
-            own = f'mount -t tmpfs none {runtime_directory()} && chmod 1777 {runtime_directory()} && exec "$@"'
-            command = ["ip", "netns", "exec", home, "unshare", "--mount", "sh", "-c", own, "sh"]
-            command += autotune("worker", "--device", "CPU", "--db", address)
-            self.workers.append(Process(f"worker {number}", command, folder / f"worker-{number}.log", environ=environ))
+            command = ["ip", "netns", "exec", home, *autotune("worker", "--device", "CPU", "--db", address)]
+            own = {**environ, "AUTOTUNE_LOCKS": str(folder / f"locks-{number}")}  # as on another machine
+            self.workers.append(Process(f"worker {number}", command, folder / f"worker-{number}.log", environ=own))
         self.hub = hub
         self.processes = [self.postgres, self.service, *self.workers]
 

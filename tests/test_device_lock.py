@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from databases import ROOT
 
-from autotune import shared_folder
 from autotune.device_lock import DeviceLock
 from autotune.device_use import in_use, mark_in_use
 from autotune.physical_device import physical
@@ -51,7 +50,7 @@ def test_two_gpus_have_two_locks_and_one_has_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(shared_folder, "FOLDER", tmp_path / "shared")
+    monkeypatch.setenv("AUTOTUNE_LOCKS", str(tmp_path / "shared"))
     return tmp_path / "shared"
 
 
@@ -85,12 +84,10 @@ def test_nobody_is_led_to_a_file_elsewhere(folder: Path, tmp_path: Path) -> None
 
 
 OTHER = """
-import os, pathlib, sys
-from autotune import shared_folder
+import os, sys
 from autotune.device_lock import DeviceBusyError, DeviceLock
 from autotune.device_use import mark_in_use
-shared_folder.FOLDER = pathlib.Path(sys.argv[1])
-os.setgroups([]), os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
 mark_in_use("CPU")
 try:
     with DeviceLock("CPU").held(timeout_s=0, on_wait=lambda said: None):
@@ -111,7 +108,7 @@ def test_two_users_never_measure_at_once(folder: Path, tmp_path: Path) -> None:
 
     def other() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", OTHER, str(folder), str(nobody.pw_uid)], text=True,
+            [sys.executable, "-c", OTHER, str(nobody.pw_uid)], text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
