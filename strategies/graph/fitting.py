@@ -16,9 +16,12 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
-from tinygrad.codegen.opt import Opt, OptOps
+from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
+from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.codegen.simplify import pm_flatten_range, pm_load_collapse, pm_simplify_ranges, pm_split_ranges
+from tinygrad.dtype import dtypes
+from tinygrad.helpers import ALLOW_TF32, NOOPT, USE_TC, Context
 from tinygrad.renderer import Renderer
 from tinygrad.schedule.multi import multi_pm
 from tinygrad.schedule.rangeify import pm_mops
@@ -88,6 +91,38 @@ def drop_request(kernel: UOp, request: OptionRequest) -> UOp:
     return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if by_hand else None))
 
 
+def spare_tensor_cores(kernel: UOp, renderer: Renderer) -> UOp | None:
+    """The kernel with what tinygrad's heuristics choose without tensor cores; None where nothing could go wrong.
+
+    tinygrad takes the first axes held in registers for those that its tensor core made (Scheduler._apply_tc_opt names
+    them u0, r0 and so on), which is why it insists that tensor cores come before any other option. In a kernel that
+    its lowering gave such axes they are others, and the sum is another one.
+    """
+    if kernel.arg.opts_to_apply is not None or not _has_float32_tensor_cores(renderer):
+        return None
+    if not any(u.op is Ops.RANGE and u.arg[-1] in REGISTERS for u in kernel.toposort()):
+        return None
+    try:
+        opts = heuristics_without_tensor_cores(kernel, renderer)
+    except KernelOptError:
+        return None  # it has none without them either: tinygrad says so when it compiles the kernel
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
+
+
+@functools.lru_cache(maxsize=512)
+def heuristics_without_tensor_cores(kernel: UOp, renderer: Renderer) -> tuple[Opt, ...]:
+    """What tinygrad would do to this kernel with TC=0. Raises KernelOptError."""
+    with Context(TC=0):
+        return tuple(hand_coded_optimizations(scheduler_of(kernel, renderer)).applied_opts)
+
+
+def _has_float32_tensor_cores(renderer: Renderer) -> bool:
+    """Whether tinygrad would use any: products are in float32 whatever the convolution is in."""
+    if not USE_TC or NOOPT or (renderer.target.device in ("CUDA", "NV") and not ALLOW_TF32):
+        return False
+    return any(core.dtype_in == dtypes.float32 for core in renderer.tensor_cores)
+
+
 def bare(kernel: UOp) -> UOp:
     """The kernel with neither options nor a request for any."""
     return kernel.replace(arg=replace(kernel.arg, opts_to_apply=None))
@@ -104,6 +139,8 @@ def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer)
         if (found := axes_of(scheduler)) != axes:
             raise MisfitError(f"they are for {axes}, the kernel has {found}")
         before = extent_of(scheduler, REGISTERS)
+        if before > 1 and any(opt.op is OptOps.TC for opt in opts):
+            raise MisfitError("tensor cores come before axes held in registers")
         for opt in opts:
             scheduler.apply_opt(opt)
         in_registers, threads = extent_of(scheduler, REGISTERS), extent_of(scheduler, WORKGROUP)

@@ -22,7 +22,16 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import Candidate, KernelOptions, Option
 from strategies.graph.compiling import LoweringTimeoutError, Pool, compile_kernels
-from strategies.graph.fitting import REGISTERS, MisfitError, axes_of, bare, extent_of, fit, scheduler_of
+from strategies.graph.fitting import (
+    REGISTERS,
+    MisfitError,
+    axes_of,
+    bare,
+    extent_of,
+    fit,
+    scheduler_of,
+    spare_tensor_cores,
+)
 from strategies.graph.limits import limited
 from strategies.graph.options import kernel_calls, opt_of, option_of
 from strategies.graph.program import convolution, operands, roles_of, schedule
@@ -62,6 +71,9 @@ class TunableKernel:
         """What it has if nobody searches."""
         if self.by_hand or NOOPT:
             return ()
+        spared = spare_tensor_cores(self.kernel, self.renderer)
+        if spared is not None:
+            return tuple(map(option_of, spared.arg.opts_to_apply))
         return tuple(map(option_of, hand_coded_optimizations(self._scheduler).applied_opts))
 
     def chosen(self, options: Options) -> KernelOptions:
@@ -73,6 +85,8 @@ class TunableKernel:
         most = max(MOST_IN_REGISTERS, extent_of(begun, REGISTERS))
         further = get_kernel_actions(begun, include_0=False, max_up=most).values()
         found = (tuple(map(option_of, scheduler.applied_opts)) for scheduler in further)
+        if extent_of(self._scheduler, REGISTERS) > 1:  # see spare_tensor_cores
+            found = (o for o in found if o[-1][0] != OptOps.TC.name)
         return sorted(found, key=lambda o: o[-1][0] != OptOps.THREAD.name)
 
     def other(self, options: Options) -> list[Options]:

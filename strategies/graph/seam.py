@@ -40,7 +40,7 @@ from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
 from strategies.graph.device import flags_in_force, opened
-from strategies.graph.fitting import MisfitError, apply_request, drop_request, request_of
+from strategies.graph.fitting import MisfitError, apply_request, drop_request, request_of, spare_tensor_cores
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
@@ -244,8 +244,13 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
 
 def _with_requested_options(call: UOp, kernel: UOp) -> UOp | None:
     """The kernel's options, where it is to have some."""
-    if not isinstance(kernel.arg, KernelInfo) or (request := request_of(kernel)) is None:
+    if not isinstance(kernel.arg, KernelInfo):
         return None
+    if (request := request_of(kernel)) is None:
+        device = call.src[1].device if len(call.src) > 1 else ()
+        of_one = device[0] if isinstance(device, tuple) and device else device
+        spared = spare_tensor_cores(kernel, opened(of_one).renderer) if isinstance(of_one, str) else None
+        return call.replace(src=(spared, *call.src[1:])) if spared is not None else None
     fitted = _thread.attachment.fitted if _thread.attachment is not None else None
     begun, misfit = time.perf_counter(), None
     try:
