@@ -90,7 +90,7 @@ def _blockings(shape: str, strategy: str, names: Sequence[str], rng: random.Rand
     item = get_strategy(strategy)
     choices = {p.name: p.choices for p in item.parameters}
     for blocking in itertools.product(*(choices[name] for name in names)):
-        values = _possible(item, rng, dict(zip(names, blocking, strict=True)))
+        values = _possible(item, rng, dict(zip(names, blocking, strict=True)), shape)
         yield Case(
             shape=shape, dtype=rng.choice(DTYPES), tensor_cores=rng.random() < 0.5, candidate=item.candidate(values)
         )
@@ -116,7 +116,7 @@ def _pairs(row: Mapping[str, Any]) -> set[Any]:
 
 def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
     item = get_strategy(row["strategy"])
-    values = _possible(item, rng, {"tile": row["tile"]} if _takes(item.name, "tile") else {})
+    values = _possible(item, rng, {"tile": row["tile"]} if _takes(item.name, "tile") else {}, row["shape"])
     return Case(
         shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], candidate=item.candidate(values)
     )
@@ -138,7 +138,9 @@ def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
         while left := {p.name: [v for v in p.choices if (item.name, p.name, v) not in seen] for p in item.parameters}:
             if not any(left.values()):
                 break
-            values = _possible(item, rng, {name: rng.choice(values) for name, values in left.items() if values})
+            values = _possible(
+                item, rng, {name: rng.choice(values) for name, values in left.items() if values}, "16c 32"
+            )
             candidate = item.candidate(values)
             before = len(seen)
             seen |= {(item.name, *pair) for pair in candidate.params}
@@ -148,11 +150,14 @@ def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
             yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate)
 
 
-def _possible(item: Strategy, rng: random.Random, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _possible(item: Strategy, rng: random.Random, fixed: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """`fixed` and the other parameters at random: such that there is a kernel, if some of several tries find one."""
-    for _ in range(50):
+    channels = SHAPES[shape][1][1]
+    for _ in range(200):
         values = {p.name: rng.choice(p.choices) for p in item.parameters} | dict(fixed)
-        if item.name != "shared_memory" or _blocking(values).fault() is None:
+        if item.name != "shared_memory":
+            break
+        if _blocking(values).fault() is None and channels % (values["depth"] * values["parts"]) == 0:
             break
     return values
 
@@ -160,7 +165,7 @@ def _possible(item: Strategy, rng: random.Random, fixed: Mapping[str, Any]) -> d
 def _blocking(values: Mapping[str, Any]) -> Blocking:
     return Blocking(
         rows=values["cout_block"], columns=values["tile_block"], depth=values["depth"],
-        thread_rows=values["couts"], thread_columns=values["tiles"],
+        thread_rows=values["couts"], thread_columns=values["tiles"], ahead=values["ahead"], parts=values["parts"],
     )  # fmt: skip
 
 
