@@ -26,6 +26,8 @@ def child_environment(environ: Mapping[str, str], device: str, spec: DeviceSpec)
     CCACHE=0: tinygrad's cache of compiled kernels does not know which compiler made them, nor when.
     PARALLEL=0: compiling in a pool of processes would leave the kernels of a killed candidate running, and patches
     of the graph do not reach the pool.
+    OPENBLAS_NUM_THREADS=1: NumPy's products are dealt out to threads by autotune.reference; OpenBLAS's own wait for
+    each other where other processes are busy.
     """
     result = {name: value for name, value in environ.items() if name not in DROPPED}
     result.update((name, value) for name, value in spec.flags if is_flag(name, value))
@@ -34,6 +36,7 @@ def child_environment(environ: Mapping[str, str], device: str, spec: DeviceSpec)
     result.update(
         CCACHE="0",
         DEV=device,
+        OPENBLAS_NUM_THREADS="1",
         PARALLEL="0",
         PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)),
         PYTHONSAFEPATH="1",  # `-m` would put the caller's directory first, and it may hold a `strategies` of its own

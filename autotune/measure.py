@@ -5,7 +5,6 @@ What Python can catch becomes a Measurement here; crashes, hangs and memory are 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from autotune.job import Budget
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.option_search import with_options
+from autotune.reference import processors
 from autotune.runner import TRIED, Request
 from autotune.timing import Times, drift, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
@@ -44,7 +44,7 @@ QUICK_ROUND_S = 0.005
 OVERESTIMATED = 10.0
 """By how much `Program.arithmetic` may be above what is computed: see strategies.graph.work. Seen: 10.1, for
 `deferred_mhat`, whose transforms tinygrad moves out of the loops."""
-WORKERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+WORKERS = min(8, processors())
 
 
 class Bench:

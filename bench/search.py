@@ -1,13 +1,12 @@
 """How good the search is: `python bench/search.py replay | guess | stability`.
 
-replay     every sampler on every shape of a recording (bench/record.py), with no device: how many candidates it
-           measures until one is within 5% of the best that was recorded; where BEAM=2 was recorded too, how many
-           seconds until one is as fast as its result, and how much faster one is after the same time
+replay     the search of `autotune tune` on every shape of a recording (bench/record.py), with no device, beside random
+           search and plain TPE: how many candidates it measures until one is within 5% of the best that was recorded;
+           how many seconds until one is as fast as BEAM=2's result, and how much faster one is after the same time
 guess      each recorded shape is held out in turn and guessed from the others: how near the guess comes to the best
 stability  tunes one shape several times over from nothing, here and now, and times the winners against each other
 
-What a replayed search spends is what the recorded candidates took: each its own kernels' compilation and its timing.
-Times carry 2% of noise a round, as a search would see.
+What a replayed search is charged: see bench/replay.py.
 """
 
 from __future__ import annotations
@@ -18,12 +17,11 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recording import Recording, Trial, subspace
+from replay import WAYS, Recorded, RecordedStore, Seen, by_way, first, recorded, replayed
 from rich.console import Console
 from rich.table import Table
 from shapes import conv_shape, label
@@ -31,24 +29,19 @@ from shapes import conv_shape, label
 from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
-from autotune.measurement import Measurement, Status
-from autotune.neighbours import guess, prior
-from autotune.search import SAMPLERS, Search
-from autotune.space import Space
+from autotune.neighbours import guess
 from autotune.statistics import MIN_GAIN, median
 from autotune.timing import interleaved
 from autotune.tune import tune
-from autotune.winner import Interval, Winner, WinnerState
 from db import open_store
 from strategies.candidate import Candidate
 from strategies.graph.device import describe_device
 from strategies.graph.program import Program
-from strategies.key import ConvKey, DeviceSpec
+from strategies.key import ConvKey
 
-DIRECT = Candidate.of("direct")
 RECORDED = Path(__file__).parent / "recorded" / "cpu.jsonl.gz"
 NEAR = 1.05
-ROUNDS, NOISE = 7, 0.02
+WANTED, SHARE = 40, 0.1
 LEAST = 1000
 """A shape of which fewer candidates were recorded is left out, unless --least says otherwise."""
 
@@ -60,7 +53,7 @@ def main() -> int:
     parser.add_argument("--least", type=int, default=LEAST, help="candidates that a shape must have (%(default)s)")
     parser.add_argument("--blind", action="store_true", help="without the presets that strategies declare as good")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--trials", type=int, default=200, help="at most, per search")
+    parser.add_argument("--trials", type=int, default=WANTED, help="of a search, replayed (default %(default)s)")
     parser.add_argument("--shape", type=int, nargs=3, default=(1, 64, 28), metavar=("BATCH", "CHANNELS", "SIZE"))
     parser.add_argument("--times", type=int, default=5, help="stability: how often the shape is tuned")
     parser.add_argument("--budget", default="40s", help="stability: for each tuning")
@@ -75,142 +68,81 @@ def main() -> int:
     return replay(options, spaces, console) if options.what == "replay" else held_out(spaces, console)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """One shape of a recording."""
-
-    key: ConvKey
-    space: Space
-    trials: dict[Candidate, Trial]
-    machine: str
-    beam: tuple[float, float] | None
-
-    @property
-    def best(self) -> float:
-        return min(t.ratio for t in self.trials.values() if t.ok and t.ratio)
-
-    @property
-    def default(self) -> float:
-        """The better of tinygrad's own, over direct."""
-        return min([t.ratio for c in self.space.defaults if (t := self.trials.get(c)) and t.ratio], default=1.0)
-
-    def measured(self, candidate: Candidate, noise: np.ndarray) -> Measurement:
-        """As the search would have seen it."""
-        trial = self.trials.get(candidate)
-        if trial is None or trial.ratio is None:
-            status = Status(trial.status) if trial is not None else Status.INAPPLICABLE
-            return Measurement(key=self.key, candidate=candidate, status=status)
-        return Measurement(
-            key=self.key, candidate=candidate, status=Status(trial.status), fingerprint=trial.program,
-            times_s=tuple(1e-3 * trial.ratio * noise), yardstick_times_s=(1e-3,) * len(noise),
-        )  # fmt: skip
-
-
-def recorded(path: Path, least: int, *, presets: bool) -> list[Recorded]:
-    recording = Recording.read(path)
-    spec = DeviceSpec.from_json(recording.machine["device"])
-    machine = f"{spec.arch}, {spec.cores} cores a slot, {recording.machine['slots']} slots at once"
-    result = []
-    for number, (size, trials) in enumerate(zip(recording.shapes, recording.trials, strict=True)):
-        if len(trials) >= least:
-            key = ConvKey(shape=conv_shape(*size), device=spec)
-            result.append(Recorded(key, subspace(key, presets=presets), trials, machine, recording.beam.get(number)))
-    return result
-
-
 def replay(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> int:
-    ways = [*SAMPLERS, "model, neighbours known"]
-    beams = any(item.beam for item in spaces)
-    needed: dict[str, list[float]] = {way: [] for way in ways}
-    shares: dict[str, list[float]] = {way: [] for way in ways}
-    overs: dict[str, list[float]] = {way: [] for way in ways}
-    table = Table("shape", "candidates", "best/direct", *ways, *(["BEAM=2 s"] if beams else []), box=None)
+    """Exit status 1 if the product's search needs too many candidates, or too long for BEAM=2's result."""
+    tables = [candidates_table(options, spaces, console), beam_table(options, spaces, console)]
+    return 0 if all(tables) else 1
+
+
+def candidates_table(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> bool:
+    """How many candidates it takes to come near the best, and what there is after so many."""
+    needed, reached = by_way(WAYS), by_way(WAYS)
+    table = Table("shape", "candidates", "best/direct", *WAYS, box=None)
     for item in spaces:
         row = [label(item.key.shape), str(len(item.trials)), f"{item.best:.3f}"]
-        beam = item.beam
-        for way in ways:
-            runs = [search(item, spaces, way, seed, options.trials) for seed in range(options.seeds)]
-            counts = [run.candidates for run in runs]
-            needed[way] += counts
-            row.append(f"{statistics.median(counts):.0f}")
-            if beam is not None:
-                share = statistics.median(run.beam_s for run in runs) / beam[1]
-                shares[way].append(share)
-                overs[way] += [run.over_beam for run in runs]
-                row[-1] += f" ({share:.2f})"
-        table.add_row(*row, *([f"{beam[1]:.0f}" if beam else "-"] if beams else []))
-        print(row, file=sys.stderr, flush=True)
+        for way in WAYS:
+            runs = [run(item, spaces, way, seed, Budget(trials=options.trials)) for seed in range(options.seeds)]
+            counts = [first(seen, NEAR * item.best, lambda s: s.count) for seen, _ in runs]
+            results = [ratio / item.best for _, ratio in runs]
+            needed[way].append(statistics.median(counts))
+            reached[way].append(statistics.median(results))
+            row.append(f"{needed[way][-1]:.0f} ({reached[way][-1]:.3f})")
+        table.add_row(*row)
     console.print(table)
-    console.print(f"candidates measured until within {NEAR - 1:.0%} of the best, median over {options.seeds} seeds" + (
-        "; in brackets the seconds until as fast as BEAM=2, as a share of BEAM=2's" if beams else ""))  # fmt: skip
-    for way in ways:
-        within = sum(n <= 40 for n in needed[way]) / len(needed[way])
-        said = f"{way}: median {statistics.median(needed[way]):.0f}, within 40 in {within:.0%}"
-        if shares[way]:
-            said += f"; BEAM=2's result in {statistics.median(shares[way]):.3f} of its seconds"
-            said += f", after as many {statistics.median(overs[way]):.3f} of its time"
-        console.print(said)
-    return 0
+    console.print(
+        f"candidates measured, options tried on one kernel counted, until within {NEAR - 1:.0%} of the best recorded; "
+        f"in brackets what {options.trials} come to, over that best; medians over {options.seeds} seeds"
+    )
+    for way in WAYS:
+        within = sum(count <= options.trials for count in needed[way])
+        console.print(
+            f"{way}: median over the shapes {statistics.median(needed[way]):.0f} (wanted of tune: {WANTED}), within "
+            f"{options.trials} on {within} of {len(spaces)}; then at {geomean(reached[way]):.3f} of the best's time"
+        )
+    return statistics.median(needed["tune"]) <= WANTED
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Candidates until near the best, and seconds until as fast as BEAM=2, infinite if it did not come to that; and
-    the best found in BEAM=2's time over its result."""
-
-    candidates: float
-    beam_s: float
-    over_beam: float
-
-
-def search(item: Recorded, spaces: Sequence[Recorded], way: str, seed: int, trials: int) -> Run:
-    beam, rng = item.beam, np.random.default_rng(seed)
-    others: Any = RecordedStore([s for s in spaces if s is not item])
-    known = [] if way in SAMPLERS else prior(others, item.key)
-    searching = Search(item.space, seed=seed, sampler=way if way in SAMPLERS else "model", prior=known)
-    count, spent_s, found, beaten, over_beam = 0, 0.0, math.inf, math.inf, math.inf
-    while count < trials and (math.isinf(found) or (beam is not None and spent_s < beam[1])):
-        candidate = searching.ask()
-        if candidate is None:
-            break
-        searching.tell(item.measured(candidate, np.exp(rng.normal(0, NOISE, ROUNDS))))
-        trial = item.trials.get(candidate)
-        if trial is None:  # not recorded: it cannot be counted
-            continue
-        count, spent_s = count + 1, spent_s + trial.compile_s + trial.other_s
-        if not trial.ok or not trial.ratio:
-            continue
-        if trial.ratio <= NEAR * item.best:
-            found = min(found, count)
-        if beam is not None and trial.ratio <= beam[0]:
-            beaten = min(beaten, spent_s)
-        if beam is not None and spent_s <= beam[1]:
-            over_beam = min(over_beam, trial.ratio / beam[0])
-    return Run(found, beaten, over_beam)
+def beam_table(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> bool:
+    """How long it takes to come to what BEAM=2 came to, and how far one is after the same time."""
+    beams = [(item, item.beam) for item in spaces if item.beam is not None]
+    if not beams:
+        console.print("BEAM=2 was not recorded")
+        return True
+    shares, overs = by_way(WAYS), by_way(WAYS)
+    table = Table("shape", "BEAM=2/direct", "s", *WAYS, box=None)
+    for item, (ratio, seconds) in beams:
+        row = [label(item.key.shape), f"{ratio:.3f}", f"{seconds:.0f}"]
+        for way in WAYS:
+            runs = [run(item, spaces, way, seed, Budget(seconds=seconds)) for seed in range(options.seeds)]
+            spent = statistics.median(first(seen, ratio, lambda s: s.seconds) for seen, _ in runs)
+            shares[way].append(spent / seconds)
+            overs[way].append(statistics.median(found for _, found in runs) / ratio)
+            row.append(f"{spent:.1f} ({overs[way][-1]:.3f})")
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        "seconds until as fast as what BEAM=2 came to on the better of tinygrad's lowerings; in brackets what the same "
+        f"time as BEAM=2's comes to, over its result; medians over {options.seeds} seeds"
+    )
+    for way in WAYS:
+        console.print(
+            f"{way}: BEAM=2's result in {statistics.median(shares[way]):.3f} of its seconds, median (wanted of tune: "
+            f"{SHARE}), on {sum(s <= SHARE for s in shares[way])} of {len(beams)} within; in all of them "
+            f"{geomean(overs[way]):.3f} of its time, geometric mean"
+        )
+    return statistics.median(shares["tune"]) <= SHARE
 
 
-class RecordedStore:
-    """What autotune.neighbours asks of a store, from recorded shapes."""
-
-    def __init__(self, spaces: Sequence[Recorded]) -> None:
-        self._spaces = {space.key.digest: space for space in spaces}
-
-    def winners(self, **_: Any) -> list[tuple[int, Winner]]:
-        return [(number, winner_of(space)) for number, space in enumerate(self._spaces.values(), 1)]
-
-    def measurements(self, key: ConvKey) -> list[Measurement]:
-        space = self._spaces[key.digest]
-        return [space.measured(candidate, np.ones(1)) for candidate in space.trials]
+def run(
+    item: Recorded, spaces: Sequence[Recorded], way: str, seed: int, budget: Budget
+) -> tuple[Sequence[Seen], float]:
+    """What one search saw, and what it ended with."""
+    made, ratio = replayed(item, [s for s in spaces if s is not item], way, seed, budget)
+    return made.seen, ratio
 
 
-def winner_of(space: Recorded) -> Winner:
-    best = min((t.ratio, str(c), c) for c, t in space.trials.items() if t.ok and t.ratio)
-    times = (Interval(median=t, low=t, high=t) for t in (1e-3 * best[0], 1e-3 * space.default, best[0] / space.default))
-    time_s, default_s, ratio = times
-    return Winner(
-        key=space.key, candidate=best[2], state=WinnerState.VERIFIED, time_s=time_s, default=DIRECT,
-        default_time_s=default_s, ratio=ratio,
-    )  # fmt: skip
+def geomean(values: Sequence[float]) -> float:
+    return math.exp(statistics.mean(map(math.log, values)))
 
 
 def held_out(spaces: Sequence[Recorded], console: Console) -> int:
@@ -232,7 +164,7 @@ def held_out(spaces: Sequence[Recorded], console: Console) -> int:
             f"{speeds[-1]:.3f}", f"{made.provenance['confidence']:.2f}", str(made.candidate),
         )  # fmt: skip
     console.print(table)
-    mean = math.exp(statistics.mean(map(math.log, speeds))) if speeds else 0.0
+    mean = geomean(speeds) if speeds else 0.0
     console.print(f"speed of the guess over the tuned, geometric mean of {len(speeds)}: {mean:.3f} (wanted: 0.9)")
     console.print(f"slower than the default by more than {MIN_GAIN:.0%}: {slower} of {len(spaces)} (wanted: 1 in 20)")
     console.print(f"without a recorded guess: {none}")
