@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from api.exchange import all_winners
 from autotune.store import Store
 from autotune.winner import WITHDRAWN_STATES, Winner
 
@@ -78,13 +77,11 @@ class Known:
                 self._changes = changes
             return self._winners
 
-    def everything(self, store: Store) -> list[tuple[int, Winner]]:
-        """Every current winner, withdrawn ones too: what the dashboard shows. Only as many as MAX_KNOWN are kept."""
+    def shown(self, store: Store) -> list[tuple[int, Winner]]:
+        """The MAX_KNOWN latest, withdrawn ones too: what the dashboard shows, however many there are."""
         with self._lock:
             changes = store.changes()
-            if self._shown_at == changes:
-                return self._shown
-            found = all_winners(store)
-            if len(found) <= MAX_KNOWN:
-                self._shown_at, self._shown = changes, found
-            return found
+            if self._shown_at != changes:
+                self._shown = store.winners(limit=MAX_KNOWN)
+                self._shown_at = changes
+            return self._shown

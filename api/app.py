@@ -23,6 +23,7 @@ from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
 from api.settings import Settings
+from api.streams import Streams
 from autotune.tune import tune as default_tune
 from db import SqlStore
 
@@ -41,6 +42,7 @@ def create_app(
     `remembered` are the devices for readers, whose questions must not open any; by default, `devices`.
     """
     job_runner, housekeeping = JobRunner(store, lanes, tune=tune), Housekeeping(store, settings.retention_s)
+    metrics = Metrics(store, workers=job_runner.workers, leases_lost=lambda: job_runner.leases_lost)
     service = Service(
         store=store,
         devices=devices,
@@ -48,7 +50,8 @@ def create_app(
         jobs=job_runner,
         settings=settings,
         authority=Authority(store),
-        metrics=Metrics(store, workers=job_runner.workers, leases_lost=lambda: job_runner.leases_lost),
+        metrics=metrics,
+        streams=Streams(settings.max_streams, metrics.streams),
     )
 
     @asynccontextmanager

@@ -124,6 +124,12 @@ def _taken(scope: Scope) -> bool:
     return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
 
 
+def presented_name(scope: Scope) -> str:
+    """Whose a request is: its token's, or empty where none is needed and all are one."""
+    token: Token | None = scope.get(PRESENTED)
+    return "" if token is None else f"token:{token.id}"
+
+
 def presented(headers: Headers) -> str:
     """The token in a request: as a bearer's, or as the password that a browser asks for; empty if there is none."""
     scheme, _, value = headers.get("authorization", "").partition(" ")

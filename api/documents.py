@@ -41,9 +41,9 @@ def job_document(job: Job) -> JsonObject:
 
 def job_summary(job: Job) -> JsonObject:
     """A job without its keys, of which there may be thousands: for lists and streams."""
-    name = str(job.keys[0]) if len(job.keys) == 1 else f"{len(job.keys)} shapes"
+    name = str(job.keys[0]) if job.total_keys == 1 else f"{job.total_keys} shapes"
     return {
-        "id": job.id, "name": name, "state": str(job.state), "done_keys": job.done_keys, "total_keys": len(job.keys),
+        "id": job.id, "name": name, "state": str(job.state), "done_keys": job.done_keys, "total_keys": job.total_keys,
         "progress": finite(job.progress), "budget": job.budget.to_json(), "error": job.error,
         "created_at": job.created_at, "started_at": job.started_at, "ended_at": job.ended_at,
         "priority": job.terms.priority, "deadline": job.terms.deadline, "idle": job.terms.idle,

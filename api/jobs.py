@@ -275,13 +275,9 @@ class JobRunner:
                 return
 
     def _waiting_for(self, job: Job) -> str:
-        if job.state.ended or JobState.RUNNING in job.states:
+        if job.state is not JobState.QUEUED:
             return ""
-        devices = {
-            target_of(key.device): key.device
-            for key, state in zip(job.keys, job.states, strict=True)
-            if state is JobState.QUEUED
-        }
+        devices = {target_of(device): device for device in job.waiting_devices()}
         for target in devices:
             missing = self._offer.missing.get(target)
             if missing is not None:

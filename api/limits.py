@@ -1,4 +1,4 @@
-"""What a shape may cost the machine that tunes it."""
+"""What a shape may cost the machine that tunes it, and how many a request may name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from api.settings import Settings
 from strategies.shape import ConvShape
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def expect_batch(count: int, settings: Settings) -> None:
+    """Raises ProblemError for more shapes than one request may name."""
+    if count > settings.max_batch:
+        raise ProblemError(
+            422, f"expected at most {settings.max_batch} shapes in a request (AUTOTUNE_MAX_BATCH), found {count}: "
+            "send several",
+        )  # fmt: skip
 
 
 def expect_affordable(shapes: Iterable[ConvShape], settings: Settings) -> None:

@@ -15,6 +15,7 @@ from api.imports import Imports
 from api.jobs import JobRunner
 from api.metrics import Metrics
 from api.settings import Settings
+from api.streams import Streams
 from db import SqlStore
 
 
@@ -32,6 +33,7 @@ class Service:
     settings: Settings
     authority: Authority
     metrics: Metrics
+    streams: Streams
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)

@@ -36,9 +36,10 @@ class Settings:
     `source` is what `autotune run` applies. `hosts` are names under which others reach the service, as through a
     reverse proxy; with `public_reads` nobody needs a token to read; `bundle_key` is the file
     of the key that imported bundles must be signed with. One submitter may have
-    `max_queued` shapes in the queue; a shape may have tensors of `max_shape_bytes` in all and `max_shape_macs`
-    multiply-accumulates. Sizes are in bytes. Measurements and tasks are kept for `retention_s` (0: for ever); a task
-    that `most_lost` workers did not survive is given to nobody any more.
+    `max_queued` shapes in the queue and `max_streams` event streams; a request may name `max_batch` shapes; a shape
+    may have tensors of `max_shape_bytes` in all and `max_shape_macs` multiply-accumulates. Sizes are in bytes.
+    Measurements and tasks are kept for `retention_s` (0: for ever); a task that `most_lost` workers did not survive is
+    given to nobody any more.
     """
 
     db: str
@@ -52,6 +53,8 @@ class Settings:
     log_format: str = "text"
     bundle_key: str = ""
     max_queued: int = 20_000
+    max_streams: int = 64
+    max_batch: int = MAX_SHAPES
     max_shape_bytes: int = 4 << 30
     max_shape_macs: int = 1 << 40
     max_body_bytes: int = 1 << 20
@@ -114,6 +117,8 @@ class Settings:
             port=8000 if port is None else port,
             hosts=tuple(name.strip().lower() for name in hosts or environ.get("AUTOTUNE_HOSTS", "").split(",") if name),
             max_queued=_number(environ, "AUTOTUNE_MAX_QUEUED", 20_000),
+            max_streams=_number(environ, "AUTOTUNE_MAX_STREAMS", 64),
+            max_batch=_number(environ, "AUTOTUNE_MAX_BATCH", MAX_SHAPES),
             max_shape_bytes=_number(environ, "AUTOTUNE_MAX_SHAPE_BYTES", 4 << 30),
             max_shape_macs=_number(environ, "AUTOTUNE_MAX_SHAPE_MACS", 1 << 40),
             retention_s=_retention(environ.get("AUTOTUNE_RETENTION", "")),

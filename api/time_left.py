@@ -15,7 +15,7 @@ def job_time_left_s(job: Job) -> float | None:
     progress = job.progress if job.state is JobState.RUNNING else {}
     rest = key_time_left_s(job.budget, _number(progress, "used_s"), int(_number(progress, "trials")))
     per_key = job.budget.seconds
-    later = len(job.keys) - job.done_keys - 1
+    later = job.total_keys - job.done_keys - 1
     if rest is None or (later > 0 and per_key is None):
         return None
     return rest + max(0, later) * (per_key or 0.0)

@@ -122,7 +122,8 @@ class Job:
     """One request to tune one key or many. `progress` is what the search last said about itself.
 
     `states` has the state of each key, in order; `done_keys` counts those that have ended. `retry_of` is the job
-    whose unfinished keys this one tries again.
+    whose unfinished keys this one tries again. In a list only its first keys are there: `omitted` counts the others,
+    and `waits_on` has a device of each kind that any of them waits for.
     """
 
     id: str
@@ -138,6 +139,20 @@ class Job:
     started_at: float | None = None
     ended_at: float | None = None
     retry_of: str = ""
+    omitted: int = 0
+    waits_on: tuple[DeviceSpec, ...] | None = None
+
+    @property
+    def total_keys(self) -> int:
+        """Those left out included."""
+        return len(self.keys) + self.omitted
+
+    def waiting_devices(self) -> tuple[DeviceSpec, ...]:
+        """Devices for which keys wait."""
+        if self.waits_on is not None:
+            return self.waits_on
+        pairs = zip(self.keys, self.states, strict=True)
+        return tuple(dict.fromkeys(key.device for key, state in pairs if state is JobState.QUEUED))
 
     def to_json(self) -> JsonObject:
         return {

@@ -124,7 +124,7 @@ def waiting(connection: Connection) -> list[Waiting]:
     result = []
     for target, count, since, job_id in found:
         first = select(JobKeyRow.body).where(JobKeyRow.job_id == job_id, JobKeyRow.target == target).limit(1)
-        device = _key(connection.execute(first).scalar_one()).device
+        device = parsed_key(connection.execute(first).scalar_one()).device
         result.append(Waiting(target=target, device=device, keys=count, since=since))
     return result
 
@@ -252,7 +252,7 @@ def _end_job(connection: Connection, job_id: int, now: float, said: JsonObject |
     states = dict(connection.execute(select(JobKeyRow.state, func.count()).where(mine).group_by(JobKeyRow.state)).all())
     failed = select(JobKeyRow.body, JobKeyRow.error).where(mine, JobKeyRow.state == FAILED)
     failures = [
-        f"{_key(row.body)}: {row.error}"
+        f"{parsed_key(row.body)}: {row.error}"
         for row in connection.execute(failed.order_by(JobKeyRow.position).limit(SAID_FAILURES))
     ]
     total, left = sum(states.values()), sum(states.get(state, 0) for state in OPEN)
@@ -277,7 +277,8 @@ def _unknown(name: str) -> LookupError:
 
 
 @lru_cache(maxsize=CACHED_KEYS)
-def _key(body: str) -> ConvKey:
+def parsed_key(body: str) -> ConvKey:
+    """A job's key from its JSON, which is never changed."""
     return ConvKey.from_json(decode(body))
 
 
@@ -289,7 +290,7 @@ def _jobs(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
     query = query.order_by(JobKeyRow.job_id, JobKeyRow.position)
     for chunk in chunks(list(keys)):
         for job_id, body, state in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))):
-            keys[job_id].append((_key(body), JobState(state)))
+            keys[job_id].append((parsed_key(body), JobState(state)))
     return [
         Job(
             id=row.name, keys=tuple(key for key, _ in keys[row.id]), budget=Budget.from_json(decode(row.budget)),

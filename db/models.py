@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
+    ColumnClause,
     Float,
     ForeignKey,
     Index,
@@ -24,10 +24,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 _ACTIVE, _CURRENT = text("state IN ('queued', 'running')"), text("is_current")
 _QUEUED, _RUNNING = text("state = 'queued'"), text("state = 'running'")
 # The same conditions for queries, to the letter: SQLite uses a partial index only where it recognises its condition.
-ACTIVE = literal_column("jobs.state IN ('queued', 'running')", Boolean())
-KEY_QUEUED = literal_column("job_keys.state = 'queued'", Boolean())
-KEY_RUNNING = literal_column("job_keys.state = 'running'", Boolean())
-CURRENT = literal_column("winners.is_current", Boolean())
+# Without a type: SQLAlchemy would compare a Boolean with 1.
+ACTIVE: ColumnClause[bool] = literal_column("jobs.state IN ('queued', 'running')")
+KEY_QUEUED: ColumnClause[bool] = literal_column("job_keys.state = 'queued'")
+KEY_RUNNING: ColumnClause[bool] = literal_column("job_keys.state = 'running'")
+CURRENT: ColumnClause[bool] = literal_column("winners.is_current")
 
 
 class Base(DeclarativeBase):

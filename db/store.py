@@ -21,7 +21,7 @@ from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, figures, jobs, measurements, migrate, queue, tasks, tokens, winners, workers
+from db import changes, figures, jobs, lists, measurements, migrate, queue, tasks, tokens, winners, workers
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
@@ -125,6 +125,16 @@ class SqlStore:
         with self._reading() as connection:
             return winners.winner(connection, key)
 
+    def key(self, digest: str) -> ConvKey | None:
+        """A key that anything here is about, as it was first seen."""
+        with self._reading() as connection:
+            return lists.key(connection, digest)
+
+    def current_winner(self, digest: str) -> tuple[int, Winner] | None:
+        """The current winner of a key with its id, whatever its state."""
+        with self._reading() as connection:
+            return lists.current_winner(connection, digest)
+
     def winner_by_id(self, winner_id: int) -> Winner | None:
         with self._reading() as connection:
             return winners.winner_by_id(connection, winner_id)
@@ -185,6 +195,16 @@ class SqlStore:
     def jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
         with self._reading() as connection:
             return jobs.jobs(connection, limit, offset, state)
+
+    def listed_job(self, job_id: str) -> Job | None:
+        """As `job`, with its first keys only: for whoever asks again and again."""
+        with self._reading() as connection:
+            return lists.job(connection, job_id)
+
+    def listed_jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
+        """As `jobs`, each with its first keys only."""
+        with self._reading() as connection:
+            return lists.jobs(connection, limit, offset, state)
 
     def waiting(self) -> list[Waiting]:
         with self._reading() as connection:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Boolean, Connection, Row, and_, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, Row, and_, delete, func, insert, literal_column, select, update
 
 from autotune.fleet import Refusal, Task, TaskState
 from autotune.measurement import Measurement
@@ -18,7 +18,7 @@ from db.keys import chunks, keep_keys
 from db.models import AttemptRow, TaskRow, WorkerRow
 
 QUEUED, RUNNING = str(TaskState.QUEUED), str(TaskState.RUNNING)
-ACTIVE = literal_column("tasks.state IN ('queued', 'running')", Boolean())
+ACTIVE: ColumnClause[bool] = literal_column("tasks.state IN ('queued', 'running')")
 SKEW_S = 2.0
 """By how much a worker's clock may be wrong before the times of its measurements are corrected."""
 

@@ -424,7 +424,7 @@ def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest
             return True
 
         service = SimpleNamespace(
-            store=SimpleNamespace(job=said), jobs=jobs, stopping=threading.Event(),
+            store=SimpleNamespace(listed_job=said), jobs=jobs, stopping=threading.Event(),
             authority=SimpleNamespace(still_holds=still_holds),
         )  # fmt: skip
         request: Any = SimpleNamespace()

@@ -81,7 +81,7 @@ def _form(given: Mapping[str, str]) -> Html:
 
 
 def _job(job: Job, now: float) -> Html:
-    total, done = len(job.keys), job.done_keys
+    total, done = job.total_keys, job.done_keys
     share = 1.0 if job.state is JobState.DONE else (done + fraction(job.progress)) / max(total, 1)
     name = headline(job.keys[0].shape) if total == 1 else f"{total} convolutions"
     full = str(job.keys[0]) if total == 1 else _where(job.keys)
@@ -109,8 +109,8 @@ def _said(job: Job, now: float) -> list[Html]:
     said: list[Any] = []
     progress = job.progress
     if job.state is JobState.RUNNING:
-        if len(job.keys) > 1:
-            said.append(f"{min(job.done_keys + 1, len(job.keys))} of {len(job.keys)}: {progress.get('key', '')}")
+        if job.total_keys > 1:
+            said.append(f"{min(job.done_keys + 1, job.total_keys)} of {job.total_keys}: {progress.get('key', '')}")
         if progress.get("waiting_for"):
             said.append(str(progress["waiting_for"]))
         if progress.get("trials"):
@@ -154,16 +154,16 @@ def _actions(job: Job) -> list[Html]:
             tag("button", "Cancel", type="button", class_="quiet", data_delete=f"/jobs/{job.id}",
                 id=f"cancel-{job.id}", aria_label=f"Cancel {job.keys[0]}")
         )  # fmt: skip
-    elif job.state is JobState.DONE and len(job.keys) == 1:
+    elif job.state is JobState.DONE and job.total_keys == 1:
         actions.append(page_link("See the winner", shape_href(job.keys[0]), id=f"winner-{job.id}"))
     elif job.state is not JobState.DONE:
         actions.append(tag("button", "Try again", type="button", class_="quiet", data_post=f"/jobs/{job.id}/retry",
                            id=f"retry-{job.id}", aria_label=f"Try again: {job.keys[0]}"))  # fmt: skip
-        if len(job.keys) == 1:
+        if job.total_keys == 1:
             actions.append(page_link("Change it", again_href(job.keys[0], job), id=f"again-{job.id}"))
-    if len(job.keys) > 1:
+    if job.total_keys > 1:
         named = [tag("li", page_link(str(key), shape_href(key))) for key in job.keys[:MAX_NAMED]]
-        more = len(job.keys) - len(named)
+        more = job.total_keys - len(named)
         rest = tag("li", f"and {more} more") if more else None
         actions.append(tag("details", tag("summary", "Its convolutions"), tag("ul", named, rest), id=f"keys-{job.id}"))
     actions.append(tag("a", "JSON", href=f"/jobs/{job.id}", id=f"json-{job.id}"))

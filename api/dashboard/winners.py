@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from api.answers import MAX_KNOWN
 from api.dashboard.html import Html, join, tag
 from api.dashboard.layout import command, document, page_link, panel
 from api.dashboard.query import SIZES, Numbered, WinnersQuery, facets
@@ -25,7 +26,7 @@ COLUMNS = (
 def winners_page(
     winners: Sequence[Numbered], jobs: Sequence[Job], query: WinnersQuery, *, address: str, now: float
 ) -> str:
-    """`winners` are all there are; `now` is in seconds since the epoch."""
+    """`winners` are the latest, MAX_KNOWN at most; `now` is in seconds since the epoch."""
     active = sum(not job.state.ended for job in jobs)
     if not winners:
         return document("Winners", _first_steps(address, active), path="/")
@@ -34,6 +35,9 @@ def winners_page(
         "Winners",
         tag("h1", "Winners"),
         tag("p", "The fastest verified lowering of each convolution, per device.", _active(active), class_="lead"),
+        tag("p", f"The latest {len(winners):,}; `autotune winners` has all.", class_="note")
+        if len(winners) >= MAX_KNOWN
+        else None,
         _filters(query, facets(winners)),
         tag("div", _results(found, len(winners), query, now), id="results"),
         path="/",

@@ -35,7 +35,6 @@ from autotune.job import Job
 from autotune.space import Space
 from autotune.winner import Winner
 from db import DatabaseError
-from strategies.key import ConvKey
 
 STATIC = Path(__file__).parent.parent / "static"
 HEADERS = {
@@ -62,7 +61,7 @@ def static_files() -> StaticFiles:
 @router.get("/")
 def winners(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Every shape's winner."""
-    query, jobs = WinnersQuery.of(request.query_params), service.store.jobs(limit=SHOWN_JOBS)
+    query, jobs = WinnersQuery.of(request.query_params), service.store.listed_jobs(limit=SHOWN_JOBS)
     return _page(winners_page(_winners(service), jobs, query, address=_address(request), now=time.time()))
 
 
@@ -110,15 +109,15 @@ def check_fields(request: Request, service: Service = Depends(get_service)) -> J
 async def events(request: Request, service: Service = Depends(get_service)) -> StreamingResponse:
     """Server-sent events: the list of jobs as HTML whenever it changes."""
     headers = {**HEADERS, "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(service, request), media_type="text/event-stream", headers=headers)
+    return service.streams.begin(request, _stream(service, request), headers=headers)
 
 
 @router.get("/shape/{digest}", responses={404: {"model": Problem}})
 def shape(digest: Digest, request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """One convolution on one device."""
     store, everything = service.store, _winners(service)
-    current = next((item for item in everything if item[1].key.digest == digest), None)
-    key = current[1].key if current else _key_of_a_job(service, digest)
+    current = store.current_winner(digest)
+    key = current[1].key if current else store.key(digest)
     if key is None:
         raise ProblemError(404, f"no convolution {digest!r} here: / lists those that there are")
     computation = key.shape.canonical()
@@ -147,23 +146,18 @@ def kernels(winner_id: WinnerId, service: Service = Depends(get_service)) -> HTM
 
 
 def _jobs(service: Service) -> list[Job]:
-    return [service.jobs.explained(job) for job in service.store.jobs(limit=SHOWN_JOBS)]
+    return [service.jobs.explained(job) for job in service.store.listed_jobs(limit=SHOWN_JOBS)]
 
 
 def _winners(service: Service) -> list[Numbered]:
-    return service.known.everything(service.store)
+    return service.known.shown(service.store)
 
 
 def _winner_of(service: Service, digest: str) -> Winner:
-    found = next((w for _, w in _winners(service) if w.key.digest == digest), None)
+    found = service.store.current_winner(digest)
     if found is None:
         raise ProblemError(404, f"no winner of {digest!r} here: / lists those that there are")
-    return found
-
-
-def _key_of_a_job(service: Service, digest: str) -> ConvKey | None:
-    keys = (key for job in service.store.jobs(limit=SHOWN_JOBS) for key in job.keys)
-    return next((key for key in keys if key.digest == digest), None)
+    return found[1]
 
 
 def _address(request: Request) -> str:

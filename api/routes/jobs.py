@@ -16,17 +16,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from api.authority import PRESENTED
+from api.authority import presented_name
 from api.bodies import MAX_INT, TuneBody, TuneKeys
 from api.documents import job_document, job_summary
 from api.guesses import keep_guesses
 from api.keys import body_keys, json_key
-from api.limits import expect_affordable
+from api.limits import expect_affordable, expect_batch
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.job import Job, JobState, Submitter
-from db import DatabaseError, Token
+from db import DatabaseError
 
 POLL_S = 0.2
 HEARTBEAT_S = 15.0
@@ -44,6 +44,7 @@ def tune(
     """Queue a job. The same keys already queued or running: that job. Until then lookups have a guess, where
     neighbouring shapes are known."""
     budget, terms = body.parsed(), body.terms(time.time())
+    expect_batch(len(body.keys) if isinstance(body, TuneKeys) else len(body.shape_bodies()), service.settings)
     if isinstance(body, TuneKeys):
         keys = [json_key(key) for key in body.keys]
     else:
@@ -63,6 +64,7 @@ def retry(
     keys = [key for key, state in zip(former.keys, former.states, strict=True) if state is not JobState.DONE]
     if not former.state.ended or not keys:
         raise ProblemError(409, f"job {job_id!r} is {former.state}: only a failed or cancelled one can be retried")
+    expect_affordable([key.shape for key in keys], service.settings)
     terms = replace(former.terms, deadline=None)
     submitter = _submitter(request, service)
     job = service.store.submit(keys, former.budget, terms, retry_of=former.id, submitter=submitter)
@@ -77,7 +79,7 @@ def jobs(
     service: Service = Depends(get_service),
 ) -> dict[str, Any]:
     """Jobs, latest first, without their keys; those that have ended are the history."""
-    found = service.store.jobs(limit=limit, offset=offset, state=state)
+    found = service.store.listed_jobs(limit=limit, offset=offset, state=state)
     return {"jobs": [job_summary(service.jobs.explained(job)) for job in found]}
 
 
@@ -108,12 +110,11 @@ async def events(
     Every event carries everything, so a client that comes back with `Last-Event-ID` misses nothing; the id is a
     digest of the event, and holds over restarts. 204 tells a browser's EventSource not to come back again.
     """
-    found = await run_in_threadpool(_find, service, job_id)
+    found = await run_in_threadpool(_listed, service, job_id)
     if found.state.ended and event_id(found) == last_event_id:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = _stream(service, request, found, last_event_id)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return service.streams.begin(request, _stream(service, request, found, last_event_id), headers=headers)
 
 
 async def _stream(service: Service, request: Request, job: Job, seen: str) -> AsyncIterator[str]:
@@ -136,7 +137,7 @@ async def _stream(service: Service, request: Request, job: Job, seen: str) -> As
             if not await service.authority.still_holds(request):
                 yield 'event: refused\ndata: {"detail": "the token was revoked or has expired"}\n\n'
                 return
-            found = await run_in_threadpool(service.store.job, job.id)
+            found = await run_in_threadpool(service.store.listed_job, job.id)
             if found is None:
                 return
             job = service.jobs.explained(found)
@@ -149,15 +150,22 @@ def event_id(job: Job) -> str:
 
 
 def _find(service: Service, job_id: str) -> Job:
-    found = service.store.job(job_id)
+    return _there(service, job_id, service.store.job(job_id))
+
+
+def _listed(service: Service, job_id: str) -> Job:
+    """With its first keys: a stream asks again and again."""
+    return _there(service, job_id, service.store.listed_job(job_id))
+
+
+def _there(service: Service, job_id: str, found: Job | None) -> Job:
     if found is None:
         raise ProblemError(404, f"no job {job_id!r}: GET /jobs lists those that there are")
     return service.jobs.explained(found)
 
 
 def _submitter(request: Request, service: Service) -> Submitter:
-    token: Token | None = request.scope.get(PRESENTED)
-    return Submitter(name="" if token is None else f"token:{token.id}", max_keys=service.settings.max_queued)
+    return Submitter(name=presented_name(request.scope), max_keys=service.settings.max_queued)
 
 
 def _accepted(service: Service, job: Job, response: Response) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
 from api.documents import winner_document
 from api.keys import body_keys, json_key, parse_flags, query_policy, query_shape
+from api.limits import expect_batch
 from api.nearest import nearest
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
@@ -83,6 +84,7 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
 @router.post("/lookup", responses={**FOUND, 422: {"model": Problem}}, response_class=Response)
 def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> Response:
     """Many at once: `winners` by digest, those not known left out; `digests` in the order of keys, then shapes."""
+    expect_batch(len(body.keys) + len(body.shapes), service.settings)
     keys = [json_key(data) for data in body.keys] + body_keys(body.shapes, service.remembered)
     digests = [key.digest for key in keys]
     found = service.store.lookup_json(list(dict.fromkeys(digests)))

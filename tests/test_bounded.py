@@ -1,0 +1,160 @@
+"""What is asked again and again, by whoever watches, costs what is at work now, however much there ever was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Served, body, key_of, served, winner_of
+from sqlalchemy import event
+
+from autotune.job import Budget, JobState
+from db import Scope, SqlStore, open_store
+from db.lists import FIRST_KEYS
+from tests.databases import KINDS, new_database
+
+BUDGET = Budget(trials=3)
+KEYS = [key_of(cin) for cin in range(20, 60)]
+ACTIVE_ONLY = ("uq_jobs_active", "ix_job_keys_queued", "ix_job_keys_running")
+"""Indexes of what is queued or running: to go through one of them costs no more than that."""
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    """One job that waits, one of which a key runs, and one that was cancelled."""
+    with new_database(request.param, tmp_path) as address, open_store(address) as store:
+        store.cancel(store.submit(KEYS[:3], BUDGET).id)
+        store.submit(KEYS, BUDGET)
+        store.submit(KEYS[:2], BUDGET)
+        store.claim("me")
+        yield store
+
+
+def test_a_list_of_jobs_has_their_first_keys(store: SqlStore) -> None:
+    whole, listed = store.jobs(), store.listed_jobs()
+    assert [(job.id, job.state, job.total_keys) for job in listed] == [(j.id, j.state, len(j.keys)) for j in whole]
+    for job, other in zip(listed, whole, strict=True):
+        assert job.keys == other.keys[:FIRST_KEYS]
+        assert job.states == other.states[:FIRST_KEYS]
+        assert (job.waiting_devices() == other.waiting_devices()) or job.state is not JobState.QUEUED
+    assert store.listed_jobs(state=JobState.CANCELLED) == [listed[-1]]
+    assert store.listed_jobs(limit=1, offset=1) == [listed[1]]
+    assert store.listed_job(listed[1].id) == listed[1]
+    assert store.listed_job("nobody") is None
+
+
+def test_figures(store: SqlStore) -> None:
+    figures = store.figures()
+    assert figures.jobs == {"queued": 1, "running": 1, "done": 0, "failed": 0, "cancelled": 1}
+    assert store.active_jobs() == {"queued": 1, "running": 1}
+    [queue] = figures.queues
+    assert (queue.device, queue.queued, queue.running) == ("CPU", 41, 1)
+    assert queue.since is not None
+    assert 0 <= figures.now - queue.since < 60
+    assert figures.rows["jobs"] == 3
+    assert figures.attempts == {"counted": 0, "failed": 0, "late": 0, "lost": 0}
+    assert figures.revision == store.revision()
+    assert figures.pool["in_use"] >= 1
+
+
+def test_a_key_and_its_winner_by_digest(store: SqlStore) -> None:
+    assert store.key(KEYS[0].digest) == KEYS[0]
+    assert store.key("nobody") is None
+    assert store.current_winner(KEYS[0].digest) is None
+    winner = winner_of(KEYS[0])
+    winner_id = store.decide(winner)
+    assert store.current_winner(KEYS[0].digest) == (winner_id, winner)
+
+
+def test_no_query_goes_through_history(tmp_path: Path) -> None:
+    """By SQLite's own account of how it would answer each."""
+    statements: list[tuple[str, Any]] = []
+    with open_store(tmp_path / "a.db") as store:
+        store.submit(KEYS, BUDGET)
+        store.claim("me")
+
+        def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+            statements.append((statement, parameters))
+
+        event.listen(store._engine, "before_cursor_execute", note)
+        store.figures()
+        store.active_jobs()
+        store.listed_jobs()
+        store.listed_jobs(state=JobState.QUEUED)
+        store.listed_job(store.listed_jobs()[0].id)
+        store.current_winner(KEYS[0].digest)
+        store.key(KEYS[0].digest)
+        event.remove(store._engine, "before_cursor_execute", note)
+        with store._engine.connect() as connection:
+            plans = {
+                (statement, step[3])
+                for statement, parameters in statements if statement.lstrip().startswith("SELECT")
+                for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            }  # fmt: skip
+    assert len(statements) > 20
+    bad = [
+        (step, statement) for statement, step in plans
+        if (found := re.match(r"SCAN (\w+)(?: USING (?:COVERING )?INDEX (\w+))?", step))
+        and found[1] not in ("alembic_version", "sqlite_master") and "max(" not in statement
+        and found[2] not in ACTIVE_ONLY and "LIMIT" not in statement
+    ]  # fmt: skip
+    assert bad == []
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    database = tmp_path_factory.mktemp("bounded") / "autotune.db"
+    with open_store(database) as store:
+        secrets = [store.create_token(name, Scope.TUNE)[1] for name in ("one", "two")]
+    with served(database, trial_s=1.0, hosts=["autotune.test"], max_streams=3, max_batch=5) as running:
+        running.http.headers["Authorization"] = f"Bearer {secrets[0]}"
+        running.log.insert(0, secrets[1])
+        yield running
+
+
+def test_event_streams_have_a_limit_for_each_token(service: Served) -> None:
+    job = service.http.post("/tune", json={"shapes": [body(cin) for cin in range(1, 5)], "trials": 50}).json()
+    assert (job["name"], job["total_keys"]) == ("4 shapes", 4)
+    path = f"/jobs/{job['id']}/events"
+    streams = [service.http.stream("GET", url) for url in (path, path, "/dashboard/events")]
+    for stream in streams:
+        assert stream.__enter__().status_code == 200
+    for url in (path, "/dashboard/events"):
+        refused = service.http.get(url)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+    other = {"Authorization": f"Bearer {service.log[0]}"}
+    with service.http.stream("GET", path, headers=other) as stream:
+        line = next(line for line in stream.iter_lines() if line.startswith("data:"))
+        assert json.loads(line[5:])["total_keys"] == 4
+    assert "autotune_streams 3" in service.http.get("/metrics").text
+    for stream in streams:
+        stream.__exit__(None, None, None)
+    assert service.http.delete(f"/jobs/{job['id']}").json()["state"] == "cancelled"
+
+
+def test_a_request_has_a_limit_of_shapes(service: Served) -> None:
+    for path, content in (
+        ("/tune", {"shapes": [body(cin) for cin in range(1, 7)]}),
+        ("/tune", {"keys": [key.to_json() for key in KEYS[:6]]}),
+        ("/lookup", {"keys": [key.to_json() for key in KEYS[:3]], "shapes": [body(cin) for cin in range(1, 4)]}),
+    ):
+        answer = service.http.post(path, json=content)
+        assert (answer.status_code, "at most 5 shapes" in answer.json()["detail"]) == (422, True)
+
+
+def test_lookups_are_counted_by_what_is_known(service: Served) -> None:
+    def counted() -> list[float]:
+        text = service.http.get("/metrics").text
+        return [
+            float(found[1]) if (found := re.search(rf'autotune_lookups_total{{outcome="{name}"}} (\S+)', text)) else 0.0
+            for name in ("hit", "guess", "miss")
+        ]
+
+    before = counted()
+    service.http.post("/lookup", json={"keys": [key_of(61).to_json(), key_of(62).to_json(), key_of(62).to_json()]})
+    assert service.http.get("/lookup?input=1x61x56x56&weight=64x61x3x3&padding=1").status_code == 404
+    assert [new - old for new, old in zip(counted(), before, strict=True)] == [0, 0, 3]
