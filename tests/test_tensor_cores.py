@@ -5,21 +5,22 @@ In bfloat16: half needs Python 3.12 there, and is the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from graphs import relative
+from graphs import kernel_count, relative
 from tinygrad import Tensor, dtypes
 from tinygrad.helpers import DEV
 from tinygrad.uop.ops import UOp
 
+import autotune
 from autotune.reference import convolve, inputs
 from autotune.verify import bound
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.program import Program
-from strategies.graph.tensor_matmul import GROUP, Operand, Tiling, tensor_core, tensor_matmul
+from strategies.graph.tensor_matmul import GROUP, Operand, Tiling, product_store, tensor_core, tensor_matmul
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
@@ -65,8 +66,9 @@ def test_matmul(by: Tiling, blocks: tuple[int, int, int, int], nvidia: None) -> 
     c = Tensor.full((by.parts, batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
     packed = [x.reshape(batch, k // GROUP, GROUP, -1).transpose(0, 1, 3, 2).flatten() for x in (a, b)]
     operands = [Tensor(x, device="PYTHON").cast(dtypes.bfloat16).realize() for x in packed]
+    store = product_store(by.parts, batch, m, n, dtypes.float32)
     kernel = tensor_matmul(
-        batch, m, n, steps, operand(m), operand(n), by, core=core, device="PYTHON", out=dtypes.float32, name="product"
+        batch, m, n, steps, operand(m), operand(n), by, store, core=core, device="PYTHON", name="product"
     )
     result = Tensor.custom_kernel(c, *operands, fxn=lambda *_: kernel)[0]
     np.testing.assert_array_equal(result.numpy().sum(0), np.einsum("bkm,bkn->bmn", a, b))
@@ -110,6 +112,50 @@ def test_convolution(shape: ConvShape, parts: int, nvidia: None) -> None:
         errors.append(relative(program.output(), convolve(*program.inputs(), shape)))
     assert errors[1] <= bound(shape.dtype, errors[0], Policy())
     assert any("WMMA" in str(call.src[0]) for call in program.linear.src)
+
+
+def normal(*shape: int) -> Tensor:
+    values = np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+    return Tensor(values, device="PYTHON").cast(dtypes.bfloat16).realize()
+
+
+def image() -> Tensor:
+    return normal(2, 16, 6, 7).conv2d(normal(24, 16, 3, 3), normal(24), padding=1)
+
+
+def diamond(y: Tensor) -> Tensor:
+    return (y.conv2d(normal(24, 24, 1, 1)) + y).relu()
+
+
+GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
+    "bias and relu": (3, lambda: image().relu()),
+    "residual": (3, lambda: (image() + normal(2, 24, 6, 7)).relu()),  # noqa: PLW0108 - anew each time
+    "chain": (6, lambda: (image().relu().conv2d(normal(24, 24, 1, 1)) + normal(2, 24, 6, 7)).relu()),  # noqa: PLW0108 - likewise
+    "diamond": (6, lambda: diamond(image().relu())),
+    "wider": (3, lambda: image().float() * 1.5),
+    "joined": (3, lambda: image().cat(normal(2, 24, 6, 7), dim=1).relu()),
+    "summed": (4, lambda: image().relu().mean((2, 3))),
+    "permuted": (3, lambda: image().permute(0, 2, 3, 1).contiguous()),
+    "padded": (5, lambda: image().pad((1, 1, 1, 1)).contiguous()),
+}
+"""How many kernels it takes, and a graph. What is elementwise of a convolution is computed by its product."""
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_kernels_of_a_graph(name: str, nvidia: None) -> None:
+    count, build = GRAPHS[name]
+    with autotune.forced("tensor_cores", **SMALL):
+        assert kernel_count(build()) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+def test_in_a_graph(name: str, nvidia: None) -> None:
+    build = GRAPHS[name][1]
+    expected = build().float().numpy()
+    with autotune.forced("tensor_cores", **SMALL):
+        found = build().float().numpy()
+    assert relative(found, expected) < 2**-7  # of one rounding to bfloat16 more or less
 
 
 @pytest.mark.parametrize(

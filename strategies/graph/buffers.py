@@ -11,6 +11,8 @@ from tinygrad.dtype import AddrSpace, DType, strong_dtype
 from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
+from strategies.graph.lowered import Tail
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -57,6 +59,16 @@ def computed(kernel: UOp, inputs: Sequence[UOp], sizes: Sequence[int], *, dtype:
     buffer = _buffer(math.prod(sizes), dtype, device, slot)
     filled = buffer.after(kernel.call(buffer, *inputs))
     return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)))
+
+
+def computed_at(
+    body: UOp, axes: Sequence[UOp], sizes: Sequence[int], make: Callable[[Tail], UOp], *, device: str, slot: int
+) -> Held:
+    """What the call that `make` returns for `body`, in terms of `axes`, stores in an array of `sizes`."""
+    dtype = strong_dtype(body.dtype)
+    buffer = _buffer(math.prod(sizes), dtype, device, slot)
+    filled = buffer.after(make(Tail(value=body.cast(dtype), buffer=buffer, index=(_flat(axes, sizes),))))
+    return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)).cast(body.dtype))
 
 
 def loops_of(axes: Sequence[UOp]) -> list[UOp]:

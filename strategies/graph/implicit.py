@@ -12,20 +12,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce as fold
+from operator import and_
 
 from tinygrad.codegen.opt.tc import TensorCore
-from tinygrad.dtype import dtypes
-from tinygrad.uop.ops import AxisType, UOp
+from tinygrad.dtype import AddrSpace, dtypes
+from tinygrad.uop.ops import AxisType, Ops, UOp
 
-from strategies.graph.buffers import Held, computed, hand_made, stored
-from strategies.graph.fitting import request_options
+from strategies.graph.buffers import Held, computed, stored
 from strategies.graph.frame import flatten, unflatten
 from strategies.graph.kron import Ranges
-from strategies.graph.lowered import Lowered
+from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Axis, Conv, extent
-from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import lanes, split_consumer, threads
-from strategies.graph.tensor_matmul import GROUP, VECTOR, Operand, Tiling, tensor_core, tensor_matmul
+from strategies.graph.rebuild import expression, gated, rebuild
+from strategies.graph.spread import in_kernel, lanes, split_consumer, threads
+from strategies.graph.tensor_matmul import (
+    GROUP,
+    VECTOR,
+    Operand,
+    Store,
+    Tiling,
+    product_store,
+    tensor_core,
+    tensor_matmul,
+)  # fmt: skip
 
 LEAST_LANES = 16
 """Neighbouring positions that the lanes of X's kernel have at least, where there are as many."""
@@ -33,61 +44,132 @@ LEAST_LANES = 16
 
 def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     """What replaces `conv.reduce`, or None where the device has no tensor cores for it or the convolution's
-    positions are not known one by one."""
+    positions are not known one by one.
+
+    Where the sum is whole and its kernel does nothing but what is elementwise of it, the product does that too.
+    """
     core = tensor_core(conv.device, conv.dtype)
     if core is None or by.fault() is not None or not all(map(_is_placed, conv.axes)):
         return None
-    steps = math.prod(axis.taps for axis in conv.axes) * -(-_count(conv.channels) // by.depth)
-    if steps % by.parts:
+    product = _Product(conv=conv, by=by, core=core, ranges=ranges)
+    if product.steps % by.parts:
         return None
-    value = _product(conv, by, core, steps // by.parts, ranges)
-    value = value.cast(conv.reduce.dtype)
-    split = split_consumer(conv, conv.axes[-1:], VECTOR, ranges)
-    if (options := conv.options.get("output")) is not None:
-        value = request_options(value, "output", options, by_hand=split is not None)
-    elif split is not None:
-        value = hand_made(value)
-    return Lowered(value=value, split=split or {})
+    if by.parts == 1 and conv.kernel is not None and "output" not in conv.options:
+        return Lowered(value=conv.reduce, whole=product.whole)
+    value = product.read().cast(conv.reduce.dtype)
+    split = split_consumer(conv, conv.axes[-1:], VECTOR, ranges) if not conv.shared else None
+    return Lowered(value=in_kernel(conv, "output", value, by_hand=split is not None), split=split or {})
 
 
-def _product(conv: Conv, by: Tiling, core: TensorCore, steps: int, ranges: Ranges) -> UOp:
-    """The sum at the consumer's own indexes."""
-    groups, couts, columns = (_count(loops) for loops in (conv.groups, conv.couts, (*conv.batch, *_outs(conv))))
-    m, n = (-(-size // block) * block for size, block in ((couts, by.rows), (columns, by.columns)))
-    sixteens = -(-_count(conv.channels) // by.depth) * by.groups
-    taps = [axis.taps for axis in conv.axes]
-    places = _places(conv)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Product:
+    """The product that a convolution is: its rows are couts, its columns windows, its depth channels and taps."""
 
-    def group_of_weight(item: UOp, step: UOp, index: UOp, row: UOp) -> UOp:
-        channel = step // math.prod(taps) * by.groups + index
-        return ((item * sixteens + channel) * math.prod(taps) + step % math.prod(taps)) * m + row
+    conv: Conv
+    by: Tiling
+    core: TensorCore
+    ranges: Ranges
 
-    def group_of_window(item: UOp, step: UOp, index: UOp, column: UOp) -> UOp:
-        channel = step // math.prod(taps) * by.groups + index
+    @property
+    def steps(self) -> int:
+        """Of all parts: sixteens of channels, and within them taps."""
+        return self.taps * self.sixteens // self.by.groups
+
+    @property
+    def taps(self) -> int:
+        return math.prod(axis.taps for axis in self.conv.axes)
+
+    @property
+    def sixteens(self) -> int:
+        return -(-_count(self.conv.channels) // self.by.depth) * self.by.groups
+
+    @property
+    def rows(self) -> int:
+        return -(-_count(self.conv.couts) // self.by.rows) * self.by.rows
+
+    @property
+    def columns(self) -> int:
+        return -(-math.prod(_sizes(self.conv)) // self.by.columns) * self.by.columns
+
+    def read(self) -> UOp:
+        """The sum at the consumer's own indexes, from a buffer that holds it; each part in one if there are several."""
+        conv, parts, groups = self.conv, self.by.parts, _count(self.conv.groups)
+        out = conv.dtype if parts == 1 else dtypes.float32
+        shape = [parts, groups, self.rows, self.columns]
+        operands = [held.buffer for held in self._operands()]
+        held = computed(
+            self._kernel(product_store(parts, groups, self.rows, self.columns, out)), operands, shape,
+            dtype=out, device=conv.device, slot=self.ranges.new_buffer(),
+        )  # fmt: skip
+        row, item = flatten(conv.couts, _extents(conv.couts)), flatten(conv.groups, _extents(conv.groups))
+        column = flatten([*conv.batch, *_outs(conv)], _sizes(conv))
+        values = [held.read([UOp.const(part), item, row, column]) for part in range(parts)]
+        return UOp.usum(*(value.cast(dtypes.float32) for value in values))
+
+    def whole(self, tail: Tail) -> UOp:
+        """The call of a kernel that stores what the tail makes of the sum."""
+        conv = self.conv
+        # stands for the sum until it is known where it is
+        total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
+        value = rebuild(tail.value, {conv.reduce: total})
+        sources = list(dict.fromkeys(u.src[0] for u in expression(value) if u.op is Ops.INDEX and u is not total))
+        parameters = {
+            source: UOp.placeholder(source.max_shape, source.dtype, slot=slot) for slot, source in enumerate(sources, 3)
+        }
+        value = rebuild(value, parameters)
+        target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0)
+
+        columns, together = [*conv.batch, *_outs(conv)], conv.axes[-1].size % VECTOR == 0
+
+        def store(_part: UOp, item: UOp, row: UOp, column: UOp, e: int, summed: UOp) -> UOp:
+            if not together:
+                column, e = column + e, 0
+            gates = [
+                index < _count(loops)
+                for index, size, loops in ((row, self.rows, conv.couts), (column, self.columns, columns))
+                if size > _count(loops)
+            ]
+            where = _bind(conv.groups, item) | _bind(conv.couts, row) | _bind(columns, column)
+            where[columns[-1]] += e  # neighbours along the last axis, which tinygrad then stores as one
+            placed = rebuild(value, where)
+            loads = {u: _gated(u, gates) for u in expression(placed) if u.op is Ops.INDEX and u is not total}
+            placed = rebuild(placed, loads | {total: summed.cast(conv.reduce.dtype)})
+            at = target.index(*(rebuild(index, where) for index in tail.index))
+            return _gated(at, gates).store(placed)
+
+        operands = [held.buffer for held in self._operands()]
+        return self._kernel(store).call(tail.buffer, *operands, *sources)
+
+    def _operands(self) -> tuple[Held, Held]:
+        return _weight(self.conv, self.sixteens, self.rows, self.ranges), _activation(
+            self.conv, self.sixteens, self.ranges
+        )
+
+    def _kernel(self, store: Store) -> UOp:
+        groups, steps = _count(self.conv.groups), self.steps // self.by.parts
+        return tensor_matmul(
+            groups, self.rows, self.columns, steps,
+            Operand(size=groups * self.sixteens * self.taps * self.rows * GROUP, group=self._group_of_weight),
+            Operand(size=groups * self.sixteens * math.prod(_places(self.conv)) * GROUP, group=self._group_of_window),
+            self.by, store, core=self.core, device=self.conv.device,
+            name=f"tensor_{groups}_{self.rows}_{self.columns}_{steps * self.by.depth}",
+        )  # fmt: skip
+
+    def _group_of_weight(self, item: UOp, step: UOp, index: UOp, row: UOp) -> UOp:
+        channel = step // self.taps * self.by.groups + index
+        return ((item * self.sixteens + channel) * self.taps + step % self.taps) * self.rows + row
+
+    def _group_of_window(self, item: UOp, step: UOp, index: UOp, column: UOp) -> UOp:
+        conv, places = self.conv, _places(self.conv)
+        channel = step // self.taps * self.by.groups + index
+        count = math.prod(_sizes(conv))
         # what only pads a block repeats the last window
-        window = unflatten(column.minimum(columns - 1) if columns % by.columns else column, _sizes(conv))
+        window = unflatten(column.minimum(count - 1) if self.columns > count else column, _sizes(conv))
         images, outs = window[: len(conv.batch)], window[len(conv.batch) :]
-        tap = unflatten(step % math.prod(taps), taps)
+        tap = unflatten(step % self.taps, [axis.taps for axis in conv.axes])
         first = flatten([*images, *(out * a.stride for out, a in zip(outs, conv.axes, strict=True))], places)
         beyond = flatten([t * a.dilation for t, a in zip(tap, conv.axes, strict=True)], places[len(images) :])
-        return (item * sixteens + channel) * math.prod(places) + first + beyond
-
-    weight, windows = _weight(conv, sixteens, m, ranges), _activation(conv, sixteens, ranges)
-    out = conv.dtype if by.parts == 1 else dtypes.float32
-    kernel = tensor_matmul(
-        groups, m, n, steps,
-        Operand(size=groups * sixteens * math.prod(taps) * m * GROUP, group=group_of_weight),
-        Operand(size=groups * sixteens * math.prod(places) * GROUP, group=group_of_window),
-        by, core=core, device=conv.device, out=out, name=f"tensor_{groups}_{m}_{n}_{steps * by.depth}",
-    )  # fmt: skip
-    held = computed(
-        kernel, [weight.buffer, windows.buffer], [by.parts, groups, m, n], dtype=out, device=conv.device,
-        slot=ranges.new_buffer(),
-    )  # fmt: skip
-    row, column = flatten(conv.couts, _extents(conv.couts)), flatten([*conv.batch, *_outs(conv)], _sizes(conv))
-    item = flatten(conv.groups, _extents(conv.groups))
-    parts = [held.read([UOp.const(part), item, row, column]) for part in range(by.parts)]
-    return UOp.usum(*(part.cast(dtypes.float32) for part in parts))
+        return (item * self.sixteens + channel) * math.prod(places) + first + beyond
 
 
 def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
@@ -103,7 +185,7 @@ def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
         where |= _placed(axis, position.minimum(_positions(axis) - 1))  # what only pads repeats the last one
     body = gated(rebuild(conv.activation, where), gates).cast(conv.dtype)
     shape = [*_extents(conv.groups), sixteens, *sizes, GROUP]
-    return _filled(conv, body, [*groups, outer, *places, inner], shape, ranges)
+    return _filled(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
 
 
 def _weight(conv: Conv, sixteens: int, m: int, ranges: Ranges) -> Held:
@@ -118,11 +200,12 @@ def _weight(conv: Conv, sixteens: int, m: int, ranges: Ranges) -> Held:
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
     body = gated(rebuild(conv.weight, where), gates).cast(conv.dtype)
     shape = [*_extents(conv.groups), sixteens, *(axis.taps for axis in conv.axes), m, GROUP]
-    return _filled(conv, body, [*groups, outer, *taps, row, inner], shape, ranges)
+    return _filled(conv, "GHAT", body, [*groups, outer, *taps, row, inner], shape, ranges)
 
 
-def _filled(conv: Conv, body: UOp, axes: Sequence[UOp], sizes: Sequence[int], ranges: Ranges) -> Held:
-    return stored(hand_made(body), axes, sizes, device=conv.device, slot=ranges.new_buffer())
+def _filled(conv: Conv, role: str, body: UOp, axes: Sequence[UOp], sizes: Sequence[int], ranges: Ranges) -> Held:
+    body = in_kernel(conv, role, body, by_hand=True)
+    return stored(body, axes, sizes, device=conv.device, slot=ranges.new_buffer())
 
 
 def _channels(conv: Conv, channel: UOp) -> tuple[dict[UOp, UOp], list[UOp]]:
@@ -130,6 +213,19 @@ def _channels(conv: Conv, channel: UOp) -> tuple[dict[UOp, UOp], list[UOp]]:
     count = _count(conv.channels)
     where = dict(zip(conv.channels, unflatten(channel, _extents(conv.channels)), strict=True))
     return where, [channel < count] if int(channel.vmax) >= count else []
+
+
+def _bind(loops: Sequence[UOp], index: UOp) -> dict[UOp, UOp]:
+    """The loops at the index that counts all their values as one."""
+    return dict(zip(loops, unflatten(index, _extents(loops)), strict=True))
+
+
+def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
+    """An INDEX that is taken where every gate holds."""
+    if not gates:
+        return load
+    gate = fold(and_, gates, load.src[1].get_valid())
+    return load.replace(src=(load.src[0], load.src[1].get_idx().valid(gate), *load.src[2:]))
 
 
 def _is_placed(axis: Axis) -> bool:

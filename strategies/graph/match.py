@@ -70,6 +70,9 @@ class Conv:
     the program itself gave options."""
     private: frozenset[UOp] = frozenset()
     """Those of its ranges that one kernel alone loops over, in a kernel that can be written anew."""
+    kernel: UOp | None = None
+    """The STAGE or END of a kernel that computes this and what is elementwise of it, in the loops of its outputs; None
+    where it is computed otherwise."""
     stands_for: UOp | None = None
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value

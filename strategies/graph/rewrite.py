@@ -9,12 +9,12 @@ from dataclasses import replace
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
-from strategies.graph.buffers import Held, loops_of, stored
+from strategies.graph.buffers import Held, computed_at, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
-from strategies.graph.lowered import Lowered
+from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent
-from strategies.graph.rebuild import BOUNDARY
+from strategies.graph.rebuild import BOUNDARY, expression
 
 
 def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]) -> UOp:
@@ -34,11 +34,14 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[Low
         return sink
     shared, private = _sharing(nodes, {conv.node for conv in convs}), _private(nodes)
     convs = [replace(conv, shared=conv.node in shared, private=private.intersection(conv.loops)) for conv in convs]
+    kernels = _kernels(nodes, convs)
+    convs = [replace(conv, kernel=kernels.get(conv.node)) for conv in convs]
     pairs = zip(convs, rewriter(convs, ranges), strict=True)
     answers = [(conv, new) for conv, new in pairs if new is not None]
-    replacements = {conv.node: conv.place(new.value) for conv, new in answers}
+    whole = {conv.kernel: new.whole for conv, new in answers if conv.kernel is not None and new.whole is not None}
+    replacements = {conv.node: conv.place(new.value) for conv, new in answers if new.whole is None}
     splits = _splits(new.split for _, new in answers)
-    return _replace(clean, replacements | splits, ranges) if replacements else sink
+    return _replace(clean, replacements | splits, whole, ranges) if answers else sink
 
 
 def _splits(several: Iterable[Mapping[UOp, UOp]]) -> dict[UOp, UOp]:
@@ -48,6 +51,19 @@ def _splits(several: Iterable[Mapping[UOp, UOp]]) -> dict[UOp, UOp]:
         if result.keys().isdisjoint(split):
             result |= split
     return result
+
+
+def _kernels(nodes: Iterable[UOp], convs: Iterable[Conv]) -> dict[UOp, UOp]:
+    """The STAGE or END of each convolution that has a `Conv.kernel`, by its node."""
+    alone = [conv for conv in convs if not conv.shared and conv.stands_for is None]
+    found: dict[UOp, UOp] = {}
+    for u in nodes if alone else ():
+        loops = frozenset(r for r in u.src[1:] if r.op is Ops.RANGE) if u.op in (Ops.STAGE, Ops.END) else frozenset()
+        several = [conv for conv in alone if loops and loops == conv.private == frozenset(conv.loops)]
+        if several and (u.op is Ops.STAGE or u.src[0].op is Ops.STORE):
+            body = expression(u.src[0])
+            found |= {conv.node: u for conv in several if conv.node in body}
+    return found
 
 
 def _sharing(nodes: Iterable[UOp], convs: Collection[UOp]) -> set[UOp]:
@@ -73,7 +89,9 @@ def _private(nodes: Iterable[UOp]) -> frozenset[UOp]:
     return frozenset(r for r, count in loops.items() if count == 1) - {r for u in kept for r in u.src[1:]}
 
 
-def _replace(root: UOp, replacements: dict[UOp, UOp], ranges: Ranges) -> UOp:
+def _replace(
+    root: UOp, replacements: Mapping[UOp, UOp], whole: Mapping[UOp, Callable[[Tail], UOp]], ranges: Ranges
+) -> UOp:
     """Replace each REDUCE, also inside the replacements of others: one convolution's input holds the one before it.
 
     A STAGE that holds a REDUCE stays one. What is rewritten need hold no REDUCE any more, and tinygrad would inline
@@ -86,6 +104,9 @@ def _replace(root: UOp, replacements: dict[UOp, UOp], ranges: Ranges) -> UOp:
         holds_reduce[u] = u.op is Ops.REDUCE or (u.op is not Ops.STAGE and any(holds_reduce[s] for s in u.src))
         if (new := replacements.get(u)) is not None:
             done[u] = _translated(new, done, split)
+            continue
+        if (make := whole.get(u)) is not None:
+            done[u] = _translated(_made_whole(u, make, split, ranges), done, split)
             continue
         kept = _with_sources(u, done, split)
         if u.op in (Ops.STAGE, Ops.END) and kept.src[1:] != u.src[1:]:
@@ -110,6 +131,16 @@ def _split(u: UOp, sources: tuple[UOp, ...], split: dict[UOp, Held], ranges: Ran
         return sources[0].end(*loops_of(sources[1:]))
     sizes = [extent(axis) for axis in u.src[1:]]
     split[u] = stored(sources[0], sources[1:], sizes, device=u.arg.device, slot=ranges.new_buffer())
+    return split[u].buffer
+
+
+def _made_whole(u: UOp, make: Callable[[Tail], UOp], split: dict[UOp, Held], ranges: Ranges) -> UOp:
+    """What takes the place of a STAGE or END whose kernel is made by the lowering of the convolution in it."""
+    if u.op is Ops.END:
+        target, value = u.src[0].src[:2]
+        return make(Tail(value=value, buffer=target.src[0], index=target.src[1:]))
+    sizes = [extent(axis) for axis in u.src[1:]]
+    split[u] = computed_at(u.src[0], u.src[1:], sizes, make, device=u.arg.device, slot=ranges.new_buffer())
     return split[u].buffer
 
 

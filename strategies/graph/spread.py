@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
+from strategies.graph.buffers import hand_made
 from strategies.graph.device import opened
+from strategies.graph.fitting import request_options
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Axis, Conv, extent
 
@@ -19,6 +21,14 @@ ROW = 64
 """Threads along one axis, at most: two warps."""
 WORKGROUP = 256
 """Threads of a workgroup, at most: enough to hide memory's latency, few enough for their registers."""
+
+
+def in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
+    """`value` with what its kernel is to have: the candidate's options, nothing, or what tinygrad chooses."""
+    options = conv.options.get(role)
+    if options is not None:
+        return request_options(value, role, options, by_hand=by_hand)
+    return hand_made(value) if by_hand else value
 
 
 def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:

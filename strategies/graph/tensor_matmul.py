@@ -80,6 +80,17 @@ class Operand:
     group: Callable[[UOp, UOp, UOp, UOp], UOp]
 
 
+Store = Callable[[UOp, UOp, UOp, UOp, int, UOp], UOp]
+"""From part, batch, row, a column that is a multiple of VECTOR, how many beyond it, and the sum there, in float32, to
+the store of it."""
+
+
+def product_store(parts: int, batch: int, m: int, n: int, dtype: DType) -> Store:
+    """To parameter 0: C of parts x batch x m x n."""
+    c = UOp.placeholder((parts, batch, m, n), dtype, slot=0)
+    return lambda part, item, row, column, e, value: c[part, item, row, column + e].store(value.cast(dtype))
+
+
 def tensor_core(device: str, dtype: DType) -> TensorCore | None:
     """The device's instruction for 16 x 8 x 16 products of this dtype with sums in float32, if it has one."""
     cores = opened(device).renderer.tensor_cores
@@ -88,14 +99,13 @@ def tensor_core(device: str, dtype: DType) -> TensorCore | None:
 
 
 def tensor_matmul(
-    batch: int, m: int, n: int, steps: int, left: Operand, right: Operand, by: Tiling, *,
-    core: TensorCore, device: str, out: DType, name: str,
+    batch: int, m: int, n: int, steps: int, left: Operand, right: Operand, by: Tiling, store: Store, *,
+    core: TensorCore, device: str, name: str,
 ) -> UOp:  # fmt: skip
-    """The kernel, with parameters 0: C of parts x batch x m x n in dtype `out`, 1: A, 2: B, both of the core's dtype.
+    """The kernel, with parameters 1: A, 2: B, both of the core's dtype, and whatever `store` makes of the sums.
 
     m and n are multiples of the block's rows and columns; each part of K has `steps` of its depth.
     """
-    c = UOp.placeholder((by.parts, batch, m, n), out, slot=0)
     down, across, which = (
         UOp.special(size, f"gidx{axis}") for axis, size in enumerate((m // by.rows, n // by.columns, batch * by.parts))
     )
@@ -146,10 +156,11 @@ def tensor_matmul(
         for half in range(2):
             at_row = down * by.rows + row + i * CORE_ROWS + high + 8 * half
             for j in range(blocks_across):
-                at_column = across * by.columns + column + _column(j, low, 2)
-                for e in range(2):
-                    value = sums[i, j, 2 * half + e].cast(out)
-                    stores.append(c[part, item, at_row, at_column + e].store(value))
+                at_column = across * by.columns + column + _column(j - j % JOINED, low, 2)
+                stores += [
+                    store(part, item, at_row, at_column, 2 * (j % JOINED) + e, sums[i, j, 2 * half + e])
+                    for e in range(2)
+                ]
     return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=())).simplify()
 
 
@@ -205,4 +216,4 @@ def _four(lines: UOp, group: int, row: UOp, low: UOp) -> Sequence[UOp]:
     return [lines[group, _place(row), low * VECTOR + e] for e in range(VECTOR)]
 
 
-__all__ = ["GROUP", "Operand", "Tiling", "tensor_core", "tensor_matmul"]
+__all__ = ["GROUP", "Operand", "Store", "Tiling", "product_store", "tensor_core", "tensor_matmul"]

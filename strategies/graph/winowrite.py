@@ -21,15 +21,14 @@ from functools import partial
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
-from strategies.graph.buffers import Held, computed, hand_made, staged, stored, stored_singly
-from strategies.graph.fitting import request_options
+from strategies.graph.buffers import Held, computed, staged, stored, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import share, split_consumer, threads
+from strategies.graph.spread import in_kernel, share, split_consumer, threads
 
 Intermediate = Callable[[Coords], UOp]
 
@@ -114,16 +113,8 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
         inline = False  # whatever else that kernel computes, threads for our tiles are not for it
     value = (_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat, by_hand)).cast(conv.reduce.dtype)
     if by_hand and (split := split_consumer(conv, space.axes, space.m, ranges)) is not None:
-        return Lowered(value=_in_kernel(conv, "output", value, by_hand=True), split=split)
-    return Lowered(value=_in_kernel(conv, "output", value))
-
-
-def _in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
-    """`value` with what its kernel is to have: the candidate's options, nothing, or what tinygrad chooses."""
-    options = conv.options.get(role)
-    if options is not None:
-        return request_options(value, role, options, by_hand=by_hand)
-    return hand_made(value) if by_hand else value
+        return Lowered(value=in_kernel(conv, "output", value, by_hand=True), split=split)
+    return Lowered(value=in_kernel(conv, "output", value))
 
 
 def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: Intermediate) -> Intermediate:
@@ -143,7 +134,7 @@ def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermedia
         raise ValueError(f"layout {stage.layout!r} and loops {stage.loops!r} must each name all of {letters!r} once")
     at = _loops(space, stage, loops)
     body = value({letter: at.get(letter, ()) for letter in letters})
-    body = _in_kernel(space.conv, role, body, by_hand=stage.by_hand)
+    body = in_kernel(space.conv, role, body, by_hand=stage.by_hand)
     axes = [r for letter in layout for r in at[letter]]
     sizes = [size for letter in layout for size in space.sizes[letter]]
     if not stage.joined:
@@ -284,7 +275,7 @@ def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate, by_hand: boo
     rows = [space.ranges.new(space.m, AxisType.UPCAST if by_hand else AxisType.WEAK) for _ in space.axes]
     at = space.coordinates(groups, batch, couts, tiles)
     body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
-    body = _in_kernel(conv, "tiles", body, by_hand=by_hand)
+    body = in_kernel(conv, "tiles", body, by_hand=by_hand)
     axes = [*groups, *batch, *couts, *(index for pair in zip(tiles, rows, strict=True) for index in pair)]
     if by_hand:
         outer = map(extent, (*conv.groups, *conv.batch, *conv.couts))
