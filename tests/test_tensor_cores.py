@@ -185,3 +185,15 @@ def test_keys_it_is_for(dtype: str, channels: int, device: str, expected: bool) 
     shape = ConvShape.of((1, channels, 8, 8), (16, channels, 3, 3), padding=1, dtype=dtype)
     key = ConvKey(shape=shape, device=DeviceSpec(device=device))
     assert get_strategy("tensor_cores").applies(key) is expected
+
+
+def test_presets_are_of_the_key() -> None:
+    """Few workgroups divide the sum, many do not; what a preset asks for there is."""
+    item, device = get_strategy("tensor_cores"), DeviceSpec(device="CUDA", cores=132)
+    shapes = (ConvShape.of((n, 256, h, h), (256, 256, 3, 3), padding=1, dtype="float16") for n, h in ((8, 56), (1, 14)))
+    many, few = ([item.bound(c) for c in item.good(ConvKey(shape=shape, device=device))] for shape in shapes)
+    assert many[0].parts == 1
+    assert few[0].parts > 1
+    for params in (*many, *few):
+        assert params.tiling.fault() is None
+        assert 9 * 256 // params.depth % params.parts == 0

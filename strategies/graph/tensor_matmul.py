@@ -55,6 +55,16 @@ class Tiling:
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
 
     @property
+    def shared_bytes(self) -> int:
+        """Of two steps of both operands, in two bytes a number."""
+        return 4 * self.depth * (self.rows + self.columns)
+
+    @property
+    def copies(self) -> int:
+        """Vectors that a thread copies in a step."""
+        return self.depth * (self.rows + self.columns) // (VECTOR * self.threads)
+
+    @property
     def groups(self) -> int:
         return self.depth // GROUP
 
