@@ -1,9 +1,10 @@
 """What a winner costs beside tinygrad's `WINO=1`: `python bench/costs.py --only 2 --budget 40s`.
 
-For each shape, in this order and on the same machine:
+For each shape, in this order and on the same machine, until all are done or `--deadline` is over:
 
 - the tuner searches within the budget: seconds used, and seconds until it first measured what became the winner;
-- BEAM=2 searches the kernels of `WINO=1`, in a process of its own, until it is done or `--limit` is over;
+- BEAM=2 searches the kernels of `WINO=1`, in a process of its own, until it is done or `--limit` is over; with
+  `--beam FILE` it is not searched again: the seconds are those that bench/beam.py wrote there on such a machine;
 - the winner and `WINO=1` are scheduled and compiled in new processes, in turns, without any cache: seconds of each,
   from the convolution's graph to kernels that can run.
 """
@@ -46,9 +47,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--only", type=int, metavar="N", help="the first N shapes")
+    parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
     parser.add_argument("--device", default="CPU")
     parser.add_argument("--budget", default="40s", help="of the tuner, per shape (default %(default)s)")
     parser.add_argument("--limit", default="10m", help="of BEAM, per shape (default %(default)s)")
+    parser.add_argument("--deadline", default="9m", help="for everything: no shape is begun after it (default 9m)")
+    parser.add_argument("--beam", type=Path, metavar="FILE", help="seconds of BEAM that bench/beam.py wrote")
     parser.add_argument("--starts", type=int, default=3, help="new processes for each compilation")
     parser.add_argument("--compile", nargs=3, metavar=("SHAPE", "CANDIDATE", "WINO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -67,8 +71,16 @@ def main() -> int:
         "shape", "compile winner s", "WINO=1 s", "ratio", "search s", "winner seen s", "BEAM=2 on WINO=1 s", "ratio",
         "winner", box=None,
     )  # fmt: skip
-    for size in SHAPES[options.shapes][: options.only]:
+    sizes = SHAPES[options.shapes]
+    chosen = [sizes[i] for i in options.shape_index] if options.shape_index is not None else sizes[: options.only]
+    until, taken_s = time.monotonic() + seconds(options.deadline), 0.0
+    for number, size in enumerate(chosen):
+        begun = time.monotonic()
+        if begun + taken_s > until:
+            console.print(f"the time is over: {len(chosen) - number} of {len(chosen)} shapes are not in the table")
+            break
         row = costs(conv_shape(*size), spec, options)
+        taken_s = max(taken_s, time.monotonic() - begun)
         table.add_row(*row)
         print(" ".join(row), file=sys.stderr, flush=True)
     console.print(table)
@@ -103,7 +115,16 @@ def first_seen(store: Store, winner: Winner) -> float:
 
 
 def beam_seconds(shape: ConvShape, options: argparse.Namespace, kept: Path) -> tuple[float, bool]:
-    """How long BEAM=2 searches `WINO=1`, and whether it came to an end."""
+    """How long BEAM=2 searches `WINO=1`, and whether it came to an end. Raises SystemExit for a file without it."""
+    if options.beam is not None:
+        search = Search(shape, "WINO=1", 2)
+        known = json.loads(options.beam.read_text(encoding="utf-8"))["searches"]
+        found = next((entry for entry in known if search.names(entry)), None)
+        if found is None:
+            raise SystemExit(
+                f"costs: {options.beam} has no {search}: search it with bench/beam.py, or leave out --beam"
+            )
+        return float(found["search_s"]), bool(found["complete"])
     until = time.monotonic() + seconds(options.limit)
     complete = follow(
         Search(shape, "WINO=1", 2), Kept(kept), options.device, child_environ(options.device, 0, 1), until
