@@ -79,6 +79,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+SETTING_UP = ("make", "source", "mkdir", "cd", "export")
+"""What run_page has done already: this checkout, a folder, the variables. tests/test_walk.py does these, too."""
+
+
 def run_page(page: str, folder: Path) -> list[str]:
     """Write the files on a page and run its commands, in order; what each printed."""
     environ = os.environ | {
@@ -86,7 +90,7 @@ def run_page(page: str, folder: Path) -> list[str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     environ.pop("AUTOTUNE_URL", None)
-    said = []
+    said, left_running, pipe = list[str](), list[subprocess.Popen[bytes]](), subprocess.PIPE
     for block in BLOCK.finditer((DOCS / page).read_text()):
         if block["kind"] == "python":
             assert block["file"], "a program on a page needs a name: <!-- file: NAME.py -->"
@@ -94,12 +98,31 @@ def run_page(page: str, folder: Path) -> list[str]:
         elif block["kind"] == "console":
             for command in block["text"].splitlines():
                 words = shlex.split(command)
+                if words[0] in SETTING_UP:
+                    continue
                 if words[0] == "autotune":  # of this checkout, wherever the installed one points
                     words = [sys.executable, "-m", "api.cli", *words[1:]]
+                if words[-1] == "&":
+                    left_running.append(subprocess.Popen([*words[:-1], "--json"], cwd=folder, env=environ, stdout=pipe))
+                    assert left_running[-1].stdout.readline(), f"{command} said nothing"  # type: ignore[union-attr]
+                    continue
+                if words == ["kill", "%1"]:
+                    end(left_running)
+                    continue
                 done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
                 assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
                 said.append(done.stdout)
+    assert not left_running, "a page ends what it started"
     return said
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """As `kill` does; each must have ended well."""
+    while processes:
+        process = processes.pop()
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 @pytest.mark.slow
@@ -108,6 +131,7 @@ def test_tutorial_runs(tmp_path: Path) -> None:
     assert any("1x16x32x32 16x16x3x3 padding 1" in text for text in said)
     assert any("hits=3" in text for text in said), "the model's convolutions found no winner"
     assert "<svg" in (tmp_path / "winners.svg").read_text()
+    assert "16x16x3x3 padding 1 done" in said[-1]
 
 
 def test_added_strategy_works(tmp_path: Path) -> None:
