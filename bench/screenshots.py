@@ -17,6 +17,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 WIDE, PHONE = {"width": 1320, "height": 860}, {"width": 390, "height": 844}
+SHOWN = ("winners", "shape", "map")
+"""What the documents show."""
 SETTLED_MS = 1500
 """Until charts are drawn and Optuna has been asked."""
 
@@ -28,9 +30,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     views = {"winners": "/?sort=ratio", "shape": f"/shape/{best_digest(options.url)}", "map": "/map",
              "compare": "/compare", "jobs": "/tuning"}  # fmt: skip
-    wanted = [("light", False), ("dark", False), ("light", True)]
+    wanted = [("light", False), ("dark", False), ("light", True), ("dark", True)]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
+        if options.readme:
+            views = {name: path for name, path in views.items() if name in SHOWN}
         for theme, phone in wanted[:1] if options.readme else wanted:
             for name, path in views.items():
                 target = out / f"{name}{'-phone' if phone else ''}{'' if theme == 'light' else '-dark'}.png"

@@ -75,10 +75,12 @@ def test_every_view_is_accessible_in_both_themes(browser: Browser, service: Serv
             expect(page.locator("[data-chart]:not(:has(svg))")).to_have_count(0)
             assert page.evaluate("document.documentElement.dataset.theme") == theme
             accessible(page)
-        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
-        for view in VIEWS:
-            page.goto(shape if view == "/shape/" else view)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+        for width in (1280, 900, PHONE["width"]):
+            page.set_viewport_size({"width": width, "height": 900})
+            for view in VIEWS:
+                page.goto(shape if view == "/shape/" else view)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, width)
+                assert page.evaluate(OVERLAPPING) == [], (view, width)
     assert said == []
 
 
@@ -298,6 +300,9 @@ def test_a_thousand_winners_are_usable_in_under_a_second(browser: Browser, tmp_p
     assert said == []
 
 
+OVERLAPPING = """() => [...document.querySelectorAll("td, th")]
+  .filter((cell) => cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.textContent)"""
+"""What reaches out of its cell of a table."""
 PAINTED = (
     """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"""
 )

@@ -14,7 +14,7 @@ from strategies.candidate import Candidate
 from strategies.key import ConvKey
 from strategies.shape import ConvShape
 
-BAR_WIDTH, BAR_HEIGHT = 120, 16
+BAR_WIDTH, BAR_HEIGHT = 108, 16
 WIDEST_RATIO = 1.25
 """The right end of the drawn bar. The better default stands at 1."""
 
