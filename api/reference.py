@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "AUTOTUNE_LOCKS": "the folder of the devices' locks (default /tmp/tinygrad-autotune); common to all on one machine",
     "AUTOTUNE_RETENTION": "how long `serve` keeps measurements and tasks, like 90d (default 1y; 0: for ever)",
     "AUTOTUNE_MOST_LOST": "how many workers a task may cost, before its candidates are tried one by one (default 3)",
+    "AUTOTUNE_MAX_BATCH": "how many shapes one request to `autotune serve` may have",
+    "AUTOTUNE_MAX_STREAMS": "how many event streams one client of `autotune serve` may have open; beyond it, 429",
     "AUTOTUNE_MAX_QUEUED": "how many shapes one submitter may have in the queue of `autotune serve`; beyond it, 429",
     "AUTOTUNE_MAX_SHAPE_BYTES": "how many bytes the tensors of one shape may have for `autotune serve` to tune it",
     "AUTOTUNE_MAX_SHAPE_MACS": "how many multiply-accumulates one shape may have for `autotune serve` to tune it",

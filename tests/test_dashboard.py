@@ -127,6 +127,11 @@ def test_bar_stays_in_its_place(ratio: Interval) -> None:
     assert "faster" not in [rect["class"] for rect in page.all("rect")]
 
 
+def test_a_guess_has_no_age() -> None:
+    page = page_of(replace(winner_of(key_of()), state=WinnerState.GUESS, decided_at=0.0), now=2e9)
+    assert "not measured" in page.text
+
+
 def test_numbers_that_are_none_do_not_break_it() -> None:
     nan = Interval(median=float("nan"), low=float("nan"), high=float("inf"))
     assert rows(page_of(replace(winner_of(key_of()), ratio=nan, time_s=nan, error=None))) == 1

@@ -16,6 +16,7 @@ from api.dashboard.places import place_name
 from api.dashboard.query import Numbered
 from api.dashboard.words import (
     age,
+    decided,
     finite_json,
     headline,
     parameters,
@@ -79,7 +80,7 @@ def _verdict(number: int, winner: Winner, now: float) -> Html:
         ("Ratio, 95% interval", ratio_bar(winner.ratio)),
         ("Error", [tag("span", "none" if winner.error is None else f"{winner.error:.1e}", class_="figure"),
                    tag("span", "largest, against float64", class_="sub")]),
-        ("State", [state_mark(str(winner.state)), tag("span", _since(now - winner.decided_at), class_="sub")]),
+        ("State", [state_mark(str(winner.state)), tag("span", _since(winner, now), class_="sub")]),
     ]  # fmt: skip
     shown = tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
     held = winner.state in (WinnerState.PINNED, *WITHDRAWN_STATES)
@@ -107,9 +108,9 @@ def _chips(winner: Winner) -> Html | None:
     return tag("ul", chips, class_="chips", aria_label="Parameters") if chips else None
 
 
-def _since(seconds: float) -> str:
-    said = age(seconds)
-    return "just now" if said == "now" else f"{said} ago"
+def _since(winner: Winner, now: float) -> str:
+    said = decided(winner, now)
+    return {"now": "just now", "not measured": said}.get(said, f"{said} ago")
 
 
 def _undecided(key: ConvKey) -> Html:
@@ -193,7 +194,7 @@ def _decision_row(w: Winner, now: float, note: str) -> Html:
         tag("td", ratio_bar(w.ratio)),
         tag("td", state_mark(str(w.state)), note),
         tag("td", str(w.provenance.get("package", "")), class_="some"),
-        tag("td", age(now - w.decided_at), class_="n"),
+        tag("td", decided(w, now), class_="n"),
     )
 
 
@@ -203,7 +204,7 @@ def _elsewhere(winners: Sequence[Winner], now: float) -> Html | None:
     rows = [
         tag("tr", tag("th", page_link(place_name(w.key.device), shape_href(w.key)), scope="row"),
             tag("td", strategy_mark(w.candidate.strategy)), tag("td", duration(w.time_s.median), class_="n"),
-            tag("td", ratio_bar(w.ratio)), tag("td", age(now - w.decided_at), class_="n"))
+            tag("td", ratio_bar(w.ratio)), tag("td", decided(w, now), class_="n"))
         for w in winners
     ]  # fmt: skip
     titles = ("Device and version", "Lowering", "Time", "Ratio", "Age")

@@ -9,7 +9,7 @@ from api.answers import MAX_KNOWN
 from api.dashboard.html import Html, join, tag
 from api.dashboard.layout import command, document, page_link, panel
 from api.dashboard.query import SIZES, Numbered, WinnersQuery, facets
-from api.dashboard.words import age, parameters, ratio_bar, shape_cell, state_mark, strategy_mark
+from api.dashboard.words import decided, parameters, ratio_bar, shape_cell, state_mark, strategy_mark
 from api.units import duration
 from autotune.job import Job
 from autotune.winner import Winner
@@ -127,7 +127,7 @@ def _head(name: str, title: str, kind: str, query: WinnersQuery) -> Html:
 def _row(winner: Winner, now: float) -> Html:
     device = winner.key.device
     error = "" if winner.error is None else f"{winner.error:.1e}"
-    decided = tag("span", age(now - winner.decided_at), class_="sub")
+    decided_ = tag("span", decided(winner, now), class_="sub")
     return tag(
         "tr",
         tag("th", shape_cell(winner.key), scope="row"),
@@ -139,7 +139,7 @@ def _row(winner: Winner, now: float) -> Html:
             class_="n wide"),
         tag("td", ratio_bar(winner.ratio), class_="of"),
         tag("td", error, class_="n wide"),
-        tag("td", state_mark(str(winner.state)), decided, class_="some"),
+        tag("td", state_mark(str(winner.state)), decided_, class_="some"),
     )  # fmt: skip
 
 

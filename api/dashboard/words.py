@@ -9,7 +9,7 @@ from typing import Any
 from api.dashboard.html import Html, join, tag
 from api.dashboard.layout import page_link
 from api.units import ratio_text
-from autotune.winner import Interval, Winner
+from autotune.winner import Interval, Winner, WinnerState
 from strategies.candidate import Candidate
 from strategies.key import ConvKey
 from strategies.shape import ConvShape
@@ -84,6 +84,11 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return "now"
+
+
+def decided(winner: Winner, now: float) -> str:
+    """How long ago it was decided: `3 d`; nobody decided a guess."""
+    return "not measured" if winner.state is WinnerState.GUESS else age(now - winner.decided_at)
 
 
 def ratio_bar(ratio: Interval) -> Html:
