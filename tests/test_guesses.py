@@ -10,7 +10,7 @@ import pytest
 
 from api.commands.winners import stale
 from api.devices import ProbedDevices
-from api.guesses import keep_guesses
+from api.guesses import guessed, keep_guesses
 from autotune.measurement import Measurement, Status
 from autotune.space import Space
 from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
@@ -68,7 +68,20 @@ def test_a_guess_stands_in_until_something_was_measured(store: SqlStore) -> None
     assert store.winner(key(64)) == measured
 
 
+def test_a_lookup_that_misses_has_a_guess_that_nobody_keeps(store: SqlStore) -> None:
+    for channels in (32, 128):
+        known(store, key(channels))
+    found = guessed(store, [key(64)])
+    assert found is not None
+    assert found.state is WinnerState.GUESS
+    assert found.provenance["confidence"] > 0.8
+    assert store.winner(key(64)) is None
+    assert guessed(store, [key(32)]) is None, "it has a winner, and be it withdrawn"
+    assert guessed(store, [key(64), key(256)]) is None
+
+
 def test_nothing_known_nothing_guessed(store: SqlStore) -> None:
+    assert guessed(store, [key(64)]) is None
     assert keep_guesses(store, [key(64)]) == 0
 
 

@@ -16,6 +16,7 @@ from api.answers import Answer
 from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
 from api.documents import winner_document
+from api.guesses import guessed
 from api.keys import body_keys, json_key, parse_flags, query_policy, query_shape
 from api.limits import expect_batch
 from api.nearest import nearest
@@ -63,7 +64,8 @@ answered = APIRouter(route_class=AnsweredRoute, tags=["lookup"])
 
 @answered.get("/lookup", responses={**FOUND, 404: {"model": Problem}, 422: {"model": Problem}}, response_class=Response)
 def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(get_service)) -> Response:
-    """The winner of one shape, with its state."""
+    """The winner of one shape, with its state; where nobody tuned it the best guess from its neighbours, state `guess`,
+    with its confidence. 404 where nothing is known that is near."""
     shape, policy, flags = query_shape(query), query_policy(query), parse_flags(query.flags)
     try:
         keys = [ConvKey(shape=shape, device=service.remembered.describe(query.device, flags), policy=policy)]
@@ -75,6 +77,8 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
         if not keys:
             raise
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
+    if not found and (made := guessed(service.store, keys)) is not None:
+        return _json(json.dumps(winner_document(None, made)))
     if not found:
         service.metrics.looked_up(misses=1)
         raise _miss(service, shape, policy, device, keys)
