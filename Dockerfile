@@ -6,10 +6,9 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssl postgresql-15 \
     && rm -rf /var/lib/apt/lists/* /var/lib/postgresql/15
 COPY db/server/postgresql.sh /usr/local/bin/autotune-postgresql
-COPY db/worker_role.sql /usr/share/autotune/worker_role.sql
 RUN chmod 0755 /usr/local/bin/autotune-postgresql \
     && install --directory --owner=postgres --group=postgres --mode=0700 /var/lib/postgresql/data \
-    && install --directory --owner=postgres --group=postgres --mode=0777 /run/postgresql
+    && install --directory --mode=1777 /run/postgresql
 USER postgres
 ENTRYPOINT ["autotune-postgresql"]
 
@@ -27,6 +26,7 @@ COPY db /src/db
 COPY api /src/api
 RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --no-build-isolation /src \
     && rm -rf /src \
+    && install --directory --mode=1777 /run/postgresql \
     && useradd --system --uid 10001 --user-group --create-home --home-dir /var/lib/autotune autotune
 ENV PATH=/opt/autotune/bin:/usr/local/bin:/usr/bin:/bin
 ENV PYTHONUNBUFFERED=1

@@ -135,10 +135,13 @@ class Chaos:
 
         self.wait("a job to be taken", acknowledged, START_S)
 
-    def kill_one(self) -> None:
-        """SIGKILL to somebody who lives."""
+    def kill_one(self, patience_s: float) -> None:
+        """SIGKILL to somebody who lives, of a kind that is waited for."""
         kinds = ["service", "child"] + (["worker", "child", "postgresql"] if self.postgres else [])
-        while not self._kill(self.random.choice(kinds)):
+        kind, give_up_at = self.random.choice(kinds), time.monotonic() + patience_s
+        while not self._kill(kind):
+            if time.monotonic() > give_up_at:
+                kind = self.random.choice(kinds)
             self.tend()
             self.look()
             time.sleep(TICK_S)
@@ -226,8 +229,11 @@ def _last_words(chaos: Chaos) -> list[str]:
     """What jobs say of themselves, and the end of each log, for whoever finds out why."""
     answer = chaos.ask("GET", "/jobs?limit=10")
     jobs = answer["jobs"] if answer is not None else []
-    said = [f"job {j['id']} is {j['state']}, {j['done_keys']} of {len(j['keys'])} shapes done, {j['progress']}"[:600]
-            for j in (jobs if isinstance(jobs, list) else []) if j["state"] not in ENDED]  # fmt: skip
+    said = [
+        f"job {job['id']} is {job['state']}, {job['done_keys']} shapes done, {job['progress']}"[:600]
+        for job in (jobs if isinstance(jobs, list) else [])
+        if job["state"] not in ENDED
+    ]
     for process in chaos.processes:
         print("\n".join([f"-- the end of {process.name}'s log", *process.tail()]))
     return said
@@ -246,7 +252,7 @@ def _rage(chaos: Chaos) -> None:
             chaos.tend()
             chaos.look()
             time.sleep(TICK_S)
-        chaos.kill_one()
+        chaos.kill_one(2.0 * min(options.pace, share_s) + max(0.0, most - time.monotonic()))
         if chaos.left_s(RAGE) > 0 and chaos.ended():  # faster than we are: more of the same
             chaos.post()
         if chaos.kills % 10 == 0:

@@ -164,7 +164,8 @@ def bound(root: Path, paths: list[str]) -> Iterator[None]:
 
 def run(images: Mapping[str, Image], work: Path) -> None:
     """The services without a profile, in the order they depend on each other."""
-    os.environ.setdefault("POSTGRES_PASSWORD", "a pass@word/with ?signs")
+    for role in ("OWNER", "SERVICE", "WORKER"):
+        os.environ.setdefault(f"{role}_PASSWORD", f"{role}'s pass@word/with ?signs")
     composed = yaml.safe_load(substituted((ROOT / "docker-compose.yml").read_text(), os.environ))
     services = {name: item for name, item in composed["services"].items() if not item.get("profiles")}
     shutil.rmtree(work / "volumes", ignore_errors=True)
@@ -174,10 +175,14 @@ def run(images: Mapping[str, Image], work: Path) -> None:
         while waiting := [n for n in services if n not in containers]:
             name = next(n for n in waiting if set(services[n].get("depends_on", {})) <= containers.keys())
             containers[name] = Container(name, services[name], built[services[name]["image"]], work)
-            containers[name].become_healthy()
+            awaited = [item.get("depends_on", {}).get(name, {}).get("condition") for item in services.values()]
+            if "service_completed_successfully" in awaited:
+                containers[name].complete()
+            else:
+                containers[name].become_healthy()
         token = containers["service"].ask(["autotune", "token", "create", "check", "--scope", "admin"]).strip()
         print("tuned through service, database and worker:", tuned(token), flush=True)
-        for name in reversed(list(containers)):
+        for name in [name for name in reversed(list(containers)) if containers[name].runs]:
             print(f"{name}: told to end, exit status {containers[name].stop()}", flush=True)
     finally:
         for container in containers.values():
@@ -240,6 +245,18 @@ class Container:
                 self._log.seek(0)
                 raise RuntimeError(f"{self._name} is not healthy: {done.stderr[-500:]}\n{self._log.read()[-3000:]}")
             time.sleep(1)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def complete(self, timeout_s: float = 120.0) -> None:
+        """Until it has ended, well."""
+        status = self._process.wait(timeout_s)
+        if status != 0:
+            self._log.seek(0)
+            raise RuntimeError(f"{self._name} ended with status {status}: {self._log.read()[-3000:]}")
+        print(f"{self._name}: completed", flush=True)
 
     def ask(self, command: list[str]) -> str:
         """What a command prints, as `docker compose exec` runs it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, inspect, text
 
 from db.address import Dialect
-from db.errors import DatabaseFromTheFutureError, NotADatabaseError
+from db.errors import DatabaseError, DatabaseFromTheFutureError, NotADatabaseError
 from db.models import Base
 from db.sqlite import WRITE
 
@@ -35,7 +35,9 @@ def prepare(engine: Engine, dialect: Dialect) -> None:
     if found != HEAD:
         with engine.execution_options(**{WRITE: True}).begin() as connection:
             dialect.lock_migrations(connection)
-            if _ours(connection, dialect) != HEAD:  # else another process was first
+            found = _ours(connection, dialect)
+            if found != HEAD:  # else another process was first
+                _expect_owner(connection, dialect, found)
                 upgrade(connection)
 
 
@@ -84,6 +86,17 @@ def _ours(connection: Connection, dialect: Dialect) -> str | None:
             f"upgrade tinygrad-autotune, or name another database; nothing was changed"
         )
     return found
+
+
+def _expect_owner(connection: Connection, dialect: Dialect, found: str | None) -> None:
+    """Raises DatabaseError for a role that may not change tables: its owner migrates."""
+    if connection.dialect.name == "postgresql":
+        may = text("SELECT has_schema_privilege(current_user, 'public', 'CREATE')")
+        if not connection.execute(may).scalar_one():
+            raise DatabaseError(
+                f"{dialect}: expected schema {HEAD}, found {found or 'none'}, and a role that may not change tables: "
+                f"run `autotune migrate` as the owner of the database"
+            )
 
 
 def _config(connection: Connection) -> Config:

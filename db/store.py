@@ -21,7 +21,7 @@ from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, figures, jobs, lists, measurements, migrate, queue, tasks, tokens, winners, workers
+from db import changes, figures, jobs, lists, measurements, migrate, queue, rights, tasks, tokens, winners, workers
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
@@ -272,6 +272,13 @@ class SqlStore:
         with self._writing() as connection:
             self._dialect.lock_migrations(connection)
             queue.prepare(connection)
+
+    def grant_rights(self) -> None:
+        """What other roles may do, of those that there are; for the owner of the database."""
+        self._expect_server()
+        with self._writing() as connection:
+            self._dialect.lock_migrations(connection)
+            rights.grant(connection)
 
     def expect_queue(self) -> None:
         """Raises DatabaseError, which says what to do, if there is no queue."""

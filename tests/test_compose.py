@@ -19,6 +19,7 @@ from image import stages, substituted  # noqa: E402
 
 from api.dispatch import build_parser  # noqa: E402
 
+ROLES, SECRET = ("OWNER", "SERVICE", "WORKER"), 'a "secret": #'
 SCHEMAS = (
     os.environ.get("AUTOTUNE_COMPOSE_SCHEMA", ""),
     "/usr/lib/python3/dist-packages/compose/config/compose_spec.json",
@@ -28,7 +29,7 @@ SCHEMAS = (
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     text = (ROOT / "docker-compose.yml").read_text()
-    found: dict[str, Any] = yaml.safe_load(substituted(text, {"POSTGRES_PASSWORD": 'a "secret": #'}))
+    found: dict[str, Any] = yaml.safe_load(substituted(text, {f"{role}_PASSWORD": SECRET for role in ROLES}))
     return found
 
 
@@ -45,25 +46,38 @@ def test_it_is_what_the_specification_says(document: dict[str, Any]) -> None:
 
 
 def test_a_password_is_asked_for(document: dict[str, Any]) -> None:
-    assert document["services"]["db"]["environment"]["POSTGRES_PASSWORD"] == 'a "secret": #'
+    assert [document["services"]["db"]["environment"][f"{role}_PASSWORD"] for role in ROLES] == [SECRET] * 3
     with pytest.raises(AssertionError, match=r"set it in \.env"):
         substituted((ROOT / "docker-compose.yml").read_text(), {})
 
 
 def test_every_service_is_contained_watched_and_restarted(document: dict[str, Any]) -> None:
-    assert set(document["services"]) == {"db", "service", "worker", "cuda-worker"}
+    assert set(document["services"]) == {"db", "migrate", "service", "worker", "cuda-worker"}
     for name, item in document["services"].items():
-        assert (item["restart"], item["read_only"], item["cap_drop"]) == ("unless-stopped", True, ["ALL"]), name
-        assert item["healthcheck"]["test"][0] == "CMD"
+        restart = "on-failure" if name == "migrate" else "unless-stopped"
+        assert (item["restart"], item["read_only"], item["cap_drop"]) == (restart, True, ["ALL"]), name
+        assert name == "migrate" or item["healthcheck"]["test"][0] == "CMD"
         assert all(port.startswith("127.0.0.1:") for port in item.get("ports", []))
         assert {volume.partition(":")[0] for volume in item["volumes"]} <= document["volumes"].keys()
         assert "secret" not in json.dumps({**item, "environment": None})
     assert document["services"]["cuda-worker"]["profiles"] == ["cuda"]
 
 
+def test_nobody_is_more_than_they_must_be(document: dict[str, Any]) -> None:
+    roles = {"migrate": "owner", "service": "service", "worker": "worker", "cuda-worker": "worker"}
+    for name, role in roles.items():
+        environment = document["services"][name]["environment"]
+        assert environment["AUTOTUNE_DB"].startswith(f"postgresql+psycopg://autotune_{role}@")
+        assert not [key for key in environment if key.endswith("_PASSWORD")]
+    text = (ROOT / "docker-compose.yml").read_text()
+    for name, role in roles.items():
+        block = text.split(f"\n  {name}:")[1].split("\n\n")[0]
+        assert "*worker" in block or f"PGPASSWORD: ${{{role.upper()}_PASSWORD:" in block
+
+
 def test_every_command_is_one_of_ours(document: dict[str, Any]) -> None:
     parser = build_parser()
-    for name in ("service", "worker", "cuda-worker"):
+    for name in ("migrate", "service", "worker", "cuda-worker"):
         assert parser.parse_args(document["services"][name]["command"]).run
     assert parser.parse_args(document["services"]["worker"]["healthcheck"]["test"][2:]).check
 

@@ -73,7 +73,9 @@ FORBIDDEN = [
     "SELECT * FROM tokens", "SELECT * FROM winners", "SELECT * FROM jobs", "SELECT * FROM job_keys",
     "UPDATE winners SET state = 'revoked'", "INSERT INTO winners DEFAULT VALUES", "UPDATE changes SET count = 0",
     "UPDATE measurements SET body = ''", "DELETE FROM measurements", "DELETE FROM attempts", "DELETE FROM tasks",
-    "UPDATE keys SET shape = ''", "UPDATE alembic_version SET version_num = '9999'", "CREATE TABLE mine (id int)",
+    "UPDATE keys SET shape = ''", "UPDATE tasks SET request = '{}'", "UPDATE attempts SET counted = true",
+    "INSERT INTO keys DEFAULT VALUES", "INSERT INTO devices DEFAULT VALUES", "UPDATE workers SET name = 'mine'",
+    "SELECT body FROM measurements", "UPDATE alembic_version SET version_num = '9999'", "CREATE TABLE mine (id int)",
     "DROP TABLE workers", "CREATE ROLE another", "COPY workers TO PROGRAM 'id'", "SELECT pg_read_file('/etc/passwd')",
 ]  # fmt: skip
 
@@ -87,9 +89,35 @@ def test_a_worker_can_do_nothing_else(owner: SqlStore, worker: SqlStore) -> None
     for call in (
         lambda: worker.decide(a_winner(a_key(8))), lambda: worker.create_token("mine", Scope.ADMIN), worker.tokens,
         lambda: worker.submit([a_key()], Budget(trials=1)), lambda: worker.prune(9e9), worker.winners,
+        lambda: worker.record(a_measurement("of nobody's asking")),
     ):  # fmt: skip
         with pytest.raises(DatabaseError, match=REFUSED):
             call()
+
+
+def test_a_measurement_needs_an_attempt_of_its_own(owner: SqlStore, worker: SqlStore) -> None:
+    """Row by row: of a task that it has, for the key that it was asked about, in the transaction that delivers it."""
+    worker.register(Worker(name="w:1", device=CPU))
+    other = a_key(8)
+    owner.submit([other], Budget(trials=1))  # which makes its key known
+    task = owner.post(QUEUE, REQUEST)
+    with pytest.raises(DatabaseError, match="measurement of no attempt"):
+        worker.record(a_measurement("one"))
+    with pytest.raises(DatabaseError, match="not the current one"), worker._writing() as connection:
+        connection.execute(text(FORGED))
+    assert worker.begin(task, 1, "w:1") == REQUEST
+    with pytest.raises(DatabaseError, match="measurement of no attempt"):
+        worker.deliver(task, 1, "w:1", [a_measurement("two", other)])
+    assert owner.measurements(other) == []
+    assert worker.deliver(task, 1, "w:1", [a_measurement("three")])
+    with pytest.raises(DatabaseError, match="measurement of no attempt"):  # it is over
+        worker.record(a_measurement("four"))
+    assert not worker.deliver(task, 2, "w:1", [a_measurement("five")])
+    assert [m.attempt for m in owner.measurements(a_key())] == ["three"]
+    assert owner.counts()["attempts"] == 2  # evidence
+
+
+FORGED = "INSERT INTO attempts SELECT id, attempt, 'w:1', true, '[]', '', 0 FROM tasks"
 
 
 def _fetched(store: SqlStore) -> list[tuple[str, int]]:

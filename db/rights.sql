@@ -1,0 +1,73 @@
+-- Who may do what, where several roles use the database. Run by its owner, after each migration: `autotune migrate`.
+-- Roles that do not exist get nothing; db/worker_role.sql makes the workers', db/server/postgresql.sh all of them.
+
+-- The service: every row, no table.
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_service') THEN
+    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM autotune_service;
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM autotune_service;
+    GRANT USAGE ON SCHEMA public TO autotune_service;
+    GRANT SELECT ON ALL TABLES IN SCHEMA public TO autotune_service;
+    GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO autotune_service;
+    GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO autotune_service;
+    REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM autotune_service;
+  END IF;
+END $$;
+
+-- Workers: they take tasks and deliver results. They read no tokens, winners or jobs, and change nothing measured.
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_worker') THEN
+    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM autotune_worker;
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM autotune_worker;
+    GRANT USAGE ON SCHEMA public TO autotune_worker;
+    GRANT SELECT ON alembic_version, devices, keys, tasks, attempts, workers TO autotune_worker;
+    GRANT INSERT, UPDATE (seen_at, in_use, unfit, ended_at) ON workers TO autotune_worker;
+    GRANT UPDATE (state, attempt, worker, changed_at, waiting, lost) ON tasks TO autotune_worker;
+    GRANT INSERT ON attempts TO autotune_worker;
+    GRANT SELECT (id), INSERT ON measurements TO autotune_worker;
+    GRANT USAGE ON SEQUENCE workers_id_seq, measurements_id_seq TO autotune_worker;
+    -- The queue: procrastinate's workers register, fetch, finish and listen; a task that is given back is queued anew.
+    GRANT SELECT, INSERT, UPDATE, DELETE ON procrastinate_jobs, procrastinate_events, procrastinate_workers,
+      procrastinate_periodic_defers TO autotune_worker;
+    GRANT USAGE ON SEQUENCE procrastinate_jobs_id_seq, procrastinate_events_id_seq, procrastinate_workers_id_seq,
+      procrastinate_periodic_defers_id_seq TO autotune_worker;
+  END IF;
+END $$;
+
+-- Row by row: who may not change measurements (a worker) may add one only as the result of the attempt that it is
+-- delivering, for the key that it was asked about; and an attempt counts only while it is the current one of its task.
+-- Not row-level security: pg_dump refuses tables that have it to whoever does not own them.
+CREATE OR REPLACE FUNCTION expect_delivered() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF has_table_privilege(current_user, 'measurements', 'UPDATE') THEN
+    RETURN NEW;
+  END IF;
+  PERFORM FROM tasks JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempt
+    JOIN keys ON keys.digest = tasks.key_digest
+    WHERE tasks.state IN ('queued', 'running') AND attempts.counted AND keys.id = NEW.key_id
+      AND strpos(attempts.result, '"attempt":"' || NEW.attempt || '"') > 0;
+  IF NOT FOUND THEN
+    RAISE insufficient_privilege USING
+      MESSAGE = 'permission denied: a measurement of no attempt that ' || current_user || ' is delivering';
+  END IF;
+  RETURN NEW;
+END $$;
+
+CREATE OR REPLACE FUNCTION expect_current() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NOT NEW.counted OR has_table_privilege(current_user, 'attempts', 'UPDATE') THEN
+    RETURN NEW;
+  END IF;
+  PERFORM FROM tasks WHERE id = NEW.task_id AND attempt = NEW.attempt AND worker = NEW.worker AND state = 'running';
+  IF NOT FOUND THEN
+    RAISE insufficient_privilege USING MESSAGE = 'permission denied: an attempt that is not the current one of its task';
+  END IF;
+  RETURN NEW;
+END $$;
+
+CREATE OR REPLACE TRIGGER measurements_delivered BEFORE INSERT ON measurements
+  FOR EACH ROW EXECUTE FUNCTION expect_delivered();
+CREATE OR REPLACE TRIGGER attempts_current BEFORE INSERT ON attempts
+  FOR EACH ROW EXECUTE FUNCTION expect_current();
