@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from served import Served, body, ended, key_of, served, winner_of
 
@@ -211,3 +213,20 @@ def test_doctor_examines_what_is_not_well(
         assert "AUTOTUNE_TOKEN" in capsys.readouterr().err
     assert main(["doctor", "--server"]) == 1
     assert "autotune serve" in capsys.readouterr().err
+
+
+def test_every_metric_is_documented_and_alerts_name_no_other(service: Served) -> None:
+    service.http.post("/tune", json={**body(51), "trials": 1})
+    families = text_string_to_metric_families(service.http.get("/metrics").text)
+    found = {family.name for family in families if re.fullmatch("autotune_.*(?<!_created)", family.name)}
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "monitoring.md").read_text()
+    documented = {name.removesuffix("_total") for name in re.findall(r"(?m)^\| `(autotune_\w+)`", page)}
+    assert found <= documented
+    assert documented - found <= {"autotune_workers", "autotune_queue_oldest_seconds", "autotune_queue_keys"}
+    rules = yaml.safe_load((docs / "alerts.yml").read_text())["groups"][0]["rules"]
+    for rule in rules:
+        names = {re.sub("_(total|bucket)$", "", name) for name in re.findall(r"autotune_\w+", rule["expr"])}
+        assert names <= documented, rule["alert"]
+        assert rule["annotations"]["summary"]
+    assert {rule["expr"].count("(") - rule["expr"].count(")") for rule in rules} == {0}
