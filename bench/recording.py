@@ -190,9 +190,9 @@ def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: i
     return Menu(axes, tuple(chosen), tuple(round(fine[o], 9) for o in chosen), round(try_s, 3))
 
 
-def subspace(key: ConvKey, *, presets: bool = True) -> Space:
-    """The space of a key, its strategies' parameters cut down to GRID, with or without what they declare as good."""
-    return Space(tuple(_cut(item, key, presets) for item in Space.of(key).strategies))
+def subspace(key: ConvKey) -> Space:
+    """The space of a key, its strategies' parameters cut down to GRID."""
+    return Space(tuple(_cut(item, key) for item in Space.of(key).strategies))
 
 
 def everything(space: Space) -> list[Candidate]:
@@ -200,7 +200,7 @@ def everything(space: Space) -> list[Candidate]:
     return list(dict.fromkeys(itertools.chain(space.presets, space)))
 
 
-def _cut(item: Strategy, key: ConvKey, with_presets: bool) -> Strategy:
+def _cut(item: Strategy, key: ConvKey) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
@@ -209,8 +209,7 @@ def _cut(item: Strategy, key: ConvKey, with_presets: bool) -> Strategy:
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
     declared = (dict(candidate.params) for candidate in item.good(key))
     good = [values for values in declared if all(v in allowed[name] for name, v in values.items())]
-    if with_presets:
-        narrowed.presets = tuple(good)
+    narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)
 
 

@@ -75,7 +75,7 @@ class Recorded:
         )  # fmt: skip
 
 
-def recorded(path: Path, least: int, *, presets: bool = True) -> list[Recorded]:
+def recorded(path: Path, least: int) -> list[Recorded]:
     """The shapes of which at least so many candidates were recorded."""
     recording = Recording.read(path)
     spec = DeviceSpec.from_json(recording.machine["device"])
@@ -85,7 +85,7 @@ def recorded(path: Path, least: int, *, presets: bool = True) -> list[Recorded]:
         if len(trials) >= least:
             key = ConvKey(shape=conv_shape(*size), device=spec)
             menus = {recording.structures[at]: made for at, made in recording.menus[number].items()}
-            space = subspace(key, presets=presets)
+            space = subspace(key)
             result.append(Recorded(key, space, menus, trials, machine, recording.beam.get(number)))
     return result
 
@@ -110,6 +110,7 @@ class Replay:
     count: int = 0
     now: float = 0.0
     _known: set[Candidate] = field(default_factory=set)
+    _tried: set[object] = field(default_factory=set)
     _rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,10 +151,16 @@ class Replay:
             if trial.ok and trial.ratio:
                 self.seen.append(Seen(self.count, self.now, trial.ratio))
 
+    def tried(self, kernel: object, options: Options, try_s: float) -> None:
+        """Count options tried on a kernel, the first time."""
+        if (kernel, options) not in self._tried:
+            self._tried.add((kernel, options))
+            self.count, self.now = self.count + 1, self.now + try_s
+
     def _with_options(self, candidate: Candidate, budget: Budget, seed: int) -> tuple[Candidate, int]:
         """What strategies.graph.kernels and autotune.option_search.with_options make of it, on recorded kernels."""
         menus = self.item.menus.get(candidate, {})
-        kernels = {role: RecordedKernel(menu, self) for role, menu in menus.items()}
+        kernels = {role: RecordedKernel((candidate, role), menu, self) for role, menu in menus.items()}
         searches = searches_of(kernels, budget=budget, seed=seed, begun=self.now, clock=self.clock)
         chosen = searched(searches) if searches else {}
         options = {role: KernelOptions(axes=menus[role].axes, options=found) for role, found in chosen.items()}
@@ -164,6 +171,7 @@ class Replay:
 class RecordedKernel:
     """A kernel as autotune.option_search wants one, whose options are a recorded menu."""
 
+    name: tuple[Candidate, str]
     menu: Menu
     replay: Replay
 
@@ -184,8 +192,7 @@ class RecordedKernel:
         """Raises ValueError for what was not recorded."""
         seconds = self.menu.seconds[self.menu.options.index(options)]
         if options != self.default:
-            self.replay.now += self.menu.try_s
-            self.replay.count += 1
+            self.replay.tried(self.name, options, self.menu.try_s)
         return lambda: seconds * math.exp(self.replay._rng.normal(0, RUN_NOISE))  # noqa: SLF001 - one module
 
 

@@ -12,11 +12,15 @@ What a replayed search is charged: see bench/replay.py.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +55,9 @@ def main() -> int:
     parser.add_argument("what", choices=("replay", "guess", "stability"))
     parser.add_argument("--recording", type=Path, default=RECORDED)
     parser.add_argument("--least", type=int, default=LEAST, help="candidates that a shape must have (%(default)s)")
-    parser.add_argument("--blind", action="store_true", help="without the presets that strategies declare as good")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=WANTED, help="of a search, replayed (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="searches replayed at once (default %(default)s)")
     parser.add_argument("--shape", type=int, nargs=3, default=(1, 64, 28), metavar=("BATCH", "CHANNELS", "SIZE"))
     parser.add_argument("--times", type=int, default=5, help="stability: how often the shape is tuned")
     parser.add_argument("--budget", default="40s", help="stability: for each tuning")
@@ -61,7 +65,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     if options.what == "stability":
         return stability(options, console)
-    spaces = recorded(options.recording, options.least, presets=not options.blind)
+    spaces = list(known(str(options.recording), options.least).values())
     if not spaces:
         sys.exit(f"search: {options.recording} has no shape with {options.least} candidates: record more")
     console.print(f"{options.recording.name}: {spaces[0].machine}")
@@ -77,13 +81,14 @@ def replay(options: argparse.Namespace, spaces: Sequence[Recorded], console: Con
 def candidates_table(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> bool:
     """How many candidates it takes to come near the best, and what there is after so many."""
     needed, reached = by_way(WAYS), by_way(WAYS)
+    made = runs([(item, way, Budget(trials=options.trials)) for item in spaces for way in WAYS], options)
     table = Table("shape", "candidates", "best/direct", *WAYS, box=None)
     for item in spaces:
         row = [label(item.key.shape), str(len(item.trials)), f"{item.best:.3f}"]
         for way in WAYS:
-            runs = [run(item, spaces, way, seed, Budget(trials=options.trials)) for seed in range(options.seeds)]
-            counts = [first(seen, NEAR * item.best, lambda s: s.count) for seen, _ in runs]
-            results = [ratio / item.best for _, ratio in runs]
+            found = next(made)
+            counts = [first(seen, NEAR * item.best, lambda s: s.count) for seen, _ in found]
+            results = [ratio / item.best for _, ratio in found]
             needed[way].append(statistics.median(counts))
             reached[way].append(statistics.median(results))
             row.append(f"{needed[way][-1]:.0f} ({reached[way][-1]:.3f})")
@@ -109,14 +114,15 @@ def beam_table(options: argparse.Namespace, spaces: Sequence[Recorded], console:
         console.print("BEAM=2 was not recorded")
         return True
     shares, overs = by_way(WAYS), by_way(WAYS)
+    made = runs([(item, way, Budget(seconds=seconds)) for item, (_, seconds) in beams for way in WAYS], options)
     table = Table("shape", "BEAM=2/direct", "s", *WAYS, box=None)
     for item, (ratio, seconds) in beams:
         row = [label(item.key.shape), f"{ratio:.3f}", f"{seconds:.0f}"]
         for way in WAYS:
-            runs = [run(item, spaces, way, seed, Budget(seconds=seconds)) for seed in range(options.seeds)]
-            spent = statistics.median(first(seen, ratio, lambda s: s.seconds) for seen, _ in runs)
+            found = next(made)
+            spent = statistics.median(first(seen, ratio, lambda s: s.seconds) for seen, _ in found)
             shares[way].append(spent / seconds)
-            overs[way].append(statistics.median(found for _, found in runs) / ratio)
+            overs[way].append(statistics.median(ended for _, ended in found) / ratio)
             row.append(f"{spent:.1f} ({overs[way][-1]:.3f})")
         table.add_row(*row)
     console.print(table)
@@ -133,12 +139,33 @@ def beam_table(options: argparse.Namespace, spaces: Sequence[Recorded], console:
     return statistics.median(shares["tune"]) <= SHARE
 
 
-def run(
-    item: Recorded, spaces: Sequence[Recorded], way: str, seed: int, budget: Budget
-) -> tuple[Sequence[Seen], float]:
-    """What one search saw, and what it ended with."""
-    made, ratio = replayed(item, [s for s in spaces if s is not item], way, seed, budget)
+Found = tuple[Sequence[Seen], float]
+"""What one search saw, and what it ended with."""
+
+
+def runs(wanted: Sequence[tuple[Recorded, str, Budget]], options: argparse.Namespace) -> Iterator[list[Found]]:
+    """Each search with every seed, in the order asked, in processes of their own."""
+    jobs = [
+        (str(options.recording), options.least, item.key.digest, way, seed, budget)
+        for item, way, budget in wanted for seed in range(options.seeds)
+    ]  # fmt: skip
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of each process
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(run, *zip(*jobs, strict=True))
+        for _ in wanted:
+            yield [next(found) for _ in range(options.seeds)]
+
+
+def run(path: str, least: int, digest: str, way: str, seed: int, budget: Budget) -> Found:
+    """One search on a shape of a recording."""
+    spaces = known(path, least)
+    made, ratio = replayed(spaces[digest], [s for d, s in spaces.items() if d != digest], way, seed, budget)
     return made.seen, ratio
+
+
+@functools.cache
+def known(path: str, least: int) -> dict[str, Recorded]:
+    return {item.key.digest: item for item in recorded(Path(path), least)}
 
 
 def geomean(values: Sequence[float]) -> float:

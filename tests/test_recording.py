@@ -75,15 +75,17 @@ def test_what_is_written_is_read(bench: tuple[Any, Any], tmp_path: Path) -> None
 
 def test_the_search_itself_is_replayed(bench: tuple[Any, Any], tmp_path: Path) -> None:
     recorded(bench[0], tmp_path / "space.jsonl.gz")
-    spaces = bench[1].recorded(tmp_path / "space.jsonl.gz", 400)
-    seen, ratio = bench[1].run(spaces[0], spaces, "tune, neighbours known", 0, Budget(trials=40))
+    path = str(tmp_path / "space.jsonl.gz")
+    spaces = bench[1].known(path, 400)
+    digest, space = next(iter(spaces.items()))
+    seen, ratio = bench[1].run(path, 400, digest, "tune, neighbours known", 0, Budget(trials=40))
     assert 20 < seen[-1].count <= 40
-    assert ratio == min(s.ratio for s in seen) <= 1.05 * spaces[0].best
-    assert bench[1].first(seen, spaces[0].beam[0], lambda s: s.seconds) < 60
+    assert ratio == min(s.ratio for s in seen) <= 1.05 * space.best
+    assert bench[1].first(seen, space.beam[0], lambda s: s.seconds) < 60
     for way in ("random", "tpe"):
-        others, best = bench[1].run(spaces[0], spaces, way, 0, Budget(trials=40))
+        others, best = bench[1].run(path, 400, digest, way, 0, Budget(trials=40))
         assert [s.count for s in others] == list(range(1, 41))
-        assert best > 1.05 * spaces[0].best
+        assert best > 1.05 * space.best
 
 
 def test_shapes_are_guessed(bench: tuple[Any, Any], tmp_path: Path) -> None:
