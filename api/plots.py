@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.text import shorten
-from api.units import duration
+from api.units import duration, ratio_text
 from autotune.winner import Interval, Winner
 
 SUFFIXES = (".png", ".svg")
@@ -26,7 +26,7 @@ def ratio_chart(winners: Sequence[Winner], width: int) -> Table:
     several = len({winner.key.device.device for winner in winners}) > 1
     named = [str(winner.key if several else winner.key.shape) for winner in winners]
     names = [shorten(name, max(16, width // 3)) for name in named]
-    room = width - max(map(len, names), default=0) - 24
+    room = width - max(map(len, names), default=0) - 27
     columns = max(MIN_BAR, min(MAX_BAR, room))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title, justify in (("convolution", "left"), ("ratio to the better default", "left"), ("", "right")):
@@ -34,8 +34,7 @@ def ratio_chart(winners: Sequence[Winner], width: int) -> Table:
     for name, winner in zip(names, winners, strict=True):
         ratio = winner.ratio
         style = "green" if ratio.high < 1 else "dim"
-        said = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-        table.add_row(Text(name), Text(bar(ratio, columns), style=style), Text(said))
+        table.add_row(Text(name), Text(bar(ratio, columns), style=style), Text(ratio_text(ratio)))
     return table
 
 

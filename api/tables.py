@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -19,9 +18,10 @@ from autotune.winner import Winner
 STATE_STYLES = {"verified": "green", "pinned": "cyan", "provisional": "yellow", "guess": "yellow", "revoked": "red"}
 OPTIONAL_COLUMNS = (("state", 100), ("device", 110), ("error", 120))
 """From which width of the window on they are shown."""
-ROOMY = 100
+ROOMY, ROOMY_FOR_DEVICES = 100, 110
+"""From which width on tinygrad's own two times are shown; where winners of several devices must be told apart."""
 GAP, MIN_LOWERING = 2, 12
-RIGHT = ("direct", "WINO=1", "winner", "error")
+RIGHT = ("direct", "WINO=1", "default", "winner", "error")
 CSV_COLUMNS = (
     "id", "input", "weight", "padding", "stride", "dilation", "groups", "dtype", "device", "arch", "flags",
     "candidate", "time_s", "time_low_s", "time_high_s", "default", "default_time_s", "ratio", "ratio_low",
@@ -30,18 +30,19 @@ CSV_COLUMNS = (
 
 
 def winners_table(winners: Iterable[Winner], width: int) -> Table:
-    """One row per winner, next to tinygrad's own two lowerings; what matters less goes where room is short."""
+    """One row per winner, next to tinygrad's own two lowerings; where room is short next to the better of them, and
+    without parameters."""
     shown = list(winners)
-    roomy = width >= ROOMY
+    several = len({winner.key.device.title for winner in shown}) > 1
+    roomy = width >= (ROOMY_FOR_DEVICES if several else ROOMY)
     ratio = "ratio (95%)" if roomy else "ratio"
     flagged = any(winner.key.device.flags for winner in shown)
     columns = {
         "convolution": [Text(str(winner.key.shape)) for winner in shown],
-        "direct": [Text(_default_time(winner, "direct")) for winner in shown],
-        "WINO=1": [Text(_default_time(winner, "tensor_winograd")) for winner in shown],
+        **_defaults(shown, roomy),
         "winner": [Text(duration(winner.time_s.median)) for winner in shown],
         ratio: [_ratio(winner, roomy) for winner in shown],
-        "lowering": [Text(lowering(winner.candidate)) for winner in shown],
+        "lowering": [Text(lowering(winner.candidate) if roomy else winner.candidate.strategy) for winner in shown],
         "state": [Text(str(winner.state), style=STATE_STYLES.get(str(winner.state), "")) for winner in shown],
         "device": [Text(_device(winner)) for winner in shown],
         "error": [Text("" if winner.error is None else f"{winner.error:.1e}") for winner in shown],
@@ -63,15 +64,15 @@ def winners_table(winners: Iterable[Winner], width: int) -> Table:
 
 def _lowering_limit(columns: dict[str, list[Text]], width: int) -> int:
     """How many characters of a lowering there is room for. Optional columns are removed from the last one on until
-    no convolution takes more than two lines."""
+    no convolution is folded; the device stays where there are several."""
     while True:
         widths = {name: max(cell_len(name), *(text.cell_len for text in [Text(), *c])) for name, c in columns.items()}
         free = width - sum(widths.values()) + widths["lowering"] - GAP * (len(columns) - 1)
         if free >= MIN_LOWERING:
             return free
-        folded = max(1, widths["convolution"] + free - MIN_LOWERING)
-        optional = [name for name, _ in OPTIONAL_COLUMNS if name in columns]
-        if not optional or all(len(textwrap.wrap(text.plain, folded)) <= 2 for text in columns["convolution"]):
+        several = len({text.plain for text in columns.get("device", ())}) > 1
+        optional = [name for name, _ in OPTIONAL_COLUMNS if name in columns and not (several and name == "device")]
+        if not optional:
             return MIN_LOWERING
         del columns[optional[-1]]
 
@@ -106,6 +107,18 @@ def winners_csv(winners: Iterable[tuple[int, Winner]]) -> str:
             )
         )  # fmt: skip
     return out.getvalue()
+
+
+def _defaults(winners: list[Winner], roomy: bool) -> dict[str, list[Text]]:
+    """tinygrad's own two lowerings, or the better of them; or the device, where there are several."""
+    if not roomy and len({winner.key.device.title for winner in winners}) > 1:
+        return {"on": [Text(winner.key.device.title) for winner in winners]}
+    if not roomy:
+        return {"default": [Text(duration(winner.default_time_s.median)) for winner in winners]}
+    return {
+        "direct": [Text(_default_time(winner, "direct")) for winner in winners],
+        "WINO=1": [Text(_default_time(winner, "tensor_winograd")) for winner in winners],
+    }
 
 
 def _default_time(winner: Winner, name: str) -> str:

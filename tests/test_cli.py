@@ -546,3 +546,12 @@ def test_key_of_the_command_line_is_the_key_of_the_service() -> None:
         assert body_shape(ShapeBody(**shape_body(shape, key_of().policy, None))) == shape
     assert isinstance(key_of(), ConvKey)
     assert body()["input"] == list(key_of().shape.input_shape)
+
+
+def test_devices_are_told_apart_at_every_width() -> None:
+    one = winner_of(key_of())
+    other = replace(one, key=replace(one.key, device=replace(one.key.device, device="CUDA")))
+    for width in (80, 100, 110, 160):
+        shown = rows([one, other], width)
+        assert "CPU" in shown[1], width
+        assert "CUDA" in shown[2], "one line each"
