@@ -24,10 +24,12 @@ FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is known of a key: `candidate` is what to do, None if nothing is; `origin` says who said so, or why not."""
+    """What is known of a key: `candidate` is what to do, None if nothing is; `origin` says who said so, or why not;
+    `failed`: it could not even be asked."""
 
     candidate: Candidate | None
     origin: str
+    failed: bool = False
 
 
 class Decisions(Protocol):

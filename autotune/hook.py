@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from autotune.decisions import Answer, Decisions
 from autotune.report import Outcome, Report, Stats, tally
+from strategies.candidate import Candidate
 from strategies.graph.apply import lower
 from strategies.graph.device import describe_device
 from strategies.graph.fitting import MisfitError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from strategies.graph.match import Conv
 
 Reports = tuple[Report, ...]
+DIRECT = Candidate.of("direct")
+"""tinygrad's own lowering as it is: nothing is replaced."""
 
 
 class _Thread(threading.local):
@@ -61,26 +64,37 @@ class Hook:
         # a winner that was tuned without the promise holds with it as well, and saves its filter transform
         self._policies = (policy, replace(policy, frozen_weights=False)) if policy.frozen_weights else (policy,)
         self.attachment = Attachment(
-            rewriter=self, before=self._before, scheduled=self._scheduled, failed=self._failed, fitted=self._fitted,
+            rewriter=self, wanted=self._wanted, before=self._before, scheduled=self._scheduled, failed=self._failed,
+            fitted=self._fitted,
             frozen=FrozenWeights(self._not_kept) if policy.frozen_weights else None,
         )  # fmt: skip
 
     def __call__(self, convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
         """What replaces each convolution. Counted once it is clear that tinygrad took it: see `_scheduled`."""
         with self._timed():
-            try:
-                keys = self._keys(convs)
-                answers = self._answers(keys)
-            except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
-                warn_once("hook", f"the hook failed, tinygrad goes on alone: {_line(error)}")
-                why = f"the hook failed: {_line(error)}"
-                self._explain(_reported(conv, (), Outcome.FALLBACK, why) for conv in convs)
-                return [None] * len(convs)
-            lowered = [
-                _lowered(conv, each, answer, ranges) for conv, each, answer in zip(convs, keys, answers, strict=True)
-            ]
+            known = self._known(convs)
+            lowered = [_lowered(conv, each, answer, ranges) for conv, (each, answer) in zip(convs, known, strict=True)]
             self._explain(report for _, report in lowered)
             return [new for new, _ in lowered]
+
+    def _wanted(self, convs: Sequence[Conv]) -> bool:
+        """Whether any of them is to be replaced. Where none is, this was all, and is reported."""
+        with self._timed():
+            known = self._known(convs)
+            if any(answer.candidate is not None and answer.candidate != DIRECT for _, answer in known):
+                return True
+            self._explain(_left(conv, each, answer) for conv, (each, answer) in zip(convs, known, strict=True))
+            return False
+
+    def _known(self, convs: Sequence[Conv]) -> list[tuple[tuple[ConvKey, ...], Answer]]:
+        """The keys of each convolution and what is known of them: nothing, if anything goes wrong."""
+        try:
+            keys = self._keys(convs)
+            return list(zip(keys, self._answers(keys), strict=True))
+        except Exception as error:  # noqa: BLE001 - the program goes on whatever happens here
+            why = f"the hook failed: {_line(error)}"
+            warn_once("hook", f"the hook failed, tinygrad goes on alone: {_line(error)}")
+            return [((), Answer(candidate=None, origin=why, failed=True)) for _ in convs]
 
     def _before(self) -> None:
         self._thread.reports, self._thread.kernels = (), Stats()
@@ -169,7 +183,7 @@ def _lowered(
 ) -> tuple[Lowered | None, Report]:  # fmt: skip
     """What replaces a convolution, and what to say of it."""
     if answer.candidate is None:
-        return None, _reported(conv, keys, Outcome.MISS, answer.origin)
+        return None, _left(conv, keys, answer)
     try:
         new = lower(conv, answer.candidate, ranges)
     except Exception as error:  # noqa: BLE001 - a winner of another release, or a fault of ours
@@ -178,6 +192,13 @@ def _lowered(
         return None, _reported(conv, keys, Outcome.FALLBACK, why, answer)
     outcome = Outcome.DIRECT if new is None else Outcome.APPLIED
     return new, _reported(conv, keys, outcome, answer.origin, answer)
+
+
+def _left(conv: Conv, keys: tuple[ConvKey, ...], answer: Answer) -> Report:
+    """What to say of a convolution that stays as tinygrad has it."""
+    if answer.candidate is not None:
+        return _reported(conv, keys, Outcome.DIRECT, answer.origin, answer)
+    return _reported(conv, keys, Outcome.FALLBACK if answer.failed else Outcome.MISS, answer.origin)
 
 
 def _reported(

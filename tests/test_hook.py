@@ -112,6 +112,20 @@ def test_an_address_that_is_none() -> None:
     assert runtime._stack == []
 
 
+def test_where_nothing_is_to_be_replaced_a_graph_is_only_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewriting all of it, to see more, is most of what the hook would cost."""
+
+    def rewritten(*_: object, **__: object) -> None:
+        raise AssertionError("the graph was rewritten")
+
+    monkeypatch.setattr("strategies.graph.rewrite.graph_rewrite", rewritten)
+    with exported(tmp_path, winner(DIRECT)) as source, autotune.tuned(source):
+        did = counted(lambda: kernel_count(conv().relu().conv2d(W).relu().conv2d(W, padding=1)))
+    assert (did.convolutions, did.hits, did.misses, did.fallbacks) == (3, 1, 2, 0)
+
+
 def test_blocks_within_blocks(tmp_path: Path) -> None:
     with exported(tmp_path, winner()) as source:
         autotune.install(source)

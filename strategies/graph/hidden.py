@@ -12,12 +12,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tinygrad.dtype import Invalid, dtypes
+from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.buffers import staged
 from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, extent, is_static_range, match
+from strategies.graph.match import Conv, conjuncts, extent, is_static_range, match
 from strategies.graph.rebuild import BOUNDARY, expression, gated, rebuild
 from strategies.shape import MAX_SPATIAL_DIMS
 
@@ -256,13 +256,13 @@ def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None
         if u.op is not Ops.WHERE:
             continue
         kept: list[UOp] = []
-        for condition in _conjuncts(u.src[0]):
+        for condition in conjuncts(u.src[0]):
             scatter = next((each for each in scatters if each.summed in condition.ranges), None)
             if scatter is None:
                 kept.append(condition)
             elif (table := _table(condition, scatter.grid)) is None or any(table[n] is not True for n in scatter.valid):
                 return None
-        if len(kept) < len(_conjuncts(u.src[0])):
+        if len(kept) < len(conjuncts(u.src[0])):
             if kept:
                 return None  # a choice by other ranges as well: nothing that autograd writes
             result[u] = rebuild(u.src[1], result)
@@ -274,22 +274,12 @@ def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
     conditions: list[UOp] = []
     while True:
         if value.op is Ops.WHERE and value.src[2].op is Ops.CONST and value.src[2].val == 0:
-            conditions += _conjuncts(value.src[0])
+            conditions += conjuncts(value.src[0])
             value = value.src[1]
         elif value.op is Ops.CAST and dtypes.is_float(value.dtype) and dtypes.is_float(value.src[0].dtype):
             value = value.src[0]
         else:
             return conditions, value
-
-
-def _conjuncts(condition: UOp) -> list[UOp]:
-    """What must all hold. A choice of nothing, `WHERE(a, b, Invalid)`, is one of those: it is never asked where a is
-    false."""
-    if condition.op is Ops.AND:
-        return [each for s in condition.src for each in _conjuncts(s)]
-    if condition.op is Ops.WHERE and condition.src[2].op is Ops.CONST and condition.src[2].val is Invalid:
-        return [*_conjuncts(condition.src[0]), *_conjuncts(condition.src[1])]
-    return [] if condition.op is Ops.CONST and condition.val is True else [condition]
 
 
 _OPERATORS: Mapping[Ops, Callable[..., object]] = {

@@ -245,7 +245,8 @@ def _factor(product: UOp, operand: UOp) -> int | None:
 
 def _padding(activation: UOp, axis: Axis, padded: int) -> tuple[int, int]:
     """How many positions from either end are zero whatever the other indexes are: what `conv2d(padding=)` wrote."""
-    gates = list(_zero_gates(activation))
+    mine = {axis.out, axis.tap}
+    gates = [c for gate in zero_gates(activation) for c in conjuncts(gate) if not mine.isdisjoint(c.ranges)]
 
     def is_zero(position: int) -> bool:
         readers = [(divmod(position - tap * axis.dilation, axis.stride), tap) for tap in range(axis.taps)]
@@ -257,12 +258,22 @@ def _padding(activation: UOp, axis: Axis, padded: int) -> tuple[int, int]:
     return (before, after) if before < padded else (0, 0)
 
 
-def _zero_gates(value: UOp) -> Iterator[UOp]:
+def zero_gates(value: UOp) -> Iterator[UOp]:
     """The conditions outside of which a value is zero."""
     while value.op is Ops.CAST or (value.op is Ops.WHERE and value.src[2].op is Ops.CONST and value.src[2].val == 0):
         if value.op is Ops.WHERE:
             yield value.src[0]
         value = value.src[1] if value.op is Ops.WHERE else value.src[0]
+
+
+def conjuncts(condition: UOp) -> list[UOp]:
+    """What must all hold. A choice of nothing, `WHERE(a, b, Invalid)`, is one of those: it is never asked where a is
+    false."""
+    if condition.op is Ops.AND:
+        return [each for s in condition.src for each in conjuncts(s)]
+    if condition.op is Ops.WHERE and condition.src[2].op is Ops.CONST and condition.src[2].val is Invalid:
+        return [*conjuncts(condition.src[0]), *conjuncts(condition.src[1])]
+    return [] if condition.op is Ops.CONST and condition.val is True else [condition]
 
 
 def _evaluate(u: UOp, at: Mapping[UOp, int]) -> int | bool | None:

@@ -13,22 +13,34 @@ from strategies.graph.buffers import Held, computed_at, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
-from strategies.graph.match import Conv, extent
+from strategies.graph.match import Conv, extent, zero_gates
 from strategies.graph.rebuild import BOUNDARY, expression
+from strategies.shape import MAX_SPATIAL_DIMS
+
+Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]
+"""Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
 
 
-def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]) -> UOp:
-    """`sink` with the convolutions that `rewriter` answers for replaced; `sink` itself if there are none."""
-    if not any(u.op is Ops.REDUCE and u.arg[0] is Ops.ADD for u in sink.toposort()):
+def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bool] = lambda _: True) -> UOp:
+    """`sink` with the convolutions that `rewriter` answers for replaced; `sink` itself if there are none.
+
+    `wanted` is asked first, where that is cheap: whether any of these will be. If not, `rewriter` is not asked.
+    """
+    nodes = sink.toposort()
+    if not any(u.op is Ops.REDUCE and u.arg[0] is Ops.ADD for u in nodes):
         return sink
+    ranges = _fresh(nodes)
+    found = {u: find(u, ranges) for u in nodes if u.op is Ops.REDUCE}
+    if not any(_hides_operands(reduce, conv) for reduce, conv in found.items()):
+        convs = [conv for conv in found.values() if conv is not None]
+        if not convs or not wanted(convs):
+            return sink
     # removable STAGEs hide operands from each other wherever a value has several consumers, as in autograd's graphs
     clean = graph_rewrite(
         sink, rangeify.pm_const_buffer_folding + rangeify.pm_remove_bufferize, name="before winowrite"
     )
     nodes = clean.toposort()
-    first = max((u.arg[0] for u in nodes if u.op is Ops.RANGE), default=-1) + 1
-    slots = (u.arg.slot for u in nodes if u.op is Ops.BUFFER and isinstance(u.arg, ParamArg))
-    ranges = Ranges(first, max(slots, default=-1) + 1)
+    ranges = _fresh(nodes)
     convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
     if not convs:
         return sink
@@ -42,6 +54,34 @@ def rewrite(sink: UOp, rewriter: Callable[[Sequence[Conv], Ranges], Sequence[Low
     replacements = {conv.node: conv.place(new.value) for conv, new in answers if new.whole is None}
     splits = _splits(new.split for _, new in answers)
     return _replace(clean, replacements | splits, whole, ranges) if answers else sink
+
+
+def _fresh(nodes: Iterable[UOp]) -> Ranges:
+    """Ranges and buffers that the graph does not have yet."""
+    ids, slots = [-1], [-1]
+    for u in nodes:
+        if u.op is Ops.RANGE:
+            ids.append(u.arg[0])
+        elif u.op is Ops.BUFFER and isinstance(u.arg, ParamArg):
+            slots.append(u.arg.slot)
+    return Ranges(max(ids) + 1, max(slots) + 1)
+
+
+def _hides_operands(reduce: UOp, conv: Conv | None) -> bool:
+    """Whether a sum of products, which is this convolution or none, may be another one once tinygrad has taken STAGEs
+    away: it reads some that may be and hold no sum, and nothing was found, or not all, or they have padding in them."""
+    product = reduce.src[0].src[0] if reduce.src[0].op is Ops.CAST else reduce.src[0]
+    if reduce.arg[0] is not Ops.ADD or product.op is not Ops.MUL:
+        return False
+    stages = {u.src[0] for u in expression(product) if u.op is Ops.INDEX and u.src[0].op is Ops.STAGE}
+    passing = [stage for stage in stages if stage.arg.removable and not _holds_sum(stage.src[0])]
+    if conv is None or len(conv.axes) < MAX_SPATIAL_DIMS:
+        return bool(passing)
+    return any(next(zero_gates(stage.src[0]), None) is not None for stage in passing)
+
+
+def _holds_sum(value: UOp) -> bool:
+    return any(u.op is Ops.REDUCE for u in expression(value))
 
 
 def _splits(several: Iterable[Mapping[UOp, UOp]]) -> dict[UOp, UOp]:

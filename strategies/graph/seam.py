@@ -46,10 +46,7 @@ from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.rewrite import rewrite
-
-Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]
-"""Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
+from strategies.graph.rewrite import Rewriter, rewrite
 
 SUPPORTED = "0.14"
 _NAMES = (
@@ -71,6 +68,9 @@ _numbers = itertools.count(1)
 class Attachment:
     """What acts on every graph that is scheduled.
 
+    `wanted` may be asked before the rewriter whether it would replace any of these convolutions; where it says no, the
+    rewriter is not asked, and most of what looking costs is saved.
+
     `before` is called ahead of each schedule, cached or not, and may call `changed`; `scheduled` after it, with the
     graph's key, which is another one under other flags. Where a rewritten graph cannot be scheduled, or later not be
     compiled or given memory, `failed` hears why, and the graph is scheduled once more, and from then on, as tinygrad
@@ -80,6 +80,7 @@ class Attachment:
     """
 
     rewriter: Rewriter
+    wanted: Callable[[Sequence[Conv]], bool] = lambda _: True
     before: Callable[[], None] = lambda: None
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
@@ -234,7 +235,7 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
             return ranged
         before = _thread.graph in attachment.rewritten
         attachment.rewritten.add(_thread.graph)  # should it raise, it is ours
-        result = rewrite(ranged, _noting_weights(attachment, _thread.call))
+        result = rewrite(ranged, _noting_weights(attachment, _thread.call), attachment.wanted)
         if result is ranged and not before:
             attachment.rewritten.discard(_thread.graph)
         return result
