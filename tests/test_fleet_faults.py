@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,12 @@ from api.health import Pulse, Suspicion, most_s
 from api.jobs import JobRunner
 from api.queue_runner import QueueRunner
 from autotune.fleet import Refusal, TaskState, Worker, queue_of, queue_to, this_release
-from autotune.job import Budget, JobState, Terms
+from autotune.job import Budget, JobState, Terms, target_of
 from autotune.measurement import Status
 from autotune.runner import NoWorkerError
 from db import SqlStore, open_store
-from strategies.key import DeviceSpec
-from strategies.shape import JsonObject
+from strategies.key import ConvKey, DeviceSpec
+from strategies.shape import ConvShape, JsonObject
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -394,3 +395,91 @@ def _environ(**more: str) -> JsonObject:
     import os
 
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+# Who shares what, and what a job waits for
+
+
+def measuring(key: ConvKey, *, store: SqlStore, runner: QueueRunner, **_: object) -> None:
+    """A search of three requests: what matters here is who answers them."""
+    for seed in range(3):
+        for measurement in runner.measure(request(do("linger"), key=key, seed=seed)):
+            store.record(measurement)
+
+
+@pytest.mark.slow
+def test_only_equal_devices_share_work_and_one_search_is_of_one_device(
+    address: str, start: Start, tmp_path: Path
+) -> None:
+    """Two that are equal, one with another driver, one with more cores: the first three have their keys in common."""
+    first, newer, larger = (
+        dataclasses.replace(DEVICE, arch="shared", **change) for change in ({}, {"driver": "2"}, {"cores": 64})
+    )
+    homes = [tmp_path / str(number) for number in range(4)]
+    for home in homes:
+        home.mkdir()
+    names: dict[str, DeviceSpec] = {}
+    with open_store(address) as store:
+        for spec, home in zip((first, first, newer, larger), homes, strict=True):
+            names[worker_of(store, start(spec, home)).name] = spec
+        keys = [
+            ConvKey(shape=ConvShape.of((1, cin, 8, 8), (4, cin, 3, 3), padding=1), device=device)
+            for device, count in ((first, 6), (larger, 1))
+            for cin in range(4, 4 + count)
+        ]
+        job = store.submit(keys, Budget(trials=1))
+        runner = JobRunner(store, FleetLanes(store), tune=measuring)  # type: ignore[arg-type]
+        runner.start()
+        try:
+            until(lambda: store.job(job.id).state.ended, 90)
+        finally:
+            runner.stop()
+        assert store.job(job.id).state is JobState.DONE, store.job(job.id).error
+        with store._reading() as connection:
+            query = "SELECT key_digest, worker FROM tasks WHERE state = 'done' AND worker <> ''"
+            by = [(digest, worker) for digest, worker in connection.execute(text(query)) if worker in names]
+        assert len(by) == 3 * len(keys)
+        for key_ in keys:
+            measured_by = {names[worker] for digest, worker in by if digest == key_.digest}
+            assert len(measured_by) == 1, "one search is of one device"
+            assert {m.key.device for m in store.measurements(key_)} == measured_by
+            assert measured_by == {larger} or key_.device == first
+        assert {worker for _, worker in by} == names.keys(), "everybody had work"
+
+
+def test_a_job_for_a_device_that_nobody_has_says_so_and_goes_on_when_somebody_comes(store: SqlStore) -> None:
+    mac = dataclasses.replace(DEVICE, device="METAL", arch="Apple M4", cores=10)
+    job = store.submit([key(device="METAL", arch="Apple M4", cores=10)], Budget(trials=1))
+    runner = JobRunner(store, FleetLanes(store), tune=lambda *_, **__: None)  # type: ignore[arg-type]
+    runner.start()
+    try:
+        since = datetime.fromtimestamp(job.created_at, UTC)
+        expected = (
+            f"waiting for a worker for METAL since {since:%Y-%m-%d %H:%M:%S} UTC: start one on a machine with "
+            "Apple M4 and 10 cores: autotune worker --device METAL --db postgresql+psycopg://..."
+        )
+
+        def said() -> str:
+            return str(runner.explained(store.job(job.id)).progress.get("waiting_for"))
+
+        until(lambda: "for a worker" in said())
+        assert said() == expected
+        assert store.job(job.id).state is JobState.QUEUED
+        store.register(Worker(name="mac:2", device=mac))
+        until(lambda: store.job(job.id).state is JobState.DONE)
+    finally:
+        runner.stop()
+
+
+def test_leases_are_by_the_servers_clock(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service whose clock is an hour ahead takes nobody for silent."""
+    job = store.submit([key(arch="leased")], Budget(trials=1))
+    store.register(Worker(name="leased", device=dataclasses.replace(DEVICE, arch="leased")))
+    claim = store.claim("other", target=target_of(job.keys[0].device))
+    assert claim is not None
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + 3600.0)
+    assert store.recover(idle_s=30.0) == 0
+    assert next(w for w in store.workers() if w.name == "leased").alive
+    assert abs(store.now() - real()) < 60.0
+    store.finish(claim)

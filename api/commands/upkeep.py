@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,9 @@ def run_backup(args: argparse.Namespace, settings: Settings, console: Console) -
 
 def run_prune(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Says how many."""
-    before = time.time() - parse_age(args.older_than)
+    age_s = parse_age(args.older_than)
     with open_database(settings) as store:
+        before = store.now() - age_s
         count = store.prunable(before) if args.dry_run else store.prune(before)
     if args.json:
         console.json({"dry_run": args.dry_run, **count})

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated, Any
@@ -43,7 +42,7 @@ def tune(
 ) -> dict[str, Any]:  # fmt: skip
     """Queue a job. The same keys already queued or running: that job. Until then lookups have a guess, where
     neighbouring shapes are known."""
-    budget, terms = body.parsed(), body.terms(time.time())
+    budget, terms = body.parsed(), body.terms(service.store.now())
     expect_batch(len(body.keys) if isinstance(body, TuneKeys) else len(body.shape_bodies()), service.settings)
     if isinstance(body, TuneKeys):
         keys = [json_key(key) for key in body.keys]
