@@ -72,7 +72,8 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
     What was measured before only tinygrad's version or its surroundings changed is `provisional`: the same candidate,
     with its times of then. Otherwise a `guess`: of the candidates that neighbours had in their finals the one that
     the model thinks safest, `direct` included. Its `provenance` says from whom, and how confident the model is that
-    it is faster than the default. Times are estimates: the nearest default's, by the work.
+    it is faster than the default. Times are estimates: the nearest default's, by the work. A guess has no options for
+    kernels: those of the neighbours are for other axes.
     """
     near = neighbours(store, key)
     if not near:
@@ -83,7 +84,8 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
     points = prior(store, key, near)
     space = space or Space.of(key)
     names = {item.name for item in space.strategies}
-    candidates = list(dict.fromkeys([*space.defaults, *(p.candidate for p in points if p.candidate.strategy in names)]))
+    structures = (replace(p.candidate, kernel_options=()) for p in points if p.candidate.strategy in names)
+    candidates = list(dict.fromkeys([*space.defaults, *structures]))
     if not points:
         return None
     mean, deviation = Surrogate(points).predict(candidates)

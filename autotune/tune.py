@@ -82,17 +82,15 @@ def tune(
         history=[m for m in history if since is not None and m.measured_at >= since],
         banned={w.candidate for _, w in store.history(key) if w.state is WinnerState.BANNED},
     )  # fmt: skip
-    for default in space.defaults:
-        if search.known(default) is None:
-            [measured] = session.measure([default], rounds=settings.rounds, seed=seed, keep=1)
-            if measured.status in MISHAPS:  # somebody killed the process, the machine hung: it decides a whole search
-                session.measure([default], rounds=settings.rounds, seed=seed, keep=1)
-            session.report("search")
-        _expect_direct(search.known(space.defaults[0]))
+    direct, *other_defaults = space.defaults
+    _default(session, direct, seed)
+    _expect_direct(search.known(direct))
     former = _former(store, session, space)
     if former is not None and session.affords_another(_finalists(session, space)):
         session.measure([former], rounds=settings.rounds, seed=seed)
         session.report("search")
+    for default in other_defaults:
+        _default(session, default, seed)
     _search(session, space, seed)
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
@@ -118,8 +116,17 @@ def _recalled(store: Store, key: ConvKey) -> list[Measurement]:
     ]  # fmt: skip
 
 
+def _default(session: Session, default: Candidate, seed: int) -> None:
+    if session.search.known(default) is None:
+        [measured] = session.measure([default], rounds=session.settings.rounds, seed=seed, keep=1)
+        if measured.status in MISHAPS:  # somebody killed the process, the machine hung: it decides a whole search
+            session.measure([default], rounds=session.settings.rounds, seed=seed, keep=1)
+        session.report("search")
+
+
 def _former(store: Store, session: Session, space: Space) -> Candidate | None:
-    """The winner of another driver, system or compiler, or a guess: held against the defaults before all others."""
+    """The winner of another driver, system or compiler, or a guess: measured right after `direct`, being most likely
+    to be fast."""
     winner = store.winner(session.key)
     if winner is None or session.search.known(winner.candidate) is not None:
         return None

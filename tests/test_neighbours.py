@@ -90,7 +90,7 @@ def test_another_driver_makes_a_winner_provisional_and_it_is_measured_first() ->
     tune(
         newer, store=store, runner=runner, budget=Budget(trials=3), space=SPACE, clock=runner.clock, now=runner.clock
     )  # fmt: skip
-    assert runner.measured[2] == winner.candidate
+    assert runner.measured[1] == winner.candidate
     again = store.winner(newer)
     assert again is not None
     assert (again.key.device.os, again.candidate, again.state) == ("now", winner.candidate, WinnerState.VERIFIED)
