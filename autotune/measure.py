@@ -116,7 +116,8 @@ def _with_options(request: Request, budget: Budget, emit: Emit) -> tuple[Request
     def searched(index: int, candidate: Candidate) -> tuple[Candidate, int]:
         try:
             return with_options(
-                request.key, candidate, budget=budget, seed=request.seed, pool=_bench.pool, at_once=WORKERS,
+                request.key, candidate, budget=budget, seed=request.seed, hints=request.hints, pool=_bench.pool,
+                at_once=WORKERS,
                 begins=lambda: emit({"event": "begin", "phase": "time", "index": index}),
             )  # fmt: skip
         except Exception:  # noqa: BLE001 - what cannot even be scheduled says why when it is measured

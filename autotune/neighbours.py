@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from autotune.statistics import median_ratio
 from autotune.store import Store
 from autotune.surrogate import Point, Surrogate
 from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, KernelOptions, Option
 from strategies.key import ConvKey
 
 OTHER_DEVICE = 4.0
@@ -25,6 +25,8 @@ NEIGHBOURS = 4
 KNOWN = 2000
 FASTEST, OTHERS = 25, 15
 """Of a neighbour's measurements: from the fastest alone one would learn nothing of what is slow."""
+HINTS = 2
+"""Sets of options that are tried first on a kernel, at most."""
 CAUTION = 1.0
 """A guess is what is best by its mean plus so many standard deviations: not the boldest candidate, the safest."""
 CONFIDENT = 1.96
@@ -64,6 +66,20 @@ def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | Non
         chosen |= {c: v for c, v in ranked if c.strategy in DEFAULTS}
         points += [Point(candidate=c, value=v, distance=apart) for c, v in chosen.items()]
     return points
+
+
+def option_hints(points: Iterable[Point], candidate: Candidate) -> list[tuple[str, KernelOptions]]:
+    """Options that the kernels of this candidate's strategy had in what neighbours measured: of the nearest and fastest
+    first, those of the same structure before others."""
+    known = sorted(
+        (p for p in points if p.candidate.strategy == candidate.strategy and p.candidate.kernel_options),
+        key=lambda p: (p.candidate.params != candidate.params, p.distance, p.value),
+    )
+    found: dict[str, dict[tuple[Option, ...], KernelOptions]] = {}
+    for point in known:
+        for role, made in point.candidate.kernel_options:
+            found.setdefault(role, {}).setdefault(made.options, made)
+    return [(role, made) for role, several in found.items() for made in list(several.values())[:HINTS]]
 
 
 def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | None:

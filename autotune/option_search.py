@@ -15,13 +15,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from autotune.job import Budget
-from strategies.candidate import Candidate, Option
+from strategies.candidate import Candidate, KernelOptions, Option
 from strategies.key import ConvKey
 
 if TYPE_CHECKING:
     from strategies.graph.compiling import Pool
 
 Options = tuple[Option, ...]
+Hints = Sequence[tuple[str, KernelOptions]]
+"""By the kernel's role."""
 
 BETTER = 0.97
 """A step is taken if it leaves at most this share of the time: less is noise."""
@@ -50,7 +52,7 @@ class KernelSearch:
     """One search over one kernel's options. `clock` says how much of what is allowed is used.
 
     `begins` is called before each trial, which compiles and runs what may hang; `at_once` kernels are compiled side by
-    side.
+    side. `hints` are options that were good for kernels like it.
     """
 
     kernel: Kernel
@@ -58,6 +60,7 @@ class KernelSearch:
     rng: random.Random
     at_once: int = 1
     begins: Callable[[], None] = lambda: None
+    hints: Sequence[Options] = ()
     times: dict[Options, float] = field(default_factory=dict)
     """Median seconds of all that was tried; infinite for what does not compile or run."""
 
@@ -71,7 +74,10 @@ class KernelSearch:
     def run(self, until: float) -> Options:
         """The best options found; the default if none are better beside it. Nothing is begun from `until` on."""
         default = self.kernel.default
-        best = self._descend(default, until)
+        for hint in self.hints:
+            if self.clock() < until:
+                self.time(hint, self.time(default))
+        best = self._descend(min((default, *self.hints), key=lambda o: self.times.get(o, FAILED)), until)
         if default:
             best = min(best, self._descend((), until), key=self.time)
         return self._confirmed(best, default)
@@ -123,7 +129,7 @@ def timed(kernel: Kernel, options: Options, best_s: float = FAILED) -> float:
 
 def with_options(
     key: ConvKey, candidate: Candidate, *, budget: Budget, seed: int, pool: Pool, at_once: int,
-    begins: Callable[[], None], clock: Callable[[], float] = time.monotonic,
+    begins: Callable[[], None], hints: Hints = (), clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Candidate, int]:  # fmt: skip
     """The candidate with the options found for its kernels within the budget, as it is where none are better; and how
     many options were tried, those that its kernels have by default not counted.
@@ -138,14 +144,16 @@ def with_options(
         kernel.role: kernel for kernel in tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
         if not (kernel.role == "GHAT" and key.policy.frozen_weights)
     }  # fmt: skip
-    searches = searches_of(kernels, budget=budget, seed=seed, begun=begun, clock=clock, at_once=at_once, begins=begins)
+    searches = searches_of(
+        kernels, budget=budget, seed=seed, hints=hints, begun=begun, clock=clock, at_once=at_once, begins=begins
+    )
     chosen = {role: kernels[role].chosen(options) for role, options in searched(searches).items()}
     return replace(candidate, kernel_options=tuple(sorted(chosen.items()))), tried(searches)
 
 
 def searches_of(
     kernels: Mapping[str, Kernel], *, budget: Budget, seed: int, begun: float, clock: Callable[[], float],
-    at_once: int = 1, begins: Callable[[], None] = lambda: None,
+    hints: Hints = (), at_once: int = 1, begins: Callable[[], None] = lambda: None,
 ) -> dict[str, KernelSearch]:  # fmt: skip
     """A search for each kernel, by role, all within one budget, whose seconds began at `begun`."""
     searches: dict[str, KernelSearch] = {}
@@ -155,7 +163,9 @@ def searches_of(
         return max(of_seconds, tried(searches) / budget.trials if budget.trials is not None else 0.0)
 
     rng = random.Random(seed)
-    searches.update((role, KernelSearch(kernel, used, rng, at_once, begins)) for role, kernel in kernels.items())
+    for role, kernel in kernels.items():
+        mine = list(dict.fromkeys(made.options for named, made in hints if named == role))
+        searches[role] = KernelSearch(kernel, used, rng, at_once, begins, hints=mine)
     return searches
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from autotune.job import Budget
 from autotune.measurement import Measurement
 from autotune.timing import HOPELESS
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, KernelOptions
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
@@ -55,6 +55,8 @@ class Request:
     """Within which options are first searched for the kernels of each candidate, a kernel timed with some being a
     trial; what is measured, and in the Measurement, is the candidate with these, and in its conditions how many were
     tried (TRIED). None: candidates are measured as they are."""
+    hints: tuple[tuple[str, KernelOptions], ...] = ()
+    """Options that were good elsewhere, by the kernel's role: tried first, whatever the axes, where they fit."""
 
     @property
     def options_s(self) -> float:
@@ -69,6 +71,7 @@ class Request:
             "round_s": self.round_s, "seed": self.seed, "limits": asdict(self.limits),
             "hopeless": self.hopeless, "keep": self.keep, "race": self.race,
             "options": self.options.to_json() if self.options is not None else None,
+            "hints": [[role, options.to_json()] for role, options in self.hints],
         }  # fmt: skip
 
     @classmethod
@@ -78,6 +81,7 @@ class Request:
         fields["candidates"] = tuple(Candidate.from_json(c) for c in fields["candidates"])
         fields["limits"] = Limits(**fields["limits"])
         fields["options"] = Budget.from_json(fields["options"]) if fields.get("options") is not None else None
+        fields["hints"] = tuple((role, KernelOptions.from_json(made)) for role, made in fields.get("hints", ()))
         return cls(**fields)
 
 

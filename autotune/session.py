@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from autotune.job import Budget
 from autotune.measurement import Measurement
+from autotune.option_search import Hints
 from autotune.progress import Phase, Progress
 from autotune.runner import TRIED, DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
 from autotune.search import Search
@@ -106,15 +107,15 @@ class Session:
 
     def measure(
         self, candidates: Sequence[Candidate], *, rounds: int, seed: int, keep: int = 0, race: bool = False,
-        options: Budget | None = None,
+        options: Budget | None = None, hints: Hints = (),
     ) -> list[Measurement]:  # fmt: skip
-        """Measure candidates together; `keep`, `race` and `options` as in a Request. Raises TuneCancelledError
+        """Measure candidates together; `keep`, `race`, `options` and `hints` as in a Request. Raises TuneCancelledError
         instead if the caller wants to stop, and DeviceUnavailableError with everything that was final recorded."""
         if self._should_stop():
             raise TuneCancelledError(f"stopped after {self.trials} candidates")
         request = Request(
             key=self.key, candidates=tuple(candidates), rounds=rounds, seed=seed, limits=self.settings.limits,
-            hopeless=self._hopeless(), keep=keep, race=race, options=options,
+            hopeless=self._hopeless(), keep=keep, race=race, options=options, hints=tuple(hints),
         )  # fmt: skip
         begun = self._clock()
         try:

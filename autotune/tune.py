@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
-from autotune.neighbours import prior
+from autotune.neighbours import option_hints, prior
 from autotune.progress import Progress
 from autotune.runner import Runner
 from autotune.search import Search, program
@@ -74,8 +74,8 @@ def tune(
     """
     settings = settings or Settings()
     space = space or Space.of(key)
-    history = _recalled(store, key)
-    search = Search(space, seed=seed, history=history, prior=prior(store, key))
+    history, known = _recalled(store, key), prior(store, key)
+    search = Search(space, seed=seed, history=history, prior=known)
     session = Session(
         key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
         on_progress=on_progress, should_stop=should_stop,
@@ -95,7 +95,8 @@ def tune(
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
     for candidate, options in _promising(session, space):
-        session.measure([candidate], rounds=settings.rounds, seed=seed, options=options)
+        hints = option_hints(known, candidate)
+        session.measure([candidate], rounds=settings.rounds, seed=seed, options=options, hints=hints)
         session.report("search")
     session.end_options()
     _search(session, space, seed)

@@ -131,7 +131,7 @@ class Replay:
     def _measure(self, request: Request, index: int, candidate: Candidate) -> Measurement:
         begun, tries = self.now, 0
         if request.options is not None:
-            candidate, tries = self._with_options(candidate, request.options, request.seed)
+            candidate, tries = self._with_options(candidate, request, request.options)
         self.charge(candidate, compiled=tries > 0)
         hopeless = request.hopeless if index >= request.keep else math.inf
         measured = self.item.measured(candidate, self.noise(request.rounds), hopeless)
@@ -157,11 +157,13 @@ class Replay:
             self._tried.add((kernel, options))
             self.count, self.now = self.count + 1, self.now + try_s
 
-    def _with_options(self, candidate: Candidate, budget: Budget, seed: int) -> tuple[Candidate, int]:
+    def _with_options(self, candidate: Candidate, request: Request, budget: Budget) -> tuple[Candidate, int]:
         """What strategies.graph.kernels and autotune.option_search.with_options make of it, on recorded kernels."""
         menus = self.item.menus.get(candidate, {})
         kernels = {role: RecordedKernel((candidate, role), menu, self) for role, menu in menus.items()}
-        searches = searches_of(kernels, budget=budget, seed=seed, begun=self.now, clock=self.clock)
+        searches = searches_of(
+            kernels, budget=budget, seed=request.seed, hints=request.hints, begun=self.now, clock=self.clock
+        )
         chosen = searched(searches) if searches else {}
         options = {role: KernelOptions(axes=menus[role].axes, options=found) for role, found in chosen.items()}
         return replace(candidate, kernel_options=tuple(sorted(options.items()))), tried(searches)
@@ -190,9 +192,9 @@ class RecordedKernel:
 
     def runner(self, options: Options) -> Callable[[], float]:
         """Raises ValueError for what was not recorded."""
-        seconds = self.menu.seconds[self.menu.options.index(options)]
         if options != self.default:
             self.replay.tried(self.name, options, self.menu.try_s)
+        seconds = self.menu.seconds[self.menu.options.index(options)]
         return lambda: seconds * math.exp(self.replay._rng.normal(0, RUN_NOISE))  # noqa: SLF001 - one module
 
 

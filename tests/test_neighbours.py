@@ -9,9 +9,11 @@ from memory_store import MemoryStore
 from simulated import KEY, SPACE, SimulatedRunner, time_of
 
 from autotune.job import Budget
-from autotune.neighbours import aged, distance, guess, neighbours, prior
+from autotune.neighbours import aged, distance, guess, neighbours, option_hints, prior
+from autotune.surrogate import Point
 from autotune.tune import tune
 from autotune.winner import Winner, WinnerState
+from strategies.candidate import Candidate, KernelOptions
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape
 
@@ -101,3 +103,20 @@ def test_what_was_withdrawn_or_guessed_teaches_nothing(state: WinnerState) -> No
     store = tuned(key(64))
     store.set_state(1, state)
     assert prior(store, key(96)) == []
+
+
+def test_hints_are_the_nearest_options_of_the_same_strategy() -> None:
+    def with_options(axis: int, **params: int) -> Candidate:
+        made = KernelOptions(axes="L4", options=(("UPCAST", axis, 4),))
+        return replace(Candidate.of("staged", **params), kernel_options=(("product", made),))
+
+    points = [
+        Point(candidate=with_options(0, tile=2), value=-1.0, distance=1.0),
+        Point(candidate=with_options(1, tile=4), value=-0.5, distance=2.0),
+        Point(candidate=with_options(2, tile=4), value=-0.7, distance=1.0),
+        Point(candidate=with_options(2, tile=4), value=-0.6, distance=1.0),
+        Point(candidate=Candidate.of("staged", tile=4), value=-2.0, distance=1.0),
+    ]
+    hints = option_hints(points, Candidate.of("staged", tile=4))
+    assert [(role, made.options[0][1]) for role, made in hints] == [("product", 2), ("product", 1)]
+    assert option_hints(points, Candidate.of("fused", tile=4)) == []

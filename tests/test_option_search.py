@@ -3,6 +3,7 @@ Measurement."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.option_search import KernelSearch, Options
 from autotune.runner import TRIED, Limits, Request
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, KernelOptions
 from strategies.graph.device import describe_device
 from strategies.key import ConvKey
 from strategies.shape import ConvShape
@@ -128,3 +129,25 @@ def test_a_runner_measures_a_candidate_with_the_options_found() -> None:
     assert 1 <= measured.conditions[TRIED] <= 9 + 1
     assert measured.candidate.strategy == "four_buffer"
     assert {role for role, _ in measured.candidate.kernel_options} <= {"XHAT", "GHAT", "product", "output"}
+
+
+def test_hints_are_tried_first_and_misfits_cost_nothing_else() -> None:
+    def fragile(options: Options) -> float:
+        if options == (C, C):
+            raise RuntimeError("does not fit")
+        return gain(options)
+
+    kernel = MadeUp(fragile)
+    hinted = search(kernel)
+    hinted.hints = ((C, C), (THREAD, B))
+    assert set(hinted.run(until=1.0)) == {B, C, THREAD}
+    assert list(hinted.times)[:3] == [(A,), (C, C), (THREAD, B)]
+
+
+def test_a_request_with_hints_survives_json() -> None:
+    key = ConvKey(shape=ConvShape.of((1, 8, 16, 16), (8, 8, 3, 3), padding=1), device=describe_device("CPU"))
+    made = KernelOptions(axes="L4 L8", options=(A, ("TC", 0, (-1, 2, 1))))
+    request = Request(
+        key=key, candidates=(Candidate.of("direct"),), options=Budget(trials=7), hints=(("product", made),)
+    )
+    assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
