@@ -131,7 +131,7 @@ def test_tutorial_runs(tmp_path: Path) -> None:
     assert any("1x16x32x32 16x16x3x3 padding 1" in text for text in said)
     assert any("hits=3" in text for text in said), "the model's convolutions found no winner"
     assert "<svg" in (tmp_path / "winners.svg").read_text()
-    assert "16x16x3x3 padding 1 done" in said[-1]
+    assert "16x16x3x3 padding 1 on CPU done" in said[-1]
 
 
 def test_added_strategy_works(tmp_path: Path) -> None:
