@@ -71,6 +71,10 @@ def test_every_strategy_is_explained() -> None:
     text = (DOCS / "how-it-works.md").read_text()
     missing = [item.name for item in strategies() if f"- `{item.name}`:" not in text]
     assert not missing, "explain them in docs/how-it-works.md"
+    table, figure = (ROOT / "README.md").read_text(), (DOCS / "images" / "strategies.svg").read_text()
+    for item in strategies():
+        assert f"| `{item.name}` |" in table, "README's table"
+        assert f">{item.name}</text>" in figure, "docs/images/strategies.svg"
 
 
 @pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), ROOT / "README.md"]), ids=lambda path: path.name)

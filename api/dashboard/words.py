@@ -20,7 +20,7 @@ WIDEST_RATIO = 1.25
 
 COLOURS = {
     "direct": 0, "tensor_winograd": 1, "blocked": 2, "hybrid_grid": 3, "four_buffer": 4, "deferred_mhat": 5,
-    "inline_transforms": 6, "single_fused": 7, "shared_memory": 8,
+    "inline_transforms": 6, "single_fused": 7, "shared_memory": 8, "tensor_cores": 10,
 }  # fmt: skip
 """Which colour of the palette in dashboard.css a strategy has; others take one by their name."""
 PALETTE = 12
@@ -30,8 +30,8 @@ AGES = (("d", 86400), ("h", 3600), ("min", 60))
 
 def colour(strategy: str) -> int:
     """The strategy's place in the palette, the same on every page and after every restart."""
-    rest = PALETTE - len(COLOURS)
-    return COLOURS.get(strategy, len(COLOURS) + sum(strategy.encode()) % rest)
+    rest = sorted({*range(PALETTE)} - {*COLOURS.values()})
+    return COLOURS.get(strategy, rest[sum(strategy.encode()) % len(rest)])
 
 
 def headline(shape: ConvShape) -> str:
