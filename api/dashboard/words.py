@@ -30,7 +30,7 @@ AGES = (("d", 86400), ("h", 3600), ("min", 60))
 
 def colour(strategy: str) -> int:
     """The strategy's place in the palette, the same on every page and after every restart."""
-    rest = sorted({*range(PALETTE)} - {*COLOURS.values()})
+    rest = [number for number in range(PALETTE) if number not in COLOURS.values()]
     return COLOURS.get(strategy, rest[sum(strategy.encode()) % len(rest)])
 
 
