@@ -25,7 +25,7 @@ class FleetLanes:
         self._fit: dict[str, Worker] = {}
 
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
-        workers = self._store.workers() if waiting else []
+        workers = self._store.workers()  # also when nothing waits: what is being measured asks whether they are busy
         self._fit = {w.name: w for w in workers if w.fit and w.release in (this_release(), "")}
         lanes, missing = [], {}
         for wanted in waiting:
