@@ -102,12 +102,21 @@ def _queues(figures: Figures) -> Iterable[Metric]:
 def _workers(workers: Sequence[Worker]) -> Metric:
     counts: dict[tuple[str, str], int] = {}
     for worker in workers:
-        state = "ended" if worker.ended else "silent" if not worker.alive else "in_use" if worker.in_use else "alive"
-        counts[worker.device.device, state] = counts.get((worker.device.device, state), 0) + 1
+        labels = (worker.device.device, _state(worker))
+        counts[labels] = counts.get(labels, 0) + 1
     family = GaugeMetricFamily("autotune_workers", "Workers heard of last", labels=["device", "state"])
     for labels, count in sorted(counts.items()):
         family.add_metric(list(labels), count)
     return family
+
+
+def _state(worker: Worker) -> str:
+    """The first that is true of it."""
+    states = (
+        ("ended", worker.ended), ("silent", not worker.alive), ("unfit", bool(worker.unfit)),
+        ("in_use", worker.in_use), ("alive", True),
+    )  # fmt: skip
+    return next(state for state, holds in states if holds)
 
 
 def _family(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:

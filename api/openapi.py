@@ -14,7 +14,8 @@ from api.settings import Settings
 EVERYWHERE = {
     "400": "Not JSON, or no HTTP that makes sense", "408": "The body did not arrive in time",
     "413": "The body is too large", "421": "The service does not have that name", "422": "Bad input",
-    "429": "Too much of yours at once: queued, streamed or on its way", "503": "The database does not answer, or there is too much to do",
+    "429": "Too much of yours at once: queued, streamed or on its way",
+    "503": "The database does not answer, or there is too much to do",
 }  # fmt: skip
 GUARDED = {"401": "No token that holds", "403": "The token is not good for this, or the page is from elsewhere"}
 SCHEMES = {

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, body, key_of, served, winner_of
+from prometheus_client import generate_latest
+from runner_contract import FINE, request
+from served import CPU, Served, body, key_of, served, winner_of
 from sqlalchemy import event
 
+from api.metrics import Metrics
+from autotune.fleet import Worker
 from autotune.job import Budget, JobState
 from db import Scope, SqlStore, open_store
 from db.lists import FIRST_KEYS
@@ -158,3 +162,36 @@ def test_lookups_are_counted_by_what_is_known(service: Served) -> None:
     service.http.post("/lookup", json={"keys": [key_of(61).to_json(), key_of(62).to_json(), key_of(62).to_json()]})
     assert service.http.get("/lookup?input=1x61x56x56&weight=64x61x3x3&padding=1").status_code == 404
     assert [new - old for new, old in zip(counted(), before, strict=True)] == [0, 0, 3]
+
+
+def test_metrics_of_a_fleet(tmp_path: Path) -> None:
+    """Four tasks: one delivered, one delivered with an error, one given to another whose former worker is late."""
+    with new_database("postgresql", tmp_path) as address, open_store(address) as store:
+        store.prepare_queue()
+        for name in ("a", "b", "gone"):
+            store.register(Worker(name=name, device=CPU))
+        store.heard("b", in_use=True)
+        store.retire("gone")
+        tasks = [store.post("q", request(FINE, seed=seed)) for seed in range(3)]
+        for task in tasks:
+            assert store.begin(task, 1, "a") is not None
+        assert store.reassign(tasks[2], 1)
+        assert not store.deliver(tasks[2], 1, "a", [])
+        assert store.deliver(tasks[0], 1, "a", [])
+        assert store.deliver(tasks[1], 1, "a", [], "it broke")
+        store.submit(KEYS[:5], BUDGET)
+        store.claim("me")
+        metrics = Metrics(store, workers=store.workers, leases_lost=lambda: 7)
+        text = generate_latest(metrics.registry).decode()
+    for line in (
+        'autotune_attempts{outcome="counted"} 1.0', 'autotune_attempts{outcome="failed"} 1.0',
+        'autotune_attempts{outcome="late"} 1.0', 'autotune_attempts{outcome="lost"} 1.0',
+        'autotune_workers{device="CPU",state="alive"} 1.0', 'autotune_workers{device="CPU",state="in_use"} 1.0',
+        'autotune_workers{device="CPU",state="ended"} 1.0', "autotune_leases_lost_total 7.0",
+        "autotune_database_up 1.0",
+    ):  # fmt: skip
+        assert line in text, line
+    assert re.search(r'autotune_queue_keys{device="CPU",state="queued",target="\w+"} 4.0', text)
+    assert re.search(r'autotune_queue_keys{device="CPU",state="running",target="\w+"} 1.0', text)
+    assert re.search(r'autotune_queue_oldest_seconds{device="CPU",target="\w+"} [0-9.e-]+', text)
+    assert re.search(r'autotune_database_revision{revision="\d{4}"} 1.0', text)
