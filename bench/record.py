@@ -57,11 +57,9 @@ SIZES = SHAPES["recorded"]
 CHUNK, CHUNK_WITH_OPTIONS = 8, 16
 AHEAD = 3 * CHUNK
 """A slot stays with its shape until it is so many candidates ahead: another shape's reference takes seconds."""
-STRUCTURES_SHARE = 0.55
-"""Of the time: then options are begun with, whatever is left of the structures."""
 UNITS = 12
 """Structures per shape, at most, whose kernels' options are recorded."""
-MENU_S, MENU_CANDIDATES = 12.0, 100
+MENU_S, MENU_CANDIDATES = 20.0, 250
 """How long options are searched for one structure, and how many candidates are expected of it until it is known."""
 FASTEST, ROUNDS_AGAIN = 16, 15
 ROUND = 0.01
@@ -81,6 +79,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="leave so many processors to others (default %(default)s)")
     parser.add_argument("--deadline", default="9m", help="when to stop, as 90s or 25m (default %(default)s)")
     parser.add_argument("--again", default="80s", help="of it, for timing the fastest again (default %(default)s)")
+    parser.add_argument("--structures", type=float, default=0.55, metavar="SHARE", help="of the time, then options")
     parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
     parser.add_argument("--beam", type=Path, metavar="FILE", help="results of bench/beam.py, to be timed")
     options = parser.parse_args()
@@ -99,7 +98,7 @@ def main() -> int:
         return 0
     chosen = options.shape_index if options.shape_index is not None else range(len(SIZES))
     begun = time.monotonic()
-    work = Work(recording, chosen, begun, seconds(options.deadline), seconds(options.again))
+    work = Work(recording, chosen, begun, seconds(options.deadline), seconds(options.again), options.structures)
     print(f"{len(recording.structures)} structures on {len(work.shapes)} shapes, {options.slots} slots", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         slots = [
@@ -135,6 +134,7 @@ class Work:
     begun: float
     deadline_s: float
     again_s: float
+    structures_share: float
     lock: threading.RLock = field(default_factory=threading.RLock)
     _chunks: dict[int, list[list[Candidate]]] = field(default_factory=dict)
     _dealt: dict[int, int] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Work:
         """Structures to measure, and of which shape: the slot's former one if it is not far ahead of the others."""
         with self.lock:
             left = [shape for shape, rows in self._chunks.items() if rows]
-            if not left or self.is_again() or self.elapsed_s() > STRUCTURES_SHARE * self.deadline_s:
+            if not left or self.is_again() or self.elapsed_s() > self.structures_share * self.deadline_s:
                 return None
             least = min(left, key=self._dealt.__getitem__)
             stays = former in left and self._dealt[former] <= self._dealt[least] + AHEAD
@@ -201,8 +201,8 @@ class Work:
             if shape is None:
                 return None
             self._again.add(shape)
-            fine = [(t.ratio, str(c), c) for c, t in self.recording.trials[shape].items() if t.ok and t.ratio]
-            return shape, [c for _, _, c in sorted(fine)[:FASTEST]]
+            fine = [(t.ratio, c) for c, t in self.recording.trials[shape].items() if t.ok and t.ratio]
+            return shape, [c for _, c in sorted(fine, key=lambda item: item[0])[:FASTEST]]
 
     def keep(self, shape: int, measured: Iterable[Measurement]) -> None:
         made = trials(measured)

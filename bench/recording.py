@@ -31,7 +31,7 @@ GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
 }  # fmt: skip
 """What is recorded of a strategy's parameters, others at their defaults; other strategies with all of their values."""
 
-MENU = (7, 5, 3, 2)
+MENU = (6, 6, 4, 3)
 """How many sets of options are recorded for the kernel that takes most of a candidate's time, the second, and so on."""
 MENU_ALONE = 24
 """The same where a candidate is one kernel."""
