@@ -1,17 +1,30 @@
 -- Who may do what, where several roles use the database. Run by its owner, after each migration: `autotune migrate`.
 -- Roles that do not exist get nothing; db/worker_role.sql makes the workers', db/server/postgresql.sh all of them.
 
--- The service: every row, no table.
+-- The service: every row of ours, no table, and nothing of other programs beside us.
 DO $$
+DECLARE
+  ours text[] := ARRAY(
+    SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND (
+      relname LIKE 'procrastinate\_%' OR relname IN (
+        'attempts', 'changes', 'devices', 'job_keys', 'jobs', 'keys', 'measurements', 'tasks', 'tokens', 'winners',
+        'workers')));
+  name text;
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_service') THEN
-    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM autotune_service;
-    REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM autotune_service;
     GRANT USAGE ON SCHEMA public TO autotune_service;
-    GRANT SELECT ON ALL TABLES IN SCHEMA public TO autotune_service;
-    GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO autotune_service;
-    GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO autotune_service;
-    REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM autotune_service;
+    GRANT SELECT ON alembic_version, lookup_v1 TO autotune_service;
+    FOREACH name IN ARRAY ours LOOP
+      EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO autotune_service', name);
+    END LOOP;
+    FOR name IN
+      SELECT numbers.relname FROM pg_class numbers
+      JOIN pg_depend ON pg_depend.objid = numbers.oid AND pg_depend.deptype IN ('a', 'i')
+      JOIN pg_class numbered ON numbered.oid = pg_depend.refobjid
+      WHERE numbers.relkind = 'S' AND numbers.relnamespace = 'public'::regnamespace AND numbered.relname = ANY (ours)
+    LOOP
+      EXECUTE format('GRANT USAGE, SELECT ON SEQUENCE %I TO autotune_service', name);
+    END LOOP;
   END IF;
 END $$;
 
@@ -19,8 +32,7 @@ END $$;
 DO $$
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_worker') THEN
-    REVOKE ALL ON ALL TABLES IN SCHEMA public FROM autotune_worker;
-    REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM autotune_worker;
+    REVOKE ALL ON devices, keys, tasks, attempts, workers, measurements FROM autotune_worker;
     GRANT USAGE ON SCHEMA public TO autotune_worker;
     GRANT SELECT ON alembic_version, devices, keys, tasks, attempts, workers TO autotune_worker;
     GRANT INSERT, UPDATE (seen_at, in_use, unfit, ended_at) ON workers TO autotune_worker;

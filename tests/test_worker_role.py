@@ -120,6 +120,28 @@ def test_a_measurement_needs_an_attempt_of_its_own(owner: SqlStore, worker: SqlS
 FORGED = "INSERT INTO attempts SELECT id, attempt, 'w:1', true, '[]', '', 0 FROM tasks"
 
 
+def test_another_programs_tables_are_nobodys(owner: SqlStore) -> None:
+    """Of a service with a role of its own; tests/test_roles.py lets one work."""
+    with owner._writing() as connection:
+        connection.execute(text("CREATE TABLE of_another_program (id serial PRIMARY KEY)"))
+        connection.execute(text("CREATE ROLE autotune_service"))
+    try:
+        owner.grant_rights()
+        with owner._reading() as connection:
+            may = text("SELECT has_table_privilege('autotune_service', :name, :right)")
+            asked = [("of_another_program", "SELECT"), ("alembic_version", "UPDATE"), ("winners", "DELETE"),
+                     ("winners", "TRUNCATE"), ("lookup_v1", "SELECT"), ("procrastinate_jobs", "INSERT")]  # fmt: skip
+            found = [connection.execute(may, {"name": name, "right": right}).scalar() for name, right in asked]
+            assert found == [False, False, True, False, True, True]
+            numbers = text("SELECT has_sequence_privilege('autotune_service', :name, 'USAGE')")
+            asked_numbers = ("of_another_program_id_seq", "jobs_id_seq", "procrastinate_jobs_id_seq")
+            assert [connection.execute(numbers, {"name": n}).scalar() for n in asked_numbers] == [False, True, True]
+    finally:
+        with owner._writing() as connection:
+            connection.execute(text("DROP OWNED BY autotune_service"))
+            connection.execute(text("DROP ROLE autotune_service"))
+
+
 def _fetched(store: SqlStore) -> list[tuple[str, int]]:
     """What procrastinate hands a worker that connects with this role."""
     from procrastinate import App, PsycopgConnector
