@@ -167,17 +167,19 @@ class _Product:
         window = unflatten(column.minimum(count - 1) if self.columns > count else column, _sizes(conv))
         images, outs = window[: len(conv.batch)], window[len(conv.batch) :]
         tap = unflatten(step % self.taps, [axis.taps for axis in conv.axes])
-        first = flatten([*images, *(out * a.stride for out, a in zip(outs, conv.axes, strict=True))], places)
+        first = flatten([*images, *(out * _stride(a) for out, a in zip(outs, conv.axes, strict=True))], places)
         beyond = flatten([t * a.dilation for t, a in zip(tap, conv.axes, strict=True)], places[len(images) :])
         return (item * self.sixteens + channel) * math.prod(places) + first + beyond
 
 
 def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
-    """X. Four lanes have the 16 channels of a position, the next four the next position's."""
+    """X. Four lanes have the 16 channels of one position or of two, the next four those of the next."""
     groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(sixteens)
     sizes = _places(conv)
-    low, *places = threads([GROUP // VECTOR, *reversed(sizes)], ranges)
+    own = 2 if sizes[-1] % 2 == 0 else 1
+    low, *places = threads([GROUP // VECTOR, sizes[-1] // own, *reversed(sizes[:-1])], ranges)
     places.reverse()
+    places[-1] = places[-1] * own + ranges.new(own, AxisType.UPCAST)
     inner = low * VECTOR + ranges.new(VECTOR, AxisType.UPCAST)
     where, gates = _channels(conv, outer * GROUP + inner)
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.batch, places, strict=False))
@@ -230,12 +232,17 @@ def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
 
 def _is_placed(axis: Axis) -> bool:
     """Whether every position along the axis has an output and a tap that read it, or stands for itself."""
-    return axis.stride == 1 or (axis.dilation == 1 and axis.stride <= axis.taps)
+    return not axis.sums or axis.stride == 1 or (axis.dilation == 1 and axis.stride <= axis.taps)
+
+
+def _stride(axis: Axis) -> int:
+    """Positions from one output's window to the next. Without taps there are no positions between outputs."""
+    return axis.stride if axis.sums else 1
 
 
 def _positions(axis: Axis) -> int:
     """How many positions the axis's windows reach over."""
-    return (axis.size - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1
+    return (axis.size - 1) * _stride(axis) + (axis.taps - 1) * axis.dilation + 1
 
 
 def _places(conv: Conv) -> list[int]:

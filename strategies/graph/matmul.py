@@ -96,9 +96,10 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     ]
     first = part * chunks if by.ahead else part * chunks + chunk
     copied = UOp.barrier(*(store for copy in copies for store in copy.stores(copy.loads(first), UOp.const(0))))
-    rows, columns = (copy.shared.after(copied)[chunk % 2 if by.ahead else 0] for copy in copies)
     following = part * chunks + (chunk + 1).minimum(chunks - 1)
-    next_values = [copy.loads(following) for copy in copies] if by.ahead and chunks > 1 else []
+    held = [copy.held(following) for copy in copies] if by.ahead and chunks > 1 else []
+    # what is multiplied comes after what is read ahead, which tinygrad would read when it is stored
+    rows, columns = (copy.shared.after(copied, *held)[chunk % 2 if by.ahead else 0] for copy in copies)
 
     (inner,) = _ranges((by.depth,), 1, AxisType.REDUCE)
     warp, lane = thread // WARP, thread % WARP
@@ -128,8 +129,9 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     i, ii, j, jj = at = _ranges(sums.shape, 600)
     added = sums[*at].store(sums.after(inner)[*at] + left[i, ii] * right[j, jj])
     done = _end(_end(added, [i, j, ii, jj]), [inner])
-    if next_values:
-        put = (copy.stores(v, (chunk + 1) % 2, done) for copy, v in zip(copies, next_values, strict=True))
+    if held:
+        pairs = zip(copies, held, strict=True)
+        put = (copy.stores(copy.values(read), (chunk + 1) % 2, done) for copy, read in pairs)
         done = UOp.group(*(store for stores in put for store in stores))
     done = _end(done.barrier(), [chunk])
 
@@ -179,6 +181,20 @@ class _Operand:
     def loads(self, chunk: UOp) -> list[UOp]:
         own = self._own(self.source[chunk])
         return [own[turn, e] for turn in range(own.shape[0]) for e in range(own.shape[1])]
+
+    def held(self, chunk: UOp) -> UOp:
+        """This thread's numbers of a chunk, put into registers."""
+        loads = self.loads(chunk)
+        registers = self._registers(len(loads))
+        return UOp.group(*(registers[at].store(load) for at, load in enumerate(loads)))
+
+    def values(self, held: UOp) -> list[UOp]:
+        """What `held` put there."""
+        registers = self._registers(len(held.src)).after(held)
+        return [registers[at] for at in range(len(held.src))]
+
+    def _registers(self, count: int) -> UOp:
+        return UOp.placeholder((count,), self.source.dtype, slot=3 + self.slot, addrspace=AddrSpace.REG)
 
     def stores(self, values: Sequence[UOp], place: UOp, *after: UOp) -> list[UOp]:
         shared = self.shared.after(*after) if after else self.shared

@@ -31,7 +31,8 @@ class SharedMemory:
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4},
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4, "tile": 2},
         {"depth": 32},
-        {"ahead": True},
+        {"ahead": True, "depth": 8},
+        {"cout_block": 128, "tile_block": 128, "ahead": True, "depth": 8},
         {"cout_block": 32, "tile_block": 32, "couts": 4, "tiles": 4, "tile": 2, "ahead": True, "parts": 4},
     )
 
