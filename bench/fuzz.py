@@ -36,8 +36,10 @@ from db import Scope, open_store  # noqa: E402
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SERVICES = ("loopback", "no token", "admin")
-EXAMPLES = 50
+EXAMPLES = 100
 """Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough."""
+VARIED = ("fuzzing", "stateful")
+"""Phases that ask for something else with every seed: after its first run a service is asked in these only."""
 SPARE = 1.3
 """A run is begun only if the longest one so far, times this, still fits before the deadline."""
 
@@ -122,7 +124,10 @@ def _fuzz(database: Path, name: str, number: int, requests: int, options: argpar
             left_s, started = options.ends_at - time.monotonic(), time.monotonic()
             if left_s < longest_s * SPARE or left_s <= 0:
                 break
-            share.faults += _run(service, token, seed + share.runs, left_s, options)
+            phases = options.phases.split(",")
+            if share.runs:
+                phases = [phase for phase in phases if phase in VARIED]
+            share.faults += _run(service, token, seed + share.runs, left_s, phases, options.examples)
             share.runs += 1
             longest_s = max(longest_s, time.monotonic() - started)
             share.statuses = _answered(service, token)
@@ -142,12 +147,14 @@ def _fuzz(database: Path, name: str, number: int, requests: int, options: argpar
     return share
 
 
-def _run(service: Served, token: str | None, seed: int, left_s: float, options: argparse.Namespace) -> list[str]:
+def _run(
+    service: Served, token: str | None, seed: int, left_s: float, phases: Sequence[str], examples: int
+) -> list[str]:
     """One run of schemathesis; what it found."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{service.url}/openapi.json",
-        "--checks", "all", "--phases", options.phases,
-        "--max-examples", str(options.examples), "--seed", str(seed), "--continue-on-failure",
+        "--checks", "all", "--phases", ",".join(phases),
+        "--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure",
         "--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "60", "--max-response-time", "60",
     ]  # fmt: skip
     for header, value in _headers(token).items():
