@@ -14,6 +14,7 @@ from api.explanations import Explanations
 from api.imports import Imports
 from api.jobs import JobRunner
 from api.metrics import Metrics
+from api.present import Present
 from api.settings import Settings
 from api.streams import Streams
 from db import SqlStore
@@ -37,6 +38,7 @@ class Service:
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)
+    present: Present = field(default_factory=Present)
     imports: Imports = field(default_factory=Imports)
     stopping: threading.Event = field(default_factory=threading.Event)
 

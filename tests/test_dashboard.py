@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import OneDevice, body, key_of, served, until, winner_of
+from served import CPU, OneDevice, body, key_of, served, until, winner_of
 
 from api.dashboard.check import check
 from api.dashboard.html import VOID, Html, join, tag
@@ -18,6 +19,7 @@ from api.dashboard.jobs import jobs_page
 from api.dashboard.query import SIZES, SORTS, WinnersQuery
 from api.dashboard.winners import winners_page
 from api.dashboard.words import BAR_WIDTH, PALETTE, colour
+from api.present import Present
 from api.settings import Settings
 from api.time_left import job_time_left_s, key_time_left_s
 from autotune.job import Budget, Job, JobState
@@ -125,6 +127,26 @@ def test_bar_stays_in_its_place(ratio: Interval) -> None:
     widths = [float(a["width"] or 0) for a in page.all("rect")] + [float(a["x2"] or 0) for a in page.all("line")]
     assert max(widths) <= BAR_WIDTH
     assert "faster" not in [rect["class"] for rect in page.all("rect")]
+
+
+def test_what_is_stale_is_marked_and_found() -> None:
+    old, fresh = winner_of(key_of()), winner_of(key_of(32))
+    old = replace(old, key=replace(old.key, device=replace(CPU, driver="1.0")))
+    fresh = replace(fresh, key=replace(fresh.key, device=replace(CPU, driver="2.0")))
+    elsewhere = replace(old, key=replace(old.key, device=replace(CPU, driver="1.0", arch="another")))
+
+    class Upgraded(OneDevice):
+        def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
+            return replace(CPU, driver="2.0")
+
+    present = Present()
+    stale = until(lambda: present.stale([old, fresh, elsewhere], Upgraded()))
+    assert stale == {old.key.digest}
+    numbered, query = [(1, old), (2, fresh)], WinnersQuery.of({"state": "stale"})
+    page = Page(winners_page(numbered, (), query, address=ADDRESS, now=2000.0, stale=stale))
+    assert rows(page) == 1
+    assert "1 of 2 winners" in page.text
+    assert "stale (1)" in page.text
 
 
 def test_a_guess_has_no_age() -> None:

@@ -32,6 +32,7 @@ SORTS: dict[str, Callable[[Winner], Any]] = {
 """By what rows can be sorted; a `-` before the name turns the order round. The first is the default."""
 SIZES = (50, 200, 1000)
 MAX_TEXT = 200
+STALE = "stale"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,18 +73,18 @@ class WinnersQuery:
             return None
         return "descending" if self.sort.startswith("-") else "ascending"
 
-    def matching(self, winners: Sequence[Numbered]) -> list[Numbered]:
-        """Those asked for, in order."""
+    def matching(self, winners: Sequence[Numbered], stale: frozenset[str] = frozenset()) -> list[Numbered]:
+        """Those asked for, in order; `stale` are the digests of those to which that applies."""
         words = self.q.lower().split()
-        found = [item for item in winners if self._matches(item[1], words)]
+        found = [item for item in winners if self._matches(item[1], words, stale)]
         key = SORTS[self.sort.removeprefix("-")]
         return sorted(found, key=lambda item: key(item[1]), reverse=self.sort.startswith("-"))
 
-    def _matches(self, winner: Winner, words: Sequence[str]) -> bool:
+    def _matches(self, winner: Winner, words: Sequence[str], stale: frozenset[str]) -> bool:
         return (
             (not self.device or winner.key.device.device == self.device)
             and (not self.strategy or winner.candidate.strategy == self.strategy)
-            and (not self.state or str(winner.state) == self.state)
+            and (not self.state or self.state in states(winner, stale))
             and (not words or all(word in _haystack(winner) for word in words))
         )
 
@@ -93,12 +94,17 @@ class WinnersQuery:
         return bool(self.q or self.device or self.strategy or self.state)
 
 
-def facets(winners: Sequence[Numbered]) -> dict[str, Counter[str]]:
+def states(winner: Winner, stale: frozenset[str]) -> tuple[str, ...]:
+    """Its state, and `stale` where it is that, too."""
+    return (str(winner.state), STALE) if winner.key.digest in stale else (str(winner.state),)
+
+
+def facets(winners: Sequence[Numbered], stale: frozenset[str] = frozenset()) -> dict[str, Counter[str]]:
     """How many winners there are per device, strategy and state."""
     return {
         "device": Counter(winner.key.device.device for _, winner in winners),
         "strategy": Counter(winner.candidate.strategy for _, winner in winners),
-        "state": Counter(str(winner.state) for _, winner in winners),
+        "state": Counter(state for _, winner in winners for state in states(winner, stale)),
     }
 
 

@@ -23,6 +23,7 @@ from api.dashboard.words import (
     ratio_bar,
     shape_href,
     speedup,
+    stale_mark,
     state_mark,
     strategy_mark,
 )
@@ -50,6 +51,7 @@ def shape_page(
     current: int | None,
     address: str,
     now: float,
+    stale: frozenset[str] = frozenset(),
 ) -> str:
     """`history` is every decision, latest first, `current` the id of the one in force (None: none yet); `elsewhere`
     the winners of the same convolution on other devices, versions or flags."""
@@ -60,7 +62,7 @@ def shape_page(
         tag("p", tag("code", str(key.shape)), " on ", place_name(key.device), class_="lead"),
     ]
     if winner is not None and current is not None:
-        parts.append(_verdict(current, winner, now))
+        parts.append(_verdict(current, winner, stale, now))
     else:
         parts.append(_undecided(key))
     parts += [_measured(measurements, winner), _parameters(key, measurements, winner)]
@@ -70,7 +72,7 @@ def shape_page(
     return document(headline(key.shape), *parts, path="/")
 
 
-def _verdict(number: int, winner: Winner, now: float) -> Html:
+def _verdict(number: int, winner: Winner, stale: frozenset[str], now: float) -> Html:
     facts = [
         ("Lowering", strategy_mark(winner.candidate.strategy)),
         ("Time", [tag("b", duration(winner.time_s.median), class_="figure"),
@@ -80,7 +82,8 @@ def _verdict(number: int, winner: Winner, now: float) -> Html:
         ("Ratio, 95% interval", ratio_bar(winner.ratio)),
         ("Error", [tag("span", "none" if winner.error is None else f"{winner.error:.1e}", class_="figure"),
                    tag("span", "largest, against float64", class_="sub")]),
-        ("State", [state_mark(str(winner.state)), tag("span", _since(winner, now), class_="sub")]),
+        ("State", [state_mark(str(winner.state)), stale_mark(winner, stale),
+                   tag("span", _since(winner, now), class_="sub")]),
     ]  # fmt: skip
     shown = tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="facts")
     held = winner.state in (WinnerState.PINNED, *WITHDRAWN_STATES)

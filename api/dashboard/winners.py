@@ -9,7 +9,7 @@ from api.answers import MAX_KNOWN
 from api.dashboard.html import Html, join, tag
 from api.dashboard.layout import command, document, page_link, panel
 from api.dashboard.query import SIZES, Numbered, WinnersQuery, facets
-from api.dashboard.words import decided, parameters, ratio_bar, shape_cell, state_mark, strategy_mark
+from api.dashboard.words import decided, parameters, ratio_bar, shape_cell, stale_mark, state_mark, strategy_mark
 from api.units import duration
 from autotune.job import Job
 from autotune.winner import Winner
@@ -24,13 +24,20 @@ COLUMNS = (
 
 
 def winners_page(
-    winners: Sequence[Numbered], jobs: Sequence[Job], query: WinnersQuery, *, address: str, now: float
+    winners: Sequence[Numbered],
+    jobs: Sequence[Job],
+    query: WinnersQuery,
+    *,
+    address: str,
+    now: float,
+    stale: frozenset[str] = frozenset(),
 ) -> str:
-    """`winners` are the latest, MAX_KNOWN at most; `now` is in seconds since the epoch."""
+    """`winners` are the latest, MAX_KNOWN at most, `stale` the digests of those measured under another driver, system,
+    compiler or tinygrad than there is now; `now` is in seconds since the epoch."""
     active = sum(not job.state.ended for job in jobs)
     if not winners:
         return document("Winners", _first_steps(address, active), path="/")
-    found = query.matching(winners)
+    found = query.matching(winners, stale)
     return document(
         "Winners",
         tag("h1", "Winners"),
@@ -38,8 +45,8 @@ def winners_page(
         tag("p", f"The latest {len(winners):,}; `autotune winners` has all.", class_="note")
         if len(winners) >= MAX_KNOWN
         else None,
-        _filters(query, facets(winners)),
-        tag("div", _results(found, len(winners), query, now), id="results"),
+        _filters(query, facets(winners, stale), len(winners)),
+        tag("div", _results(found, len(winners), query, stale, now), id="results"),
         path="/",
     )
 
@@ -76,7 +83,7 @@ def _active(count: int) -> Html | None:
     return join([" ", page_link(_jobs(count), "/tuning"), "."]) if count else None
 
 
-def _filters(query: WinnersQuery, counts: dict[str, Counter[str]]) -> Html:
+def _filters(query: WinnersQuery, counts: dict[str, Counter[str]], total: int) -> Html:
     search = tag(
         "label",
         "Search",
@@ -85,7 +92,7 @@ def _filters(query: WinnersQuery, counts: dict[str, Counter[str]]) -> Html:
         class_="grow",
     )  # fmt: skip
     chosen = {"device": query.device, "strategy": query.strategy, "state": query.state}
-    selects = [_select(name, name.capitalize(), chosen[name], counts[name]) for name in chosen]
+    selects = [_select(name, name.capitalize(), chosen[name], counts[name], total) for name in chosen]
     button = tag("button", "Show")
     return tag(
         "form", search, selects, button, method="get", action="/", role="search", class_="filters", data_nav=True,
@@ -93,9 +100,9 @@ def _filters(query: WinnersQuery, counts: dict[str, Counter[str]]) -> Html:
     )  # fmt: skip
 
 
-def _select(name: str, title: str, chosen: str, counts: Counter[str]) -> Html:
+def _select(name: str, title: str, chosen: str, counts: Counter[str], total: int) -> Html:
     known = counts if not chosen or chosen in counts else {chosen: 0, **counts}
-    options = [tag("option", f"all ({sum(counts.values())})", value="")]
+    options = [tag("option", f"all ({total})", value="")]
     options += [
         tag("option", f"{value} ({count})", value=value, selected=value == chosen)
         for value, count in sorted(known.items())
@@ -103,7 +110,7 @@ def _select(name: str, title: str, chosen: str, counts: Counter[str]) -> Html:
     return tag("label", title, tag("select", options, name=name, id=f"filter-{name}"))
 
 
-def _results(found: Sequence[Numbered], total: int, query: WinnersQuery, now: float) -> Html:
+def _results(found: Sequence[Numbered], total: int, query: WinnersQuery, stale: frozenset[str], now: float) -> Html:
     first = (query.page - 1) * query.size
     shown = found[first : first + query.size]
     said = f"{len(found):,} of {total:,} winners" if query.filtered else f"{total:,} winner{'' if total == 1 else 's'}"
@@ -112,7 +119,7 @@ def _results(found: Sequence[Numbered], total: int, query: WinnersQuery, now: fl
         back = page_link("Show all of them", "/") if query.filtered else page_link("First page", query.url())
         return tag("section", count, tag("p", "No winner is like that. ", back), class_="panel empty")
     head = tag("thead", tag("tr", [_head(name, title, kind, query) for name, title, kind in COLUMNS]))
-    table = tag("table", head, tag("tbody", [_row(winner, now) for _, winner in shown]), class_="winners")
+    table = tag("table", head, tag("tbody", [_row(winner, now, stale) for _, winner in shown]), class_="winners")
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Winners")
     return tag("section", count, scroll, _pages(len(found), query), class_="panel")
 
@@ -124,7 +131,7 @@ def _head(name: str, title: str, kind: str, query: WinnersQuery) -> Html:
     return tag("th", link, scope="col", class_=kind or None, aria_sort=order)
 
 
-def _row(winner: Winner, now: float) -> Html:
+def _row(winner: Winner, now: float, stale: frozenset[str]) -> Html:
     device = winner.key.device
     error = "" if winner.error is None else f"{winner.error:.1e}"
     decided_ = tag("span", decided(winner, now), class_="sub")
@@ -139,7 +146,7 @@ def _row(winner: Winner, now: float) -> Html:
             class_="n wide"),
         tag("td", ratio_bar(winner.ratio), class_="of"),
         tag("td", error, class_="n wide"),
-        tag("td", state_mark(str(winner.state)), decided_, class_="some"),
+        tag("td", state_mark(str(winner.state)), stale_mark(winner, stale), decided_, class_="some"),
     )  # fmt: skip
 
 

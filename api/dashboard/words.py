@@ -78,6 +78,14 @@ def state_mark(state: str) -> Html:
     return tag("span", state, class_=f"state {state}")
 
 
+def stale_mark(winner: Winner, stale: frozenset[str]) -> Html | None:
+    """Beside the state of a winner that was measured in other surroundings."""
+    if winner.key.digest not in stale:
+        return None
+    why = "measured under another driver, system, compiler or tinygrad than there is now: served as provisional"
+    return tag("span", "stale", class_="stale", title=why)
+
+
 def age(seconds: float) -> str:
     """`3 d`, `2 h`, `5 min`, `now`."""
     for unit, size in AGES:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,9 @@ def static_files() -> StaticFiles:
 def winners(request: Request, service: Service = Depends(get_service)) -> HTMLResponse:
     """Every shape's winner."""
     query, jobs = WinnersQuery.of(request.query_params), service.store.listed_jobs(limit=SHOWN_JOBS)
-    return _page(winners_page(_winners(service), jobs, query, address=_address(request), now=time.time()))
+    found = _winners(service)
+    page = winners_page(found, jobs, query, address=_address(request), now=time.time(), stale=_stale(service, found))
+    return _page(page)
 
 
 @router.get("/tuning")
@@ -125,7 +127,7 @@ def shape(digest: Digest, request: Request, service: Service = Depends(get_servi
     return _page(
         shape_page(
             key, store.history(key), store.measurements(key), elsewhere, current=current[0] if current else None,
-            address=_address(request), now=time.time(),
+            address=_address(request), now=time.time(), stale=_stale(service, [current] if current else []),
         )
     )  # fmt: skip
 
@@ -151,6 +153,10 @@ def _jobs(service: Service) -> list[Job]:
 
 def _winners(service: Service) -> list[Numbered]:
     return service.known.shown(service.store)
+
+
+def _stale(service: Service, winners: Sequence[Numbered]) -> frozenset[str]:
+    return service.present.stale((winner for _, winner in winners), service.remembered)
 
 
 def _winner_of(service: Service, digest: str) -> Winner:
