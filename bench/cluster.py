@@ -53,7 +53,8 @@ class Process:
         """`rights`: of `subprocess.Popen`, whom it runs as."""
         self.name, self.log, self.exits = name, log, Counter[int]()
         self._command, self._pause_s, self._rights = list(command), pause_s, dict(rights or {})
-        self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environ or {})}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self._environ = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **(environ or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._start_at = 0.0
 

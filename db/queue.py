@@ -45,12 +45,22 @@ def defer(connection: Connection, queue: str, task: str, attempt: int) -> None:
         _app().configure_task(
             MEASURE,
             queue=queue,
-            queueing_lock=f"{task}:{attempt}",
+            queueing_lock=_lock(task, attempt),
             connection=connection.connection.driver_connection,
         ).defer(task=task, attempt=attempt)
         savepoint.commit()
     except AlreadyEnqueued:
         savepoint.rollback()
+
+
+def forget(connection: Connection, task: str, attempt: int) -> None:
+    """Take an attempt out of the queue, if nobody has fetched it: it may be one to which nobody will ever listen."""
+    gone = text("DELETE FROM procrastinate_jobs WHERE status = 'todo' AND queueing_lock = :lock")
+    connection.execute(gone, {"lock": _lock(task, attempt)})
+
+
+def _lock(task: str, attempt: int) -> str:
+    return f"{task}:{attempt}"
 
 
 def conninfo(url: Any) -> str:

@@ -168,8 +168,10 @@ def remind(connection: Connection, name: str) -> None:
 
 def withdraw(connection: Connection, name: str, now: float) -> None:
     """Nobody waits for it any more; what a worker makes of it is evidence."""
-    active = update(TaskRow).where(TaskRow.name == plain(name), ACTIVE)
-    connection.execute(active.values(state=str(TaskState.CANCELLED), changed_at=now))
+    active = update(TaskRow).where(TaskRow.name == plain(name), ACTIVE).returning(TaskRow.attempt)
+    attempt = connection.execute(active.values(state=str(TaskState.CANCELLED), changed_at=now)).scalar()
+    if attempt is not None:
+        queue.forget(connection, name, attempt)
 
 
 def beat(connection: Connection, at: tuple[str, int], worker: str, now: float) -> bool:

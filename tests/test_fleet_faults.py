@@ -291,6 +291,11 @@ def test_what_waits_for_an_idle_device_goes_to_none_that_is_in_use(
                 text("SELECT worker FROM tasks WHERE queue = :q AND state = 'done'"), {"q": queue_to(idle.name)}
             )
             assert by.scalars().all() == [idle.name] * 3
+            left = text("SELECT count(*) FROM procrastinate_jobs WHERE queue_name LIKE 'worker:%'")
+            assert connection.execute(left).scalar_one() == 0
+        store.withdraw(store.post(queue_to("nobody"), request(FINE), idle=True))
+        with store._reading() as connection:
+            assert connection.execute(left).scalar_one() == 0  # it would wait for ever
         assert user.stdin is not None
         user.stdin.close()
     assert QueueRunner(store, spec, idle_worker=used.name).measure(request(FINE, seed=9))[0].ok
@@ -313,7 +318,7 @@ def test_a_running_search_leaves_the_device_to_a_program_that_comes(store: SqlSt
         assert begun.wait(20)
         store.heard("comes", in_use=True)
         until(lambda: store.job(job.id).states == (JobState.QUEUED,))
-        until(lambda: "a program that asked for tuning" in runner.explained(store.job(job.id)).progress["waiting_for"])
+        until(lambda: "a program that asked" in runner.explained(store.job(job.id)).progress.get("waiting_for", ""))
     finally:
         runner.stop()
         store.cancel(job.id)
