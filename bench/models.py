@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -302,37 +302,63 @@ def search(options: argparse.Namespace) -> int:
 
 
 def first_results(name: str, batch: int, options: argparse.Namespace) -> Table:
-    """Seconds to the first result of each way in new processes, in turns."""
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    """Seconds to the first result of each way in new processes, in turns; and how much of it is scheduling, and
+    lowering and compiling."""
+    events: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     warm = 0 if options.rounds else 1  # the comparison has filled the compile cache
     for turn in range(options.starts + warm):
         for way in WAYS:
-            with _child(options, "--start", name, str(batch), way, until=600.0) as (events, _):
-                for event in events if turn >= warm else ():
-                    seconds[way].append(event["seconds"])
-                    _say(f"{name} at {batch}, {way}: first result after {event['seconds']:.2f} s")
-                list(events)
-    table = Table("way", "first result", "over tinygrad", box=None, title=f"{name}, batch {batch}: start-up")
-    for way, taken in seconds.items():
-        ratios = [a / b for a, b in zip(taken, seconds[TINYGRAD], strict=False)]
+            with _child(options, "--start", name, str(batch), way, until=600.0) as (said, _):
+                found = list(said)
+            if turn >= warm:
+                events[way] += found
+                _say(f"{name} at {batch}, {way}: first result after {' '.join(map(str, found))}")
+    title = f"{name}, batch {batch}: start-up"
+    table = Table("way", "first result", "over tinygrad", "schedule", "compile", box=None, title=title)
+    taken = {way: [event["seconds"] for event in events[way]] for way in WAYS}
+    for way, seconds in taken.items():
+        ratios = [a / b for a, b in zip(seconds, taken[TINYGRAD], strict=False)]
         if ratios:
             table.add_row(
-                way, f"{statistics.median(taken):.2f} s ({min(taken):.2f}-{max(taken):.2f})",
+                way, f"{statistics.median(seconds):.2f} s ({min(seconds):.2f}-{max(seconds):.2f})",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
+                *(f"{statistics.median(each[part] for each in events[way]):.2f} s" for part in ("schedule", "compile")),
             )  # fmt: skip
     return table
 
 
 def start(options: argparse.Namespace, name: str, batch: int, way: str) -> int:
     """In the child: seconds from the call to the first result."""
+    import tinygrad.engine.realize
+    import tinygrad.tensor
+
     from autotune.models import network
 
     model, x = network(name, batch=batch)
+    spent: defaultdict[str, float] = defaultdict(float)
     with ways(options, Counter())[way]:
+        # outside of all that the way itself has put round them
+        for module, function, part in (
+            (tinygrad.tensor, "create_linear_with_vars", "schedule"),
+            (tinygrad.engine.realize, "compile_linear", "compile"),
+        ):
+            setattr(module, function, _timed(getattr(module, function), spent, part))
         begun = time.perf_counter()
         model(x).numpy()
-        print(json.dumps({"seconds": time.perf_counter() - begun}), flush=True)
+        spent["seconds"] = time.perf_counter() - begun
+        print(json.dumps({part: round(spent[part], 3) for part in ("seconds", "schedule", "compile")}), flush=True)
     return 0
+
+
+def _timed(function: Callable[..., Any], spent: defaultdict[str, float], part: str) -> Callable[..., Any]:
+    def timed(*args: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            spent[part] += time.perf_counter() - begun
+
+    return timed
 
 
 @contextlib.contextmanager

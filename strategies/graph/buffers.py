@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce as fold
 
 from tinygrad.dtype import AddrSpace, DType, strong_dtype
-from tinygrad.schedule.indexing import BufferizeOpts
+from tinygrad.schedule.indexing import BufferizeOpts, apply_movement_op
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
 from strategies.graph.lowered import Tail
@@ -89,4 +88,6 @@ def _buffer(size: int, dtype: DType, device: str, slot: int) -> UOp:
 
 
 def _flat(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
-    return fold(lambda flat, item: flat * item[1] + item[0], zip(indexes, sizes, strict=True), UOp.const(0))
+    """As tinygrad writes it, so that kernels that read the same in the same way are the same."""
+    [flat] = apply_movement_op(Ops.RESHAPE, (math.prod(sizes),), tuple(sizes), tuple(indexes))
+    return flat

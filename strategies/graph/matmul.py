@@ -17,6 +17,7 @@ C++", 2017): blocks, then a tile per warp, then one per thread, which reads its 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Blocking:
         return None
 
 
+@functools.lru_cache(maxsize=64)  # a network has the same product many times
 def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtypes.float32) -> UOp:
     """The kernel, with parameters 0: C of parts x batch x m x n, 1: A of `batch` x k x m, 2: B of `batch` x k x n.
 
