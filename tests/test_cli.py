@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -330,7 +331,7 @@ def test_unknown_device() -> None:
 
 
 def test_interrupted_tune_says_that_it_can_go_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(*_: Any, **__: Any) -> Winner:
         raise KeyboardInterrupt
@@ -338,6 +339,15 @@ def test_interrupted_tune_says_that_it_can_go_on(
     monkeypatch.setattr("autotune.tune.tune", interrupted)
     assert main(["tune", *SHAPE]) == 130
     assert "what was measured is kept; the same command goes on" in one_line(capsys.readouterr().err)
+    monkeypatch.setattr("api.devices.ProbedDevices.describe", lambda *_: key_of().device)
+    given = ["tune", *SHAPE, "--groups", "1", "--device", "CPU", "--max-error", "1e-6", "--frozen-weights"]
+    given += ["--allow-tf32", "--max-workspace", "1000000", "--budget", "2m", "--trials", "7"]
+    given += ["--db", str(tmp_path / "my winners.db")]
+    assert main(given) == 130
+    again = shlex.split(one_line(capsys.readouterr().err).split("goes on from there: ")[1])
+    assert dispatch.build_parser().parse_args(again[1:]) == dispatch.build_parser().parse_args(given), (
+        "what it says to type is the same"
+    )
 
 
 def test_the_whole_path_with_ctrl_c_in_its_middle(environment: Path, tmp_path: Path) -> None:

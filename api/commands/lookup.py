@@ -91,4 +91,10 @@ def shape_arguments(args: argparse.Namespace) -> str:
     for name, default in (("padding", "0"), ("stride", "1"), ("dilation", "1"), ("groups", 1), ("dtype", "float32")):
         if getattr(args, name) != default:
             text += f" --{name} {getattr(args, name)}"
-    return f"{text} --device {args.device}" if args.device else text
+    for name in ("device", "max_error", "max_workspace"):
+        if getattr(args, name) is not None:
+            text += f" --{name.replace('_', '-')} {getattr(args, name)}"
+    for name in ("allow_tf32", "frozen_weights"):
+        if getattr(args, name):
+            text += f" --{name.replace('_', '-')}"
+    return text

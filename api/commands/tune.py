@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from api.arguments import add_database, add_json, add_shape, policy_of, shape_of
@@ -43,13 +44,20 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         winner = (_remote if settings.url else _local)(args, settings, console, shape, policy, budget)
     except KeyboardInterrupt:
         kept = "the job goes on without you: see GET /jobs" if settings.url else "what was measured is kept"
-        again = f"autotune tune {shape_arguments(args)}"
+        again = f"autotune tune {shape_arguments(args)}{_other_arguments(args)}"
         raise CliError(f"interrupted, {kept}; the same command goes on from there: {again}", INTERRUPTED) from None
     if args.json:
         console.json(winner_document(None, winner))
     else:
         console.table(winners_table([winner], console.width))
     return 0
+
+
+def _other_arguments(args: argparse.Namespace) -> str:
+    """What else was said, as it would be typed again."""
+    said = [f" --{name} {shlex.quote(str(getattr(args, name)))}" for name in ("budget", "trials", "db")
+            if getattr(args, name) is not None]  # fmt: skip
+    return "".join(said) + (" --json" if args.json else "")
 
 
 def budget_of(args: argparse.Namespace) -> Budget:

@@ -64,13 +64,13 @@ def _first_steps(address: str, active: int) -> Html:
             "1. Find the fastest lowering of a convolution",
             tag("p", "Its input and weight are written as tinygrad prints shapes; a minute will do. ",
                 page_link("Start it from here", "/tuning"), ", or in a terminal:"),
-            command(EXAMPLE),
+            command(f"AUTOTUNE_URL={address} {EXAMPLE}"),
         ),
         panel(
             "2. Use it, with no change to the model",
             command(f'import autotune\n\nautotune.install("{address}")'),
             tag("p", "Or run a program as it is:"),
-            command("autotune run script.py"),
+            command(f"autotune run --source {address} script.py"),
         ),
     ])  # fmt: skip
 
