@@ -1,7 +1,7 @@
 """Measure a subspace of candidates on many shapes, and keep it: `python bench/record.py --slots 28 --deadline 9m`.
 
 On the CPU: the processors are dealt into slots of `--width` each, every slot measures in a child process of its own
-that is bound to its processors, several candidates to a request, their rounds interleaved with `direct`. Of every shape
+that is bound to its processors, several candidates to a request, their rounds interleaved. Of every shape
 
 1. the structures are measured, those of a grid over the strategies' parameters;
 2. on the fastest of them options are searched for each kernel, as `autotune tune` does it, and all combinations of some
@@ -9,12 +9,14 @@ that is bound to its processors, several candidates to a request, their rounds i
 3. in the last `--again` the fastest are timed again, in more rounds, which replaces what was first seen: of many
    candidates timed once the fastest is also the luckiest.
 
-Every candidate is verified. What has been measured is written to --out every minute and at the end; the next run with
-the same file goes on from there. Searches are compared on it by bench/search.py. Slots share the memory's bandwidth and
-the processor's clock; ratios to `direct` of the same rounds bear with that, times would not.
+In every request one structure, the anchor, runs in the same rounds, and what is kept are ratios to it: see
+bench/recording.py.
 
-With --beam FILE, what `NUM_CPU_THREADS=WIDTH python bench/beam.py --shapes recorded` found on the same machine is timed
-against `direct` instead, and kept with the seconds that it took.
+Every candidate is verified. What has been measured is written to --out every minute and at the end; the next run with
+the same file goes on from there. Searches are compared on it by bench/search.py.
+
+With --beam FILE, what `python bench/beam.py --shapes recorded --width WIDTH` found on the same machine is timed against
+the anchor instead, and kept with the seconds that it took.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
 from autotune.option_search import FAILED, NEGLIGIBLE, searched, searches_of
 from autotune.runner import ROUND_S, Limits, Request, RunStoppedError
+from autotune.space import DEFAULTS
 from autotune.statistics import median, median_ratio
 from autotune.timing import interleaved
 from strategies.candidate import Candidate
@@ -53,16 +56,18 @@ from strategies.graph.device import describe_device
 from strategies.graph.program import Program
 from strategies.key import ConvKey, DeviceSpec
 
+DIRECT = Candidate.of("direct")
 SIZES = SHAPES["recorded"]
 CHUNK, CHUNK_WITH_OPTIONS = 8, 16
+PRESET_CHUNKS = 2
 AHEAD = 3 * CHUNK
 """A slot stays with its shape until it is so many candidates ahead: another shape's reference takes seconds."""
 UNITS = 12
 """Structures per shape, at most, whose kernels' options are recorded."""
 MENU_S, MENU_CANDIDATES = 20.0, 250
 """How long options are searched for one structure, and how many candidates are expected of it until it is known."""
-FASTEST, ROUNDS_AGAIN = 16, 15
-ROUND = 0.01
+FASTEST, ROUNDS, ROUNDS_AGAIN = 16, 5, 15
+ROUND_LENGTH_S = 0.01
 HOPELESS = 4.0
 """Slower than this many times `direct` is not timed exactly: no search ends there."""
 BOUND_CHILD = (
@@ -93,7 +98,7 @@ def main() -> int:
     recording = opened(options.out, spec, options.slots)
     if options.beam is not None:
         os.sched_setaffinity(0, cpus[: options.width])
-        recording.beam |= timed_beams(options.beam, spec)
+        recording.beam |= timed_beams(options.beam, spec, recording.anchor)
         recording.write(options.out)
         return 0
     chosen = options.shape_index if options.shape_index is not None else range(len(SIZES))
@@ -195,27 +200,34 @@ class Work:
         return len(self.recording.trials[shape]) + left + MENU_CANDIDATES * searched
 
     def again(self) -> tuple[int, list[Candidate]] | None:
-        """The fastest of a shape, `direct` and `tensor_winograd` with them."""
+        """The fastest of a shape, and tinygrad's own two."""
         with self.lock:
             shape = next((s for s in self.shapes if s not in self._again), None)
             if shape is None:
                 return None
             self._again.add(shape)
             fine = [(t.ratio, c) for c, t in self.recording.trials[shape].items() if t.ok and t.ratio]
-            return shape, [c for _, c in sorted(fine, key=lambda item: item[0])[:FASTEST]]
+            fastest = [c for _, c in sorted(fine, key=lambda item: item[0])[:FASTEST]]
+            bases = [replace(c, kernel_options=()) for c in fastest]
+            return shape, list(dict.fromkeys([*self.defaults, *bases, *fastest]))
 
-    def keep(self, shape: int, measured: Iterable[Measurement]) -> None:
-        made = trials(measured)
+    def keep(self, shape: int, anchor: Measurement, measured: Iterable[Measurement]) -> None:
+        made = trials(anchor, measured)
         with self.lock:
             self.recording.trials[shape].update(made)
 
-    def replace(self, shape: int, measured: Iterable[Measurement]) -> None:
+    def replace(self, shape: int, anchor: Measurement, measured: Iterable[Measurement]) -> None:
         """Another, more exact time for what is known."""
         with self.lock:
             known = self.recording.trials[shape]
             for m in measured:
-                if m.times_s and m.ok:
-                    known[m.candidate] = replace(known[m.candidate], ratio=ratio_of(m), kernels=kernels_of(m))
+                if m.candidate in known and m.ok:
+                    ratio, kernels = ratio_of(m, anchor), kernels_of(m, anchor)
+                    known[m.candidate] = replace(known[m.candidate], ratio=ratio, kernels=kernels)
+
+    @property
+    def defaults(self) -> list[Candidate]:
+        return [c for c in self.recording.structures if c.strategy in DEFAULTS]
 
     def keep_menus(self, shape: int, structure: int, menus: Menus) -> list[Candidate]:
         """What there is left to measure then, in an order by chance."""
@@ -264,11 +276,20 @@ class Slot:
             for chosen in self._with_options(runner, *unit):
                 self._measure(runner, shape, chosen)
         while (chunk := self.work.again()) is not None:
-            request = self._request(*chunk, rounds=ROUNDS_AGAIN, keep=len(chunk[1]))
-            self.work.replace(chunk[0], runner.measure(request, should_stop=self.work.is_over))
+            self.work.replace(chunk[0], *self._anchored(runner, *chunk, rounds=ROUNDS_AGAIN))
 
     def _measure(self, runner: LocalRunner, shape: int, chosen: list[Candidate]) -> None:
-        self.work.keep(shape, runner.measure(self._request(shape, chosen), should_stop=self.work.is_over))
+        self.work.keep(shape, *self._anchored(runner, shape, chosen))
+
+    def _anchored(
+        self, runner: LocalRunner, shape: int, chosen: list[Candidate], rounds: int = ROUNDS
+    ) -> tuple[Measurement, list[Measurement]]:
+        """The anchor, and these. Raises RuntimeError if the anchor fails."""
+        request = self._request(shape, [self.work.recording.anchor, *chosen], rounds=rounds, keep=1)
+        anchor, *measured = runner.measure(request, should_stop=self.work.is_over)
+        if not anchor.ok:
+            raise RuntimeError(f"the anchor failed on shape {shape}: {anchor.status} {anchor.reason}")
+        return anchor, measured
 
     def _with_options(self, runner: LocalRunner, shape: int, structure: int) -> Iterator[list[Candidate]]:
         """Chunks of candidates, until there are no more or it is time to end."""
@@ -284,12 +305,12 @@ class Slot:
             left = left[CHUNK_WITH_OPTIONS:]
 
     def _request(
-        self, shape: int, chosen: list[Candidate], *, rounds: int = 5, keep: int = 0, options: Budget | None = None
+        self, shape: int, chosen: list[Candidate], *, rounds: int = ROUNDS, keep: int = 0, options: Budget | None = None
     ) -> Request:
         return Request(
             key=ConvKey(shape=conv_shape(*self.work.recording.shapes[shape]), device=self.spec),
-            candidates=tuple(chosen), rounds=rounds, round_s=ROUND, hopeless=HOPELESS, keep=keep, options=options,
-            limits=Limits(prepare_s=300.0, lowering_s=20.0),
+            candidates=tuple(chosen), rounds=rounds, round_s=ROUND_LENGTH_S, hopeless=HOPELESS, keep=keep,
+            options=options, limits=Limits(prepare_s=300.0, lowering_s=20.0),
         )  # fmt: skip
 
 
@@ -348,8 +369,8 @@ def menus_of(request: Request, emit: Emit) -> dict[str, Menu]:
     }
 
 
-def timed_beams(path: Path, spec: DeviceSpec) -> dict[int, tuple[float, float]]:
-    """The better of both lowerings with BEAM's options, over direct, and the seconds of its search, by shape."""
+def timed_beams(path: Path, spec: DeviceSpec, anchor: Candidate) -> dict[int, tuple[float, float]]:
+    """The better of both lowerings with BEAM's options, over the anchor, and the seconds of its search, by shape."""
     beams, result = Beams.read(path, spec), dict[int, tuple[float, float]]()
     searches = json.loads(path.read_text(encoding="utf-8"))["searches"]
     for number, size in enumerate(SIZES):
@@ -361,15 +382,16 @@ def timed_beams(path: Path, spec: DeviceSpec) -> dict[int, tuple[float, float]]:
             continue
         rng = np.random.default_rng(0)
         x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
-        plain = Program(shape, Candidate.of("direct"), spec.device)
-        for program in (plain, *found.values()):
+        others = {"anchor": Program(shape, anchor, spec.device), "plain": Program(shape, DIRECT, spec.device)}
+        for program in (*others.values(), *found.values()):
             program.load(x, w)
-        runs = {"plain": plain.run, **{name: program.run for name, program in found.items()}}
-        times = interleaved(runs, yardstick="plain", rounds=21, round_s=ROUND_S, prune=False)
-        ratios = {name: median_ratio(times[name].times_s, times["plain"].times_s) for name in found}
-        best = min(ratios, key=ratios.__getitem__)
+        runs = {name: program.run for name, program in (others | found).items()}
+        times = interleaved(runs, yardstick="anchor", rounds=21, round_s=ROUND_S, prune=False)
+        ratios = {name: median_ratio(times[name].times_s, times["anchor"].times_s) for name in ("plain", *found)}
+        best = min(found, key=ratios.__getitem__)
         result[number] = (round(ratios[best], 4), took[best])
-        print(f"{label(shape)}: BEAM on {best}, {ratios[best]:.3f} of direct after {took[best]:.0f} s", flush=True)
+        over = ratios[best] / ratios["plain"]
+        print(f"{label(shape)}: BEAM on {best}, {over:.3f} of direct after {took[best]:.0f} s", flush=True)
     return result
 
 
@@ -389,31 +411,32 @@ def chunks(structures: Sequence[Candidate]) -> list[list[Candidate]]:
     """The presets first, then an order by chance: a run that is stopped has something of everything. Neighbours stay
     together, they share kernels."""
     result = [list(structures[start : start + CHUNK]) for start in range(0, len(structures), CHUNK)]
-    rest = result[1:]
+    presets, rest = result[:PRESET_CHUNKS], result[PRESET_CHUNKS:]
     random.Random(0).shuffle(rest)
-    return [*result[:1], *rest]
+    return presets + rest
 
 
-def trials(measured: Iterable[Measurement]) -> dict[Candidate, Trial]:
+def trials(anchor: Measurement, measured: Iterable[Measurement]) -> dict[Candidate, Trial]:
     return {
         m.candidate: Trial(
             status=str(m.status), compile_s=round(m.compile_s, 3),
             other_s=round(float(m.conditions.get("other_s", 0.0)), 3), program=m.fingerprint[:8],
-            ratio=ratio_of(m) if m.times_s else None, kernels=kernels_of(m),
+            ratio=ratio_of(m, anchor) if m.times_s else None, kernels=kernels_of(m, anchor),
         ) for m in measured
     }  # fmt: skip
 
 
-def ratio_of(measurement: Measurement) -> float:
-    return round(median_ratio(measurement.times_s, measurement.yardstick_times_s), 4)
+def ratio_of(measurement: Measurement, anchor: Measurement) -> float:
+    """What was stopped after a first short look has times of other rounds: it is compared by way of `direct`."""
+    if measurement.ok:
+        return round(median_ratio(measurement.times_s, anchor.times_s), 4)
+    over_direct = median_ratio(measurement.times_s, measurement.yardstick_times_s)
+    return round(over_direct / median_ratio(anchor.times_s, anchor.yardstick_times_s), 4)
 
 
-def kernels_of(measurement: Measurement) -> tuple[float, ...]:
+def kernels_of(measurement: Measurement, anchor: Measurement) -> tuple[float, ...]:
     times = [kernel.median_s for kernel in measurement.kernels]
-    if not measurement.yardstick_times_s or None in times:
-        return ()
-    direct_s = median(measurement.yardstick_times_s)
-    return tuple(round(s / direct_s, 4) for s in times if s is not None)
+    return () if None in times else tuple(round(s / median(anchor.times_s), 4) for s in times if s is not None)
 
 
 def seconds(text: str) -> float:

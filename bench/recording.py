@@ -39,9 +39,9 @@ MENU_ALONE = 24
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate of one shape: its time over direct's (None if it has none), the seconds that a search would have
-    spent on it (its kernels' compilation, shared or not, and the rest), what program it came out as, and how long each
-    of its kernels takes alone, over direct's time."""
+    """One candidate of one shape: its time over the anchor's (None if it has none), the seconds that a search would
+    have spent on it (its kernels' compilation, shared or not, and the rest), what program it came out as, and how long
+    each of its kernels takes alone, over the anchor's time."""
 
     status: str
     ratio: float | None
@@ -84,8 +84,11 @@ Menus = Mapping[str, Menu]
 class Recording:
     """`structures` are candidates without kernel options. `menus[shape][structure]`, both by number, has the options
     recorded for the fastest of them, in all their combinations; `trials[shape]` what was measured. `beam` holds, by the
-    shape's number, what BEAM=2 came to on the better of tinygrad's own lowerings, over direct without BEAM, and the
-    seconds that it searched."""
+    shape's number, what BEAM=2 came to on the better of tinygrad's own lowerings, over the anchor, and the seconds that
+    it searched.
+
+    The anchor is one structure of all shapes that runs in the rounds of everything that is timed. Where many processes
+    share a machine, `direct` is slowed down otherwise than what is measured, and by another factor each time."""
 
     machine: dict[str, Any]
     shapes: list[tuple[int, int, int]]
@@ -131,6 +134,11 @@ class Recording:
             for row in [head, *self._rows()]:
                 file.write(json.dumps(row, separators=(",", ":")) + "\n")
         new.replace(path)
+
+    @property
+    def anchor(self) -> Candidate:
+        """The first preset of `blocked`."""
+        return next(candidate for candidate in self.structures if candidate.strategy == "blocked")
 
     def structured(self, shape: int) -> dict[int, Trial]:
         """What was measured without options, by the structure's number."""

@@ -41,6 +41,26 @@ WAYS = ("tune", "tune, neighbours known", "random", "tpe")
 structures alike, after tinygrad's own two."""
 
 
+@dataclass(frozen=True)
+class Measured(Space):
+    """The structures that were recorded of a subspace: not all of them where the recording was short of time."""
+
+    known: tuple[Candidate, ...] = ()
+
+    @property
+    def presets(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for candidate in super().presets if candidate in self.known)
+
+    def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
+        return (other for other in super().neighbours(candidate) if other in self.known)
+
+    def sample(self, rng: random.Random) -> Candidate:
+        return rng.choice(self.known)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.known)
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """One shape of a recording; `beam` as there."""
@@ -76,18 +96,27 @@ class Recorded:
 
 
 def recorded(path: Path, least: int) -> list[Recorded]:
-    """The shapes of which at least so many candidates were recorded."""
+    """The shapes of which at least so many candidates were recorded. Times over the anchor's become times over
+    direct's, which was recorded like any other."""
     recording = Recording.read(path)
     spec = DeviceSpec.from_json(recording.machine["device"])
     machine = f"{spec.arch}, {spec.cores} cores a slot, {recording.machine['slots']} slots at once"
     result = []
     for number, (size, trials) in enumerate(zip(recording.shapes, recording.trials, strict=True)):
-        if len(trials) >= least:
+        direct = trials.get(DIRECT)
+        if direct is not None and direct.ratio and len(trials) >= least:
+            known = {c: over(trial, direct.ratio) for c, trial in trials.items()}
+            beam = recording.beam.get(number)
+            beam = (beam[0] / direct.ratio, beam[1]) if beam is not None else None
             key = ConvKey(shape=conv_shape(*size), device=spec)
             menus = {recording.structures[at]: made for at, made in recording.menus[number].items()}
-            space = subspace(key)
-            result.append(Recorded(key, space, menus, trials, machine, recording.beam.get(number)))
+            space = Measured(subspace(key).strategies, key, tuple(c for c in known if not c.kernel_options))
+            result.append(Recorded(key, space, menus, known, machine, beam))
     return result
+
+
+def over(trial: Trial, direct: float) -> Trial:
+    return replace(trial, ratio=trial.ratio / direct if trial.ratio is not None else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +259,11 @@ class Flat:
         return self.item.space.neighbours(candidate)
 
     def sample(self, rng: random.Random) -> Candidate:
-        return rng.choice(list(self.item.trials))
+        """A structure, then options of each kernel, evenly."""
+        structure = self.item.space.sample(rng)
+        assert structure is not None
+        menus = self.item.menus.get(structure, {})
+        return with_chosen(structure, menus, [rng.randrange(len(menu.options)) for menu in menus.values()])
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.item.trials)
