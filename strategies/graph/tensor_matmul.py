@@ -171,7 +171,7 @@ def tensor_matmul(
                     store(part, item, at_row, at_column, 2 * (j % JOINED) + e, sums[i, j, 2 * half + e])
                     for e in range(2)
                 ]
-    return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=())).simplify()
+    return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +195,8 @@ class _Copy:
             unit = self.thread + turn * self.by.threads
             group, row, vector = unit // (vectors * self.size), unit // vectors % self.size, unit % vectors
             at = self.operand.group(self.item, step, group, self.first + row) * GROUP + vector * VECTOR
-            for e in range(VECTOR):
-                target = self.shared[half, group, _place(row), vector * VECTOR + e]
-                stores.append(target.store(source[at + e]))
+            place, first = _place(row), vector * VECTOR
+            stores += [self.shared[half, group, place, first + e].store(source[at + e]) for e in range(VECTOR)]
         return stores
 
 
@@ -223,7 +222,8 @@ def _column_of(columns: UOp, group: int, first: UOp, j: int, high: UOp, low: UOp
 
 
 def _four(lines: UOp, group: int, row: UOp, low: UOp) -> Sequence[UOp]:
-    return [lines[group, _place(row), low * VECTOR + e] for e in range(VECTOR)]
+    place, first = _place(row), low * VECTOR
+    return [lines[group, place, first + e] for e in range(VECTOR)]
 
 
 __all__ = ["GROUP", "Operand", "Store", "Tiling", "product_store", "tensor_core", "tensor_matmul"]
