@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import metal
 import pytest
 from metal.compiler import unavailable
 
+from tests.databases import new_database
 from tests.served import ROOT, until
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
@@ -46,27 +48,46 @@ def environ() -> dict[str, str]:
     return metal.environment({**os.environ, "DEV": "METAL", "PYTHONPATH": str(ROOT)})
 
 
-@pytest.fixture
-def service(environ: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--db", str(tmp_path / "metal.db")]
+@contextmanager
+def running(*arguments: str, environ: dict[str, str]) -> Iterator[str]:
+    """`autotune` with these arguments, and the first line that it writes to stderr."""
+    command = [sys.executable, "-m", "api.cli", *arguments]
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         reader = threading.Thread(target=process.stderr.read)
-        reader.start()  # a pipe that nobody reads would stop the service
+        reader.start()  # a pipe that nobody reads would stop it
         try:
-            yield line.split()[-1]
+            yield line
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
             reader.join()
+
+
+@pytest.fixture(params=["local", pytest.param("fleet", marks=pytest.mark.slow)])
+def service(request: pytest.FixtureRequest, environ: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """Where a service is that measures on METAL: by itself, or by a worker, being on a machine without METAL."""
+    with ExitStack() as stack:
+        if request.param == "local":
+            database, of_service = str(tmp_path / "metal.db"), environ
+        else:
+            database = stack.enter_context(new_database("postgresql", tmp_path))
+            of_service = {**os.environ, "DEV": "CPU", "PYTHONPATH": str(ROOT)}
+        line = stack.enter_context(running("serve", "--port", "0", "--db", database, environ=of_service))
+        if request.param == "fleet":
+            stack.enter_context(running("worker", "--device", "METAL", "--db", database, environ=environ))
+        yield line.split()[-1]
 
 
 def test_tuned_over_http_and_applied_in_a_program(service: str, environ: dict[str, str], tmp_path: Path) -> None:
     with httpx.Client(base_url=service, timeout=60) as http:
-        asked = http.post("/tune", json={**SHAPE, "trials": 3})
-        assert asked.status_code == 202, asked.text
-        job = asked.json()["id"]
+
+        def accepted() -> str | None:
+            asked = http.post("/tune", json={**SHAPE, "trials": 3})
+            return asked.json()["id"] if asked.status_code == 202 else None
+
+        job = until(accepted, timeout_s=100)  # a worker takes a while to say that it is there
 
         def ended() -> dict[str, Any] | None:
             found: dict[str, Any] = http.get(f"/jobs/{job}").json()
