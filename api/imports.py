@@ -1,10 +1,11 @@
-"""How many bundles may be on their way into the service at once."""
+"""How many bundles may be on their way into the service, and out of it, at once."""
 
 from __future__ import annotations
 
 import asyncio
 
 MAX_IMPORTS = 4
+MAX_EXPORTS = 2
 
 
 class Imports:

@@ -11,7 +11,7 @@ from api.answers import Answers, Known
 from api.authority import Authority
 from api.devices import Devices
 from api.explanations import Explanations
-from api.imports import Imports
+from api.imports import MAX_EXPORTS, Imports
 from api.jobs import JobRunner
 from api.metrics import Metrics
 from api.present import Present
@@ -40,6 +40,7 @@ class Service:
     known: Known = field(default_factory=Known)
     present: Present = field(default_factory=Present)
     imports: Imports = field(default_factory=Imports)
+    exports: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_EXPORTS))
     stopping: threading.Event = field(default_factory=threading.Event)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from served import CPU, Served, body, key_of, served, winner_of
 from sqlalchemy import event
 
 from api.metrics import Metrics
+from autotune.bundle import load
 from autotune.fleet import Worker
 from autotune.job import Budget, JobState
 from db import Scope, SqlStore, open_store
@@ -148,6 +150,20 @@ def test_a_request_has_a_limit_of_shapes(service: Served) -> None:
     ):
         answer = service.http.post(path, json=content)
         assert (answer.status_code, "at most 5 shapes" in answer.json()["detail"]) == (422, True)
+
+
+@pytest.mark.slow
+def test_few_exports_are_written_at_once(tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        store.merge(winner_of(key_of(1 + number % 100, 8 + number // 100)) for number in range(3000))
+    with served(tmp_path / "a.db") as own, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: own.http.get("/export"), range(8)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.headers["retry-after"] == "10"
+        else:
+            assert len(load(answer.content)) == 3000
 
 
 def test_lookups_are_counted_by_what_is_known(service: Served) -> None:

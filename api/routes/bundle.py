@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.exchange import all_winners, import_winners
-from api.imports import MAX_IMPORTS
+from api.imports import MAX_EXPORTS, MAX_IMPORTS
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
 from autotune.bundle import dump, load, read_key
@@ -27,10 +27,17 @@ BUNDLE = {"application/json": {"schema": {"type": "object", "required": ["format
 def export(
     device: Annotated[str | None, Query(max_length=64)] = None, service: Service = Depends(get_service)
 ) -> Response:
-    """Every current winner, revoked ones included: a file for `autotune import`, or a source for the hook."""
-    found = all_winners(service.store, device=device.upper() if device else None)
+    """Every current winner, revoked ones included: a file for `autotune import`, or a source for the hook. All of them
+    are read for it: where others are being written, 429."""
+    if not service.exports.acquire(blocking=False):
+        raise ProblemError(429, f"{MAX_EXPORTS} exports are being written already: try again", retry_after_s=10)
+    try:
+        found = all_winners(service.store, device=device.upper() if device else None)
+        content = dump(winner for _, winner in found)
+    finally:
+        service.exports.release()
     headers = {"Content-Disposition": 'attachment; filename="autotune-winners.json"'}
-    return Response(dump(winner for _, winner in found), media_type="application/json", headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 @router.post(
