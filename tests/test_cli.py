@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import platform
 import re
 import shlex
 import signal
@@ -26,7 +27,8 @@ from served import ROOT, body, key_of, served, until, winner_of
 from api import dispatch
 from api.arguments import Parser
 from api.cli import main
-from api.console import Console
+from api.commands.worker import check
+from api.console import CliError, Console
 from api.doctor import Level, examine
 from api.progress_bar import TuneBar, describe
 from api.server import PortError, listen
@@ -34,6 +36,7 @@ from api.settings import Settings, SettingsError, default_database
 from api.tables import winners_table
 from autotune.bundle import write
 from autotune.compiler import CCompilerError
+from autotune.fleet import Worker
 from autotune.winner import Winner
 from db import open_store
 from strategies.candidate import Candidate
@@ -565,3 +568,17 @@ def test_devices_are_told_apart_at_every_width() -> None:
         shown = rows([one, other], width)
         assert "CPU" in shown[1], width
         assert "CUDA" in shown[2], "one line each"
+
+
+def test_a_worker_is_heard_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        with pytest.raises(CliError, match="found it last never"):
+            check(store, Console())
+        store.register(Worker(name=f"{platform.node()}:1:a", device=key_of().device))
+        assert check(store, Console(), as_json=True) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["heard"] is True
+        assert 0 <= said["silent_s"] < 60
+        store.unfit(f"{platform.node()}:1:a", "the device broke")
+        with pytest.raises(CliError, match="the device broke"):
+            check(store, Console(), as_json=True)
