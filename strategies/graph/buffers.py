@@ -22,7 +22,7 @@ class Held:
 
 
 NEVER_SET = 1 << 24
-"""A bit that no range reaches: ranges of a kernel are far shorter."""
+"""A bit that is 0 in every value of a range over at most so many; a longer range is not used for that."""
 
 
 def hand_made(body: UOp) -> UOp:
@@ -48,7 +48,7 @@ def stored_singly(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, devic
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
-    loops = [r for r in loops_of(axes) if r.arg[-1] is AxisType.WEAK]
+    loops = [r for r in loops_of(axes) if r.arg[-1] is AxisType.WEAK and r.vmax < NEVER_SET]
     index = _flat(axes, sizes) + (loops[0] & NEVER_SET) if loops else _flat(axes, sizes)
     return _stored(body, axes, sizes, index, device, slot)
 

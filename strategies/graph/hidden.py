@@ -97,37 +97,39 @@ def input_gradient(reduce: UOp, ranges: Ranges) -> Spelling | None:
 
 
 def _scatter(s: UOp, conditions: Sequence[UOp], gradient: UOp, weight: UOp) -> _Scatter | None:
+    """The axis that is summed over `s`; None if it is no such sum.
+
+    What is read is tabulated for all values of `s` and of the output's position: it must be, at each position, every
+    tap of the filter once, beside the element of the gradient that it came from.
+    """
     mine = [condition for condition in conditions if s in condition.ranges]
     outs = [r for r in dict.fromkeys(r for condition in mine for r in condition.ranges) if r is not s]
-    if len(outs) != 1 or not is_static_range(outs[0]) or extent(s) * extent(outs[0]) > MAX_POINTS:
-        return None
-    [out] = outs
     taps = [u for u in expression(weight) if u.op is Ops.FLOORDIV and s in u.ranges]
     ats = [u for u in expression(gradient) if u.op is Ops.FLOORMOD and s in u.ranges]
-    if len(taps) != 1 or len(ats) != 1:
+    if not len(outs) == len(taps) == len(ats) == 1:
+        return None
+    [out], [tap], [at] = outs, taps, ats
+    if not is_static_range(out) or extent(s) * extent(out) > MAX_POINTS:
         return None
     grid = {
         s: [value for value in range(extent(s)) for _ in range(extent(out))],
         out: [value for _ in range(extent(s)) for value in range(extent(out))],
     }
+    tap_at, position_at = _table(tap, grid), _table(at, grid)
     tables = [_table(condition, grid) for condition in mine]
-    k, at = _table(taps[0], grid), _table(ats[0], grid)
-    if k is None or at is None or any(table is None for table in tables):
+    if tap_at is None or position_at is None or any(table is None for table in tables):
         return None
     valid = [n for n in range(len(grid[s])) if all(table is not None and table[n] is True for table in tables)]
-    reached = [(grid[out][n], k[n], at[n]) for n in valid]
+    reached = [(grid[out][n], tap_at[n], position_at[n]) for n in valid]
     if not reached or any(None in point for point in reached):
         return None
-    count, size = 1 + max(tap for _, tap, _ in reached), 1 + max(position for *_, position in reached)
-    shift = reached[0][2] + reached[0][1] - reached[0][0]
-    expected = [
-        (y, tap, y - tap + shift) for y in range(extent(out)) for tap in range(count) if 0 <= y - tap + shift < size
-    ]
+    count, size = 1 + max(k for _, k, _ in reached), 1 + max(position for *_, position in reached)
+    first_out, first_tap, first_position = reached[0]
+    shift = first_position + first_tap - first_out
+    expected = [(y, k, y - k + shift) for y in range(extent(out)) for k in range(count) if 0 <= y - k + shift < size]
     if sorted(reached) != expected:
         return None
-    return _Scatter(
-        summed=s, out=out, tap=taps[0], at=ats[0], taps=count, size=size, shift=shift, grid=grid, valid=valid
-    )
+    return _Scatter(summed=s, out=out, tap=tap, at=at, taps=count, size=size, shift=shift, grid=grid, valid=valid)
 
 
 def _as_convolution(

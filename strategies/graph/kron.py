@@ -24,7 +24,16 @@ Index = int | UOp
 class Ranges:
     """Fresh ranges, and slots of fresh buffers.
 
-    The order in which ranges are made is the order of the loops: tinygrad sorts them by id.
+    The order in which ranges are made is the order of the loops: tinygrad sorts them by id. Of tinygrad's AxisTypes we
+    make
+
+        WEAK     a loop that tinygrad decides about: its heuristics and BEAM may put it on threads or into registers
+        REDUCE   a loop that is summed over
+        UNROLL   summed over, its terms written out
+        UPCAST   written out, its values held in registers side by side
+        LOCAL    divided among the threads of a workgroup
+        WARP     likewise, and left in one piece: neighbours stay neighbours
+        THREAD   divided among the cores of a processor
     """
 
     def __init__(self, first: int, first_buffer: int = 0) -> None:

@@ -199,40 +199,45 @@ def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, 
 
 def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
     """`tap` as an axis, if it is only read as `out*stride + tap*dilation`, with one `out` that is read nowhere else."""
-    node, dilation = tap, 1
-    if len(users := consumers[tap]) == 1 and (factor := _factor(users[0], tap)) is not None:
-        node, dilation = users[0], factor
-    sums = consumers[node]
+    scaled, dilation = _scaled(tap, consumers)
+    sums = consumers[scaled]
     if any(s.op is not Ops.ADD for s in sums):
         return None
-    terms = [s.src[0] if s.src[1] is node else s.src[1] for s in sums]
-    strides: list[int] = []
-    outs: set[UOp] = set()
-    for term in terms:
-        if term.op is Ops.RANGE:
-            outs.add(term)
-            strides.append(1)
-        elif term.op is Ops.MUL and (out := next((s for s in term.src if s.op is Ops.RANGE), None)) is not None:
-            if (factor := _factor(term, out)) is None:
-                return None
-            outs.add(out)
-            strides.append(factor)
-        else:
-            return None
-    if len(outs) != 1:
+    others = [s.src[0] if s.src[1] is scaled else s.src[1] for s in sums]  # the terms that the tap is added to
+    found = [_position(term) for term in others]
+    positions = [each for each in found if each is not None]
+    outs = {out for out, _ in positions}
+    if len(positions) < len(found) or len(outs) != 1:
         return None
-    out, stride = outs.pop(), max(strides)
+    out, strides = outs.pop(), [stride for _, stride in positions]
+    stride = max(strides)
     # a gate `2*f + k < 1` reaches us as `f + k < 1`; what is read must be read at one stride, and forwards
     compared = (all(u.op is Ops.CMPLT for u in consumers.get(s, ())) for s in sums)
-    if min(strides) < 1 or any(c != stride and not only for c, only in zip(strides, compared, strict=True)):
+    if min(strides) < 1 or any(each != stride and not only for each, only in zip(strides, compared, strict=True)):
         return None
     axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=stride, dilation=dilation)
-    others = set(consumers[out]) - {*sums, *(t for t in terms if t is not out)}
+    elsewhere = set(consumers[out]) - {*sums, *(term for term in others if term is not out)}
     # a gate on the output's position alone: what consumes it pads it. Only what moves no loop can bear that.
-    if others and (axis.is_winograd or any(u.op is not Ops.CMPLT for u in others)):
+    if elsewhere and (axis.is_winograd or any(u.op is not Ops.CMPLT for u in elsewhere)):
         return None
     # else a product of matrices whose index happens to be flat
     return axis if windows_share(axis.size, axis.taps, axis.stride, dilation) else None
+
+
+def _scaled(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> tuple[UOp, int]:
+    """`tap*dilation` and the dilation; the tap itself and 1 where it is read otherwise too."""
+    users = consumers[tap]
+    factor = _factor(users[0], tap) if len(users) == 1 else None
+    return (users[0], factor) if factor is not None else (tap, 1)
+
+
+def _position(term: UOp) -> tuple[UOp, int] | None:
+    """The range and the stride of `out*stride`."""
+    if term.op is Ops.RANGE:
+        return term, 1
+    out = next((s for s in term.src if s.op is Ops.RANGE), None) if term.op is Ops.MUL else None
+    stride = _factor(term, out) if out is not None else None
+    return (out, stride) if out is not None and stride is not None else None
 
 
 def _factor(product: UOp, operand: UOp) -> int | None:

@@ -97,6 +97,7 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
         for slot, (whole, size, block, at) in enumerate(((a, m, by.rows, down), (b, n, by.columns, across)))
     ]
     first = part * chunks if by.ahead else part * chunks + chunk
+    # nobody multiplies before everybody has copied his share
     copied = UOp.barrier(*(store for copy in copies for store in copy.stores(copy.loads(first), UOp.const(0))))
     following = part * chunks + (chunk + 1).minimum(chunks - 1)
     held = [copy.held(following) for copy in copies] if by.ahead and chunks > 1 else []
@@ -135,6 +136,7 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
         pairs = zip(copies, held, strict=True)
         put = (copy.stores(copy.values(read), (chunk + 1) % 2, done) for copy, read in pairs)
         done = UOp.group(*(store for stores in put for store in stores))
+    # nobody copies over what somebody still multiplies
     done = _end(done.barrier(), [chunk])
 
     block = c.reshape(by.parts, batch, m // by.rows, by.rows, n // by.columns, by.columns)[
