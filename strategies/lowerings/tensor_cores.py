@@ -54,8 +54,8 @@ STEP, DEEP_STEP = 900, 1400
 SLOWER_COPIES, SLOWER_SUMS = 1.9, 1.5
 """How much longer than at the rates of the data sheet, 128 bytes of shared memory and 1024 products a cycle.
 
-These four are fitted to 94 kernels timed on an H200, which `estimate_us` puts in order with a rank correlation of 0.6
-to 0.99 within a shape: good enough to know where to begin.
+These four are fitted by eye to kernels timed on an H200. The estimate only says where a search begins: what wins is
+timed.
 """
 MEGAHERTZ = 1800
 SPLIT_US = 3.0
