@@ -23,8 +23,9 @@ FARTHEST = 6.0
 """Beyond it nothing is learned: another kind of convolution, or sizes 64 times apart."""
 NEIGHBOURS = 4
 KNOWN = 2000
-FASTEST, OTHERS = 25, 15
-"""Of a neighbour's measurements: from the fastest alone one would learn nothing of what is slow."""
+FASTEST, OTHERS, WITH_OPTIONS = 25, 15, 8
+"""Of a neighbour's measurements: from the fastest alone one would learn nothing of what is slow, and from those with
+options for their kernels, of which there may be many alike, nothing of structures."""
 HINTS = 2
 """Sets of options that are tried first on a kernel, at most."""
 CAUTION = 1.0
@@ -53,7 +54,11 @@ def neighbours(store: Store, key: ConvKey) -> list[tuple[float, Winner]]:
 
 
 def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | None = None) -> list[Point]:
-    """What the neighbours' measurements say: of the defaults, the fastest candidates and some of the others."""
+    """What the neighbours' measurements say: of the defaults, the fastest candidates and some of the others.
+
+    Values are over the fastest structure of each neighbour, not over its `direct`: how slow `direct` is differs from
+    shape to shape much more than how candidates compare.
+    """
     points = []
     for apart, winner in neighbours(store, key) if near is None else near:
         best: dict[Candidate, float] = {}
@@ -61,10 +66,13 @@ def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | Non
             if _timed(m):
                 best[m.candidate] = math.log(median_ratio(m.times_s, m.yardstick_times_s))
         ranked = sorted(best.items(), key=lambda item: item[1])
-        rest = ranked[FASTEST:]
-        chosen = dict(ranked[:FASTEST] + rest[:: max(1, math.ceil(len(rest) / OTHERS))])
-        chosen |= {c: v for c, v in ranked if c.strategy in DEFAULTS}
-        points += [Point(candidate=c, value=v, distance=apart) for c, v in chosen.items()]
+        plain = [item for item in ranked if not item[0].kernel_options]
+        rest = plain[FASTEST:]
+        chosen = dict(plain[:FASTEST] + rest[:: max(1, math.ceil(len(rest) / OTHERS))])
+        chosen |= {c: v for c, v in plain if c.strategy in DEFAULTS}
+        chosen |= dict([item for item in ranked if item[0].kernel_options][:WITH_OPTIONS])
+        level = plain[0][1] if plain else 0.0
+        points += [Point(candidate=c, value=v - level, distance=apart) for c, v in chosen.items()]
     return points
 
 
@@ -87,9 +95,9 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
 
     What was measured before only tinygrad's version or its surroundings changed is `provisional`: the same candidate,
     with its times of then. Otherwise a `guess`: of the candidates that neighbours had in their finals the one that
-    the model thinks safest, `direct` included. Its `provenance` says from whom, and how confident the model is that
-    it is faster than the default. Times are estimates: the nearest default's, by the work. A guess has no options for
-    kernels: those of the neighbours are for other axes.
+    the model thinks safest, or the default if even that may be slower. Its `provenance` says from whom, and how
+    confident the model is that it is faster than the default. Times are estimates: the nearest default's, by the work.
+    A guess has no options for kernels: those of the neighbours are for other axes.
     """
     near = neighbours(store, key)
     if not near:
@@ -97,23 +105,27 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
     for _, winner in near:
         if _only_aged(key, winner.key):
             return replace(winner, key=key, state=WinnerState.PROVISIONAL)
-    points = prior(store, key, near)
+    points = [p for p in prior(store, key, near) if not p.candidate.kernel_options]
     space = space or Space.of(key)
     names = {item.name for item in space.strategies}
-    structures = (replace(p.candidate, kernel_options=()) for p in points if p.candidate.strategy in names)
-    candidates = list(dict.fromkeys([*space.defaults, *structures]))
-    if not points:
+    others = [p for p in points if p.candidate.strategy in names and p.candidate not in space.defaults]
+    defaults = {c: measured for c in space.defaults if (measured := [p for p in points if p.candidate == c])}
+    if not defaults:
         return None
-    mean, deviation = Surrogate(points).predict(candidates)
-    defaults = range(len(space.defaults))
-    default = min(defaults, key=lambda i: mean[i])
-    chosen = int(np.argmin(mean + CAUTION * deviation * (np.arange(len(candidates)) != default)))
-    spread = 0.0 if chosen == default else float(deviation[chosen])
-    difference = float(mean[chosen] - mean[default])
+    default, default_value = min(((c, _weighted(measured)) for c, measured in defaults.items()), key=lambda d: d[1])
+    chosen, difference, spread = default, 0.0, 0.0
+    if others:
+        candidates = list(dict.fromkeys(p.candidate for p in others))
+        mean, deviation = Surrogate(others).predict(candidates)
+        best = int(np.argmin(mean + CAUTION * deviation))
+        if mean[best] + CAUTION * deviation[best] < default_value:
+            values = [p.value for p in defaults[default]]
+            chosen, difference = candidates[best], min(0.0, float(mean[best]) - default_value)
+            spread = math.hypot(float(deviation[best]), float(np.std(values)))
     nearest = near[0][1]
     default_s = nearest.default_time_s.median * _work(key) / _work(nearest.key)
     return Winner(
-        key=key, candidate=candidates[chosen], state=WinnerState.GUESS, default=candidates[default],
+        key=key, candidate=chosen, state=WinnerState.GUESS, default=default,
         default_time_s=Interval(median=default_s, low=default_s / 2, high=default_s * 2),
         time_s=_times(default_s, _interval(difference, spread)), ratio=_interval(difference, spread),
         provenance={
@@ -121,6 +133,12 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
             "confidence": round(_below(-difference / spread) if spread else 1.0, 3),
         },
     )  # fmt: skip
+
+
+def _weighted(points: Sequence[Point]) -> float:
+    """Their mean value, the nearest counting most."""
+    weights = [math.pow(2.0, -p.distance) for p in points]
+    return sum(w * p.value for w, p in zip(weights, points, strict=True)) / sum(weights)
 
 
 def aged(winner: Winner, asked: ConvKey) -> Winner:

@@ -161,11 +161,13 @@ class Search:
         self._study.add_trial(create_trial(params=params, distributions=distributions, value=value))
 
     def _points(self) -> list[Point]:
-        """What was measured here, failures a little slower than the slowest that worked, then the prior."""
+        """What was measured here over the fastest, failures a little slower than the slowest that worked, then the
+        prior."""
         fine = [v for v in self._values.values() if v < FAILED]
-        worst = max(fine, default=0.0) + math.log(2)
+        worst, best = max(fine, default=0.0) + math.log(2), min(fine, default=0.0)
         mine = [
-            Point(candidate=m.candidate, value=min(self._values[digest], worst)) for digest, m in self._known.items()
+            Point(candidate=m.candidate, value=min(self._values[digest], worst) - best)
+            for digest, m in self._known.items()
         ]
         return mine + list(self._prior)
 
@@ -175,12 +177,11 @@ class Search:
         points = self._points()
         if not pool or not points:
             return None
-        best = min(self._values.values(), default=0.0) - WORTH
         learn = len(points) >= LEARN_EVERY * self._learned_from
         model = Surrogate(points, None if learn else self._weights)
         if learn:
             self._learned_from, self._weights = len(points), model.weights
-        expected = model.expected_improvement(pool, best)
+        expected = model.expected_improvement(pool, -WORTH)
         return pool[int(expected.argmax())]
 
     def _pool(self) -> list[Candidate]:

@@ -34,7 +34,8 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A measured candidate: the logarithm of its time over direct's, and how far its shape is from the one asked."""
+    """A measured candidate: the logarithm of its time over that of the fastest structure known of its shape, and how
+    far this is from the shape asked."""
 
     candidate: Candidate
     value: float
@@ -42,7 +43,7 @@ class Point:
 
 
 class Surrogate:
-    """A model of log(time / direct's time), made of at least one point. Immutable once made.
+    """A model of the points' values, made of at least one. Immutable once made.
 
     How much each choice matters is learned, or taken from `weights` of an earlier model where that is given.
     """
@@ -72,7 +73,7 @@ class Surrogate:
         return dict(zip((*self._columns, DISTANCE), self._weights.tolist(), strict=True))
 
     def predict(self, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of log(time / direct's time), for each candidate on the shape asked."""
+        """Mean and standard deviation of the value, for each candidate on the shape asked."""
         rows = self._encoded(candidates)
         here = np.zeros(len(candidates))
         cross = np.exp(-self._differences(rows, self._rows, here, self._apart) @ self._weights)

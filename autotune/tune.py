@@ -75,7 +75,8 @@ def tune(
     settings = settings or Settings()
     space = space or Space.of(key)
     history, known = _recalled(store, key), prior(store, key)
-    search = Search(space, seed=seed, history=history, prior=known)
+    others = [point for point in known if point.candidate not in space.defaults]  # these are measured anyway
+    search = Search(space, seed=seed, history=history, prior=others)
     session = Session(
         key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
         on_progress=on_progress, should_stop=should_stop,

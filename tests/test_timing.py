@@ -73,6 +73,14 @@ def test_one_that_is_far_too_slow_runs_once() -> None:
     assert len(times["b"].times_s) == 2
 
 
+def test_a_first_run_that_had_bad_luck_gets_a_second_look() -> None:
+    stand = Stand(y=0.001)
+    lucky = iter([0.3])
+    contestants = {**stand.contestants(), "a": lambda: next(lucky, 0.0005)}
+    times = interleaved(contestants, yardstick="y", rounds=3, round_s=0.0)
+    assert times["a"] == Times(times_s=(0.0005,) * 3)
+
+
 def test_a_race_stops_who_loses_to_the_fastest_round_after_round() -> None:
     stand = Stand(y=1.0, best=0.5, close=0.505, second=0.52, default=0.8)
     times = interleaved(stand.contestants(), yardstick="y", rounds=9, round_s=0.0, race=True, keep=["default"])
