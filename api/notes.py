@@ -18,6 +18,9 @@ from autotune.winner import Interval
 EVEN = 0.03
 """Ratios closer to 1 than this are even: the notes give no intervals and call 1.4% noise."""
 
+FAR = 2.0
+"""Ratios that differ by more than this factor are not of one size."""
+
 
 class Direction(StrEnum):
     FASTER = "faster"
@@ -40,7 +43,10 @@ class Claim:
             return "not measured"
         mine = direction(self.interval or Interval(median=self.ours, low=self.ours, high=self.ours))
         expected = direction(Interval(median=self.theirs, low=self.theirs, high=self.theirs))
-        return "agrees" if mine is expected else f"{mine} here, {expected} there"
+        if mine is not expected:
+            return f"{mine} here, {expected} there"
+        apart = max(self.theirs / self.ours, self.ours / self.theirs)
+        return "agrees" if apart < FAR else "agrees in direction, not in size"
 
     def to_json(self) -> dict[str, Any]:
         interval = self.interval.to_json() if self.interval is not None else None
