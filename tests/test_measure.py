@@ -124,7 +124,7 @@ def test_a_candidate_of_another_release() -> None:
 def test_wrong_numbers(added: Callable[..., Candidate]) -> None:
     def nearly(conv: Conv, params: Nothing, ranges: Any) -> Any:
         right = winowrite(conv, Plan(tile=2, ghat=Stage(layout="AGOC")), ranges)
-        return right * (1 + 1e-3) if right is not None else None
+        return replace(right, value=right.value * (1 + 1e-3)) if right is not None else None
 
     measurement = one(added(nearly))
     assert measurement.status is Status.WRONG
