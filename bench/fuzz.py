@@ -36,7 +36,7 @@ from db import Scope, open_store  # noqa: E402
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SERVICES = ("loopback", "no token", "admin")
-EXAMPLES = 100
+EXAMPLES = 50
 """Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough."""
 VARIED = ("fuzzing", "stateful")
 """Phases that ask for something else with every seed: after its first run a service is asked in these only."""
