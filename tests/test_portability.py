@@ -22,7 +22,9 @@ GUARDED = {
     # where there are no control groups, all of the memory
     "autotune/memory.py": ("/sys/fs/cgroup",),
     # asked for with hasattr
-    "autotune/measure.py": ("os.sched_getaffinity(0)) if hasattr(os,",),
+    "autotune/reference.py": ("os.sched_getaffinity(0)) if hasattr(os,",),
+    # lists nothing where there is no such folder
+    "autotune/physical_device.py": ("/proc/driver/nvidia/gpus",),
     # falls back to sysctl
     "strategies/graph/device.py": ("/proc/cpuinfo",),
 }
