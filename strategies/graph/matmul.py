@@ -194,8 +194,9 @@ class _Operand:
 
     def values(self, held: UOp) -> list[UOp]:
         """What `held` put there."""
-        registers = self._registers(len(held.src)).after(held)
-        return [registers[at] for at in range(len(held.src))]
+        count = math.prod(self.source.max_shape[1:]) // self.by.threads  # a group of one store is that store
+        registers = self._registers(count).after(held)
+        return [registers[at] for at in range(count)]
 
     def _registers(self, count: int) -> UOp:
         return UOp.placeholder((count,), self.source.dtype, slot=3 + self.slot, addrspace=AddrSpace.REG)
