@@ -7,7 +7,8 @@ Services of three kinds, each on a database of its own, with a scripted search i
 on loopback; beyond it without a token, after which nothing may have been written; and with an admin's token.
 `--jobs` of them are fuzzed side by side, each by a schemathesis of its own, which is begun again with another seed
 until the service has answered its share. Requests are counted by the services themselves (`/metrics`). The last line
-is the verdict; exit status 1 if a check fails, anything was answered with a 5xx, or the deadline came first.
+is the verdict; exit status 1 if a check fails, anything was answered with a 5xx, or the deadline came first. A request
+that schemathesis' own client refused to send (UNSENT) says nothing of the service: the verdict counts them apart.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ EXAMPLES = 50
 """Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough."""
 VARIED = ("fuzzing", "stateful")
 """Phases that ask for something else with every seed: after its first run a service is asked in these only."""
+SECTION = re.compile(r"(?m)^_{2,} (.+) _{2,}\n")
+"""What schemathesis writes above what it found in an operation."""
+SECTION_END = re.compile(r"(?m)^(?:=+ |Need more help\?)")
+ONLY_ERRORS = re.compile(r"(?m)^=+ (\d+) errors? in \S+ =+\s*\Z")
+UNSENT = re.compile(
+    r"\s*Runtime Error\n\n(urllib3\.util\.SKIP_HEADER only supports [^\n]+)\n\n"
+    r"    Traceback \(most recent call last\):\n(?:      [^\n]*\n)+    ValueError: \1\n"
+    r"(?:    Reproduce with:\n        [^\n]+\n)?\s*"
+)
+"""All that was found in an operation: a header's value was urllib3's own sign for "leave it out", which it refuses to
+send. Hypothesis takes such constants from the modules that are loaded, its client's included."""
 SPARE = 1.3
 """A run is begun only if the longest one so far, times this, still fits before the deadline."""
 
@@ -51,6 +63,7 @@ class Share:
     name: str
     statuses: Counter[int] = field(default_factory=Counter)
     runs: int = 0
+    unsent: int = 0
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -86,7 +99,8 @@ def _verdict(shares: Sequence[Share], taken_s: float, options: argparse.Namespac
     print(
         f"fuzz: {'HELD' if held else 'NOT HELD'}: {answered} of {options.requests} requests in {taken_s:.0f} s "
         f"({answered / taken_s:.0f} per second, {options.jobs} side by side), {len(faults)} faults, "
-        f"{sum(broken.values())} answers of 5xx; seed {options.seed}"
+        f"{sum(broken.values())} answers of 5xx, {sum(share.unsent for share in shares)} times a request that "
+        f"schemathesis' client would not send ended an operation's turn; seed {options.seed}"
     )
     for fault in faults:
         print(f"  {fault}")
@@ -127,7 +141,8 @@ def _fuzz(database: Path, name: str, number: int, requests: int, options: argpar
             phases = options.phases.split(",")
             if share.runs:
                 phases = [phase for phase in phases if phase in VARIED]
-            share.faults += _run(service, token, seed + share.runs, left_s, phases, options.examples)
+            faults, unsent = _run(service, token, seed + share.runs, left_s, phases, options.examples)
+            share.faults, share.unsent = share.faults + faults, share.unsent + unsent
             share.runs += 1
             longest_s = max(longest_s, time.monotonic() - started)
             share.statuses = _answered(service, token)
@@ -149,8 +164,8 @@ def _fuzz(database: Path, name: str, number: int, requests: int, options: argpar
 
 def _run(
     service: Served, token: str | None, seed: int, left_s: float, phases: Sequence[str], examples: int
-) -> list[str]:
-    """One run of schemathesis; what it found."""
+) -> tuple[list[str], int]:
+    """One run of schemathesis: what it found, and how often a request never left."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{service.url}/openapi.json",
         "--checks", "all", "--phases", ",".join(phases),
@@ -165,13 +180,28 @@ def _run(
                 command, cwd=directory, capture_output=True, text=True, check=False, timeout=left_s + 5
             )
         except subprocess.TimeoutExpired:
-            return [f"seed {seed}: the deadline came in the middle of a run, whose failures are not known"]
+            return [f"seed {seed}: the deadline came in the middle of a run, whose failures are not known"], 0
     if done.returncode == 0:
-        return []
+        return [], 0
+    found, unsent = found_in(done.stdout)
+    if unsent and not found:
+        print(f"seed {seed}: not sent, in {unsent} operations: a header's value was urllib3's SKIP_HEADER", flush=True)
+        return [], unsent
     print("\n".join(line[:300] for line in (done.stdout + done.stderr).splitlines()), flush=True)
-    return [
-        f"seed {seed}: {line}" for line in re.findall(r"(?m)^_+ ((?:GET|POST|PUT|PATCH|DELETE) \S+)", done.stdout)
-    ] or [f"seed {seed}: schemathesis ended with status {done.returncode}"]
+    found = found or [f"schemathesis ended with status {done.returncode}"]
+    return [f"seed {seed}: {what}" for what in found], unsent
+
+
+def found_in(said: str) -> tuple[list[str], int]:
+    """Of what schemathesis printed at the end of a run that failed: the operations with anything wrong, and the number
+    of those where nothing is but a request that never left. If its own count is another, all are wrong."""
+    _, *parts = SECTION.split(said)
+    bodies = [(title, SECTION_END.split(body)[0]) for title, body in zip(parts[::2], parts[1::2], strict=True)]
+    wrong = [title for title, body in bodies if not UNSENT.fullmatch(body)]
+    count = ONLY_ERRORS.search(said)
+    if not wrong and (count is None or int(count[1]) != len(bodies)):
+        return [title for title, _ in bodies], 0
+    return wrong, len(bodies) - len(wrong)
 
 
 def _headers(token: str | None) -> dict[str, str]:
