@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autotune.neighbours import KNOWN
 from autotune.store import Store
 from autotune.winner import WITHDRAWN_STATES, Winner
 
@@ -20,10 +21,11 @@ HOLDS_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The body of a good answer, and whether its winner is only a guess."""
+    """The body of an answer and its status: 200, whether its winner is only a guess or not, or 404."""
 
     body: bytes
-    guess: bool
+    guess: bool = False
+    status: int = 200
 
 
 class Answers:
@@ -68,11 +70,11 @@ class Known:
         self._shown_at, self._shown = -1, list[tuple[int, Winner]]()
 
     def latest(self, store: Store) -> list[tuple[int, Winner]]:
-        """Up to MAX_KNOWN of them, withdrawn ones left out: what the nearest ones are looked for among."""
+        """Up to KNOWN of them, withdrawn ones left out: what the nearest ones are looked for among."""
         with self._lock:  # reading thousands takes a while: one does, others wait for it
             changes = store.changes()
             if self._changes != changes:
-                found = store.winners(limit=MAX_KNOWN)
+                found = store.winners(limit=KNOWN)
                 self._winners = [item for item in found if item[1].state not in WITHDRAWN_STATES]
                 self._changes = changes
             return self._winners

@@ -17,6 +17,8 @@ from db.figures import Figures
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS")
 GUESS = str(WinnerState.GUESS)
+STATES = ("ended", "silent", "unfit", "in_use", "alive")
+"""Of workers."""
 
 
 class Metrics:
@@ -100,10 +102,10 @@ def _queues(figures: Figures) -> Iterable[Metric]:
 
 
 def _workers(workers: Sequence[Worker]) -> Metric:
-    counts: dict[tuple[str, str], int] = {}
+    """Every state of each device, 0 where there is none: an alert on what is missing needs something to compare."""
+    counts = {(worker.device.device, state): 0 for worker in workers for state in STATES}
     for worker in workers:
-        labels = (worker.device.device, _state(worker))
-        counts[labels] = counts.get(labels, 0) + 1
+        counts[worker.device.device, _state(worker)] += 1
     family = GaugeMetricFamily("autotune_workers", "Workers heard of last", labels=["device", "state"])
     for labels, count in sorted(counts.items()):
         family.add_metric(list(labels), count)
@@ -112,11 +114,8 @@ def _workers(workers: Sequence[Worker]) -> Metric:
 
 def _state(worker: Worker) -> str:
     """The first that is true of it."""
-    states = (
-        ("ended", worker.ended), ("silent", not worker.alive), ("unfit", bool(worker.unfit)),
-        ("in_use", worker.in_use), ("alive", True),
-    )  # fmt: skip
-    return next(state for state, holds in states if holds)
+    found = (worker.ended, not worker.alive, bool(worker.unfit), worker.in_use, True)
+    return next(state for state, holds in zip(STATES, found, strict=True) if holds)
 
 
 def _family(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:

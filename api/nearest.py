@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
+from autotune.neighbours import canonical
 from autotune.winner import Winner
 from strategies.key import ConvKey, Policy
 from strategies.shape import ConvShape, JsonObject
@@ -32,18 +32,13 @@ def nearest(
 
 def _distance(shape: ConvShape, policy: Policy, device: str, key: ConvKey) -> float:
     """Powers of two between the sizes, and a fixed step for each thing that makes it another kind of convolution."""
-    mine, theirs = _canonical(shape), _canonical(key.shape)
+    mine, theirs = canonical(shape), canonical(key.shape)
     sizes = _octaves((mine.batch, mine.cin, mine.cout), (theirs.batch, theirs.cin, theirs.cout))
     sizes += _octaves([math.prod(mine.spatial)], [math.prod(theirs.spatial)])
     options = ("kernel", "stride", "dilation", "groups", "dtype", "acc_dtype")
     others: float = sum(getattr(mine, name) != getattr(theirs, name) for name in options)
     others += 0.25 * (mine.padding != theirs.padding) + 0.5 * (policy != key.policy)
     return sizes + OTHER_OPTION * others + OTHER_DEVICE * (device != key.device.device)
-
-
-@lru_cache(maxsize=8192)  # thousands of known ones are compared with each question
-def _canonical(shape: ConvShape) -> ConvShape:
-    return shape.canonical()
 
 
 def _octaves(mine: Sequence[int], theirs: Sequence[int]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from autotune.surrogate import Point, Surrogate
 from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
 from strategies.candidate import Candidate, KernelOptions, Option
 from strategies.key import ConvKey
+from strategies.shape import ConvShape
 
 OTHER_DEVICE = 4.0
 OTHER_OPTION = 8.0
@@ -35,7 +37,7 @@ CONFIDENT = 1.96
 
 def distance(key: ConvKey, other: ConvKey) -> float:
     """Powers of two between the sizes, and a fixed step for each thing that makes it another kind of convolution."""
-    mine, theirs = key.shape.canonical(), other.shape.canonical()
+    mine, theirs = canonical(key.shape), canonical(other.shape)
     sizes = _octaves((mine.batch, mine.cin, mine.cout), (theirs.batch, theirs.cin, theirs.cout))
     sizes += _octaves([math.prod(mine.spatial)], [math.prod(theirs.spatial)])
     options = ("kernel", "stride", "dilation", "groups", "dtype", "acc_dtype")
@@ -46,10 +48,18 @@ def distance(key: ConvKey, other: ConvKey) -> float:
     return sizes + OTHER_OPTION * others + device
 
 
-def neighbours(store: Store, key: ConvKey) -> list[tuple[float, Winner]]:
-    """The nearest keys that have a winner which nobody withdrew, with their distances; the key itself is none."""
-    known = [w for _, w in store.winners(limit=KNOWN) if w.state in APPLICABLE_STATES and w.key.digest != key.digest]
-    near = sorted(((distance(key, w.key), w) for w in known), key=lambda item: item[0])
+@lru_cache(maxsize=8192)
+def canonical(shape: ConvShape) -> ConvShape:
+    """`ConvShape.canonical`, remembered: thousands of known ones are compared with each question."""
+    return shape.canonical()
+
+
+def neighbours(store: Store, key: ConvKey, known: Sequence[Winner] | None = None) -> list[tuple[float, Winner]]:
+    """The nearest keys that have a winner which nobody withdrew, with their distances; the key itself is none. `known`:
+    the winners to look among, by default the KNOWN latest of the store, of which reading takes long."""
+    among = [winner for _, winner in store.winners(limit=KNOWN)] if known is None else known
+    others = [w for w in among if w.state in APPLICABLE_STATES and w.key.digest != key.digest]
+    near = sorted(((distance(key, w.key), w) for w in others), key=lambda item: item[0])
     return [(apart, winner) for apart, winner in near[:NEIGHBOURS] if apart <= FARTHEST]
 
 
@@ -90,8 +100,10 @@ def option_hints(points: Iterable[Point], candidate: Candidate) -> list[tuple[st
     return [(role, made) for role, several in found.items() for made in list(several.values())[:HINTS]]
 
 
-def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | None:
-    """The best guess for a key that was never tuned; None if nothing near enough is known.
+def guess(
+    store: Store, key: ConvKey, space: Space | None = None, known: Sequence[Winner] | None = None
+) -> Winner | None:
+    """The best guess for a key that was never tuned; None if nothing near enough is `known` (see `neighbours`).
 
     What was measured before only tinygrad's version or its surroundings changed is `provisional`: the same candidate,
     with its times of then. Otherwise a `guess`: of the candidates that neighbours had in their finals the one that
@@ -99,7 +111,7 @@ def guess(store: Store, key: ConvKey, space: Space | None = None) -> Winner | No
     confident the model is that it is faster than the default. Times are estimates: the nearest default's, by the work.
     A guess has no options for kernels: those of the neighbours are for other axes.
     """
-    near = neighbours(store, key)
+    near = neighbours(store, key, known)
     if not near:
         return None
     for _, winner in near:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from api import guesses
 from api.commands.winners import stale
 from api.devices import ProbedDevices
-from api.guesses import guessed, keep_guesses
+from api.guesses import MAX_WAITING, guessed, keep_guesses, place
+from api.problem import ProblemError
 from autotune.measurement import Measurement, Status
 from autotune.space import Space
 from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
@@ -78,6 +82,28 @@ def test_a_lookup_that_misses_has_a_guess_that_nobody_keeps(store: SqlStore) -> 
     assert store.winner(key(64)) is None
     assert guessed(store, [key(32)]) is None, "it has a winner, and be it withdrawn"
     assert guessed(store, [key(64), key(256)]) is None
+
+
+def test_few_lookups_wait_for_a_guess_and_fewer_jobs(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as others:
+        for _ in range(MAX_WAITING):
+            others.enter_context(place())
+        with pytest.raises(ProblemError, match="try again") as refused, place():
+            pass
+        assert (refused.value.status, refused.value.retry_after_s) == (429, 1)
+    with place():
+        pass
+    known(store, key(32))
+    monkeypatch.setattr(guesses, "_keeping", threading.BoundedSemaphore(1))
+    with guesses._keeping:
+        assert keep_guesses(store, [key(64)]) == 0
+    assert keep_guesses(store, [key(64)]) == 1
+
+
+def test_a_guess_is_made_of_what_is_given_to_it(store: SqlStore) -> None:
+    winner = known(store, key(32))
+    assert guessed(store, [key(64)], known=[]) is None
+    assert guessed(store, [key(64)], known=[winner]) == guessed(store, [key(64)])
 
 
 def test_nothing_known_nothing_guessed(store: SqlStore) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.job import Job, JobState, Submitter
 from db import DatabaseError
+from strategies.key import ConvKey
 
 POLL_S = 0.2
 HEARTBEAT_S = 15.0
@@ -50,7 +51,7 @@ def tune(
         keys = body_keys(body.shape_bodies(), service.devices)
     expect_affordable([key.shape for key in keys], service.settings)
     job = service.store.submit(keys, budget, terms, submitter=_submitter(request, service))
-    later.add_task(keep_guesses, service.store, keys)
+    later.add_task(_keep_guesses, service, keys)
     return _accepted(service, job, response)
 
 
@@ -140,6 +141,10 @@ async def _stream(service: Service, request: Request, job: Job, seen: str) -> As
             if found is None:
                 return
             job = service.jobs.explained(found)
+
+
+def _keep_guesses(service: Service, keys: Sequence[ConvKey]) -> None:
+    keep_guesses(service.store, keys, [winner for _, winner in service.known.latest(service.store)])
 
 
 def event_id(job: Job) -> str:

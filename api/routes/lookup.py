@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -16,18 +17,18 @@ from api.answers import Answer
 from api.bodies import LookupBody, LookupQuery
 from api.devices import UnknownDeviceError, check_name
 from api.documents import winner_document
-from api.guesses import guessed
+from api.guesses import guessed, place
 from api.keys import body_keys, json_key, parse_flags, query_policy, query_shape
 from api.limits import expect_batch
 from api.nearest import nearest
-from api.problem import Problem, ProblemError
+from api.problem import MEDIA_TYPE, Problem, ProblemError, problem
 from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.neighbours import aged
 from autotune.store import Store
 from autotune.winner import WITHDRAWN_STATES
 from strategies.key import ConvKey, DeviceSpec, Policy
-from strategies.shape import ConvShape
+from strategies.shape import ConvShape, JsonObject
 
 MAX_ELSEWHERE = 100
 GUESS = re.compile(rb'"state": ?"guess"')
@@ -35,10 +36,13 @@ GUESS = re.compile(rb'"state": ?"guess"')
 FOUND: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
-class AnsweredRoute(StrictRoute):
-    """A route whose good answers are remembered by the query string."""
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+
+class AnsweredRoute(StrictRoute):
+    """A route whose answers, that nothing is known among them, are remembered by the query string."""
+
+    def get_route_handler(self) -> Handler:
         """As FastAPI documents for custom routes."""
         handler = super().get_route_handler()
 
@@ -48,14 +52,26 @@ class AnsweredRoute(StrictRoute):
             changes = await count_changes(service.store)
             answer = service.answers.get(question, changes)
             if answer is None:
-                response = await handler(request)  # whatever is wrong is raised
-                found = bytes(response.body)
-                answer = Answer(found, guess=GUESS.search(found) is not None)
+                answer = await _worked_out(handler, request)
                 service.answers.keep(question, changes, answer)
-            service.metrics.looked_up(hits=not answer.guess, guesses=answer.guess)
-            return Response(answer.body, media_type="application/json")
+            missed = answer.status == HTTPStatus.NOT_FOUND
+            service.metrics.looked_up(hits=not missed and not answer.guess, guesses=answer.guess, misses=missed)
+            return Response(answer.body, answer.status, media_type=MEDIA_TYPE if missed else "application/json")
 
         return answered
+
+
+async def _worked_out(handler: Handler, request: Request) -> Answer:
+    """Whatever else is wrong is raised."""
+    try:
+        response = await handler(request)
+    except ProblemError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        response = problem(error.status, error.detail, instance=request.url.path, **error.members)
+        return Answer(bytes(response.body), status=response.status_code)
+    found = bytes(response.body)
+    return Answer(found, guess=GUESS.search(found) is not None)
 
 
 router = APIRouter(route_class=StrictRoute, tags=["lookup"])
@@ -77,11 +93,12 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
         if not keys:
             raise
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
-    if not found and (made := guessed(service.store, keys)) is not None:
-        return _json(json.dumps(winner_document(None, made)))
     if not found:
-        service.metrics.looked_up(misses=1)
-        raise _miss(service, shape, policy, device, keys)
+        with place():
+            known = service.known.latest(service.store)
+            if (made := guessed(service.store, keys, [winner for _, winner in known])) is not None:
+                return _json(json.dumps(winner_document(None, made)))
+            raise _miss(service, keys, nearest(shape, policy, device, known), f"{shape} on {device}")
     return _json(json.dumps(winner_document(None, aged(found[-1], keys[0]) if len(keys) == 1 else found[-1])))
 
 
@@ -105,15 +122,13 @@ def _elsewhere(shape: ConvShape, policy: Policy, device: str, seen: list[DeviceS
     return list({key.digest: key for key in keys}.values())
 
 
-def _miss(service: Service, shape: ConvShape, policy: Policy, device: str, keys: list[ConvKey]) -> ProblemError:
-    close = nearest(shape, policy, device, service.known.latest(service.store))
+def _miss(service: Service, keys: list[ConvKey], close: list[JsonObject], name: str) -> ProblemError:
     for key in keys:
         withdrawn = service.store.winner(key)
         if withdrawn is not None and withdrawn.state in WITHDRAWN_STATES:
             return ProblemError(
                 404, f"the winner of {key} was {withdrawn.state}: PATCH /winners/ID or tune again", nearest=close
             )
-    name = f"{shape} on {device}"
     advice = f"the nearest known is {close[0]['name']}" if close else "nothing is known yet"
     return ProblemError(404, f"no winner for {name}: {advice}; POST /tune with this shape to find one", nearest=close)
 
