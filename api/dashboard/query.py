@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from api.dashboard.places import place_name
 from autotune.winner import Winner
 
 Numbered = tuple[int, Winner]
@@ -109,9 +110,7 @@ def facets(winners: Sequence[Numbered], stale: frozenset[str] = frozenset()) -> 
 
 
 def _haystack(winner: Winner) -> str:
-    device = winner.key.device
-    flags = " ".join(f"{name}={value}" for name, value in device.flags)
-    return f"{winner.key} {winner.candidate} {winner.state} {device.arch} {flags}".lower()
+    return f"{winner.key} {winner.candidate} {winner.state} {place_name(winner.key.device)}".lower()
 
 
 def _number(text: Any) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from api.answers import MAX_KNOWN
 from api.dashboard.html import Html, join, tag
 from api.dashboard.layout import command, document, page_link, panel
+from api.dashboard.places import place_name
 from api.dashboard.query import SIZES, Numbered, WinnersQuery, facets
 from api.dashboard.words import decided, parameters, ratio_bar, shape_cell, stale_mark, state_mark, strategy_mark
 from api.units import duration
@@ -138,7 +139,7 @@ def _row(winner: Winner, now: float, stale: frozenset[str]) -> Html:
     return tag(
         "tr",
         tag("th", shape_cell(winner.key), scope="row"),
-        tag("td", device.title, tag("span", device.arch, class_="sub clip"), class_="some"),
+        tag("td", device.title, tag("span", device.arch, class_="sub clip"), class_="some", title=place_name(device)),
         tag("td", strategy_mark(winner.candidate.strategy),
             tag("span", parameters(winner.candidate), class_="sub clip", title=parameters(winner.candidate) or None)),
         tag("td", duration(winner.time_s.median), class_="n"),

@@ -215,6 +215,10 @@ const KINDS = {
     return {
       grid: { left: 8, right: 28, top: 8, bottom: 44, containLabel: true },
       legend: { bottom: 0, textStyle: { color: c.faint, fontSize: 11 }, itemHeight: 10 },
+      media: [ // names of devices are long: where they do not fit, they stand below each other and break
+        { option: { grid: { bottom: 44 }, legend: { left: "center", orient: "horizontal", textStyle: { width: null } } } },
+        { query: { maxWidth: 480 }, option: { grid: { bottom: 88 }, legend: { left: 0, orient: "vertical", textStyle: { width: 260, overflow: "break", lineHeight: 14 } } } },
+      ],
       xAxis: time.axis,
       yAxis: axis(c, { type: "category", data: names, axisLabel: { color: c.ink, fontSize: 11, width: 190, overflow: "truncate" } }),
       series: [
