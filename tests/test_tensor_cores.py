@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from graphs import kernel_count, relative
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, Variable, dtypes
 from tinygrad.helpers import DEV
 from tinygrad.uop.ops import UOp
 
@@ -124,6 +124,11 @@ def image() -> Tensor:
     return normal(1, 8, 4, 5).conv2d(normal(12, 8, 3, 3), normal(12), padding=1)
 
 
+def strided() -> Tensor:
+    """Its loops are those of what consumes it: padded, an output's gate is not its windows'."""
+    return normal(1, 8, 6, 6).conv2d(normal(8, 8, 3, 3), stride=2)
+
+
 def diamond(y: Tensor) -> Tensor:
     return (y.conv2d(normal(12, 12, 1, 1)) + y).relu()
 
@@ -138,6 +143,8 @@ GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "summed": (4, lambda: image().relu().mean((2, 3))),
     "permuted": (3, lambda: image().permute(0, 2, 3, 1).contiguous()),
     "padded": (5, lambda: image().pad((1, 1, 1, 1)).contiguous()),
+    "padded, stride 2": (1, lambda: strided().pad((1, 1, 1, 1)).contiguous()),
+    "by a variable": (4, lambda: image() * Variable("factor", 1, 8).bind(3)),
 }
 """How many kernels it takes, and a graph. What is elementwise of a convolution is computed by its product."""
 

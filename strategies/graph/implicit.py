@@ -49,7 +49,7 @@ def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     Where the sum is whole and its kernel does nothing but what is elementwise of it, the product does that too.
     """
     core = tensor_core(conv.device, conv.dtype)
-    if core is None or by.fault() is not None or not all(map(_is_placed, conv.axes)):
+    if core is None or by.fault() is not None or not all(_is_placed(conv, axis) for axis in conv.axes):
         return None
     product = _Product(conv=conv, by=by, core=core, ranges=ranges)
     if product.steps % by.parts:
@@ -230,9 +230,17 @@ def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
     return load.replace(src=(load.src[0], load.src[1].get_idx().valid(gate), *load.src[2:]))
 
 
-def _is_placed(axis: Axis) -> bool:
-    """Whether every position along the axis has an output and a tap that read it, or stands for itself."""
-    return not axis.sums or axis.stride == 1 or (axis.dilation == 1 and axis.stride <= axis.taps)
+def _is_placed(conv: Conv, axis: Axis) -> bool:
+    """Whether what is read at a position along the axis is the same whichever output reads it, and each position has an
+    output and a tap that read it, or stands for itself.
+
+    It is not the same where the gate of a consumer that pads the output is in the activation.
+    """
+    if not axis.sums:
+        return True
+    elsewhere = rebuild(conv.activation, dict.fromkeys(axis.sums, UOp.const(0))).ranges
+    reached = axis.stride == 1 or (axis.dilation == 1 and axis.stride <= axis.taps)
+    return reached and axis.out not in elsewhere
 
 
 def _stride(axis: Axis) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from tinygrad.dtype import AddrSpace
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
@@ -102,6 +103,8 @@ def _kernels(nodes: Iterable[UOp], convs: Iterable[Conv]) -> dict[UOp, UOp]:
         several = [conv for conv in alone if loops and loops == conv.private == frozenset(conv.loops)]
         if several and (u.op is Ops.STAGE or u.src[0].op is Ops.STORE):
             body = expression(u.src[0])
+            if any(each.op is Ops.INDEX and each.src[0].addrspace is AddrSpace.ALU for each in body):
+                continue  # a Variable, which a kernel of our own is not given
             found |= {conv.node: u for conv in several if conv.node in body}
     return found
 
