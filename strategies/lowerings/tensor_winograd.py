@@ -37,6 +37,8 @@ def tensor_winograd(conv: Conv, _: TensorWinograd, ranges: Ranges) -> Lowered | 
         ->  XHAT[a, b, c, t], GHAT[a, o, c], MHAT[a, b, o, t] = REDUCE(XHAT * GHAT; c), y = (At x At) MHAT
                                                       4 kernels, the last with the consumer fused
 
-    `WINO=1` adds a CONTIGUOUS behind the output and so keeps its consumers apart; that is not rebuilt.
+    `WINO=1` adds a CONTIGUOUS behind the output and so keeps its consumers apart; that is not rebuilt. Nor are its
+    intermediates in float16 and bfloat16: here they are float32, which the error bound asks for, and which keeps the
+    product off the tensor cores that `WINO=1` may then use.
     """
     return winowrite(conv, PLAN, ranges) if all(axis.is_winograd for axis in conv.axes) else None
