@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 from cluster import Postgres, Process, StuckError, autotune, work_folder
 from sqlalchemy import create_engine, text
 
@@ -76,6 +77,8 @@ class Chaos:
         ]  # fmt: skip
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10.0)
         self.witness, self.killed = Witness(), Counter[str]()
+        self.dying = set[int]()
+        """Process ids that were sent SIGKILL: one that is not gone yet is not killed, and counted, again."""
         self.begun = time.monotonic()
 
     def left_s(self, share: float) -> float:
@@ -148,26 +151,39 @@ class Chaos:
 
     def _kill(self, kind: str) -> bool:
         if kind == "child":
-            children = [child for process in self.processes for child in process.children(CHILD)]
-            if not children:
+            found = [child for process in self.processes for child in process.children(CHILD)]
+            children = [child for child in found if child.pid not in self.dying]
+            if not children or not self._ended(self.random.choice(children)):
                 return False
-            with contextlib.suppress(Exception):
-                self.random.choice(children).kill()
         elif kind == "postgresql":
             assert self.postgres is not None
             backends = self.postgres.children("postgres")
             whole = self.random.random() < 0.5 or not backends
-            if whole and not self.postgres.signal(signal.SIGKILL):
+            if not self._ended(self.postgres if whole else self.random.choice(backends)):
                 return False
-            for backend in backends if whole else [self.random.choice(backends)]:  # without its head, or one of them
-                with contextlib.suppress(Exception):
-                    backend.kill()
+            for backend in backends if whole else ():  # which has lost its head
+                self._ended(backend)
         else:
             process = self.service if kind == "service" else self.random.choice(self.workers)
-            if not process.signal(signal.SIGKILL):
+            if not self._ended(process):
                 return False
         self.killed[kind] += 1
         return True
+
+    def _ended(self, process: Process | psutil.Process) -> bool:
+        """SIGKILL; False if there was nobody to be killed any more."""
+        if process.pid in self.dying:
+            return False
+        try:
+            if isinstance(process, Process):
+                sent = process.signal(signal.SIGKILL)
+            else:
+                process.kill()
+                sent = True
+        except psutil.Error:  # it was quicker
+            return False
+        self.dying.add(process.pid)
+        return sent
 
     def look(self) -> None:
         """What the database holds now, it must hold for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,17 @@ try:
     ensure_c_compiler()
 except CCompilerError as error:
     pytest.exit(str(error), returncode=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Devices' locks of this process of tests and what it starts: none waits for a measurement of another process or
+    program on the machine, nor finds a device in use by one."""
+    folder = tmp_path_factory.mktemp("locks")
+    folder.chmod(0o1777)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOTUNE_LOCKS", str(folder))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
