@@ -118,7 +118,7 @@ def set_state(connection: Connection, winner_id: int, state: WinnerState) -> Win
     known = 0 < winner_id <= MAX_ID
     key_id = connection.execute(select(WinnerRow.key_id).where(WinnerRow.id == winner_id)).scalar() if known else None
     if key_id is None:
-        raise LookupError(f"expected the id of a winner, found none with {winner_id}: see `autotune winners`")
+        raise LookupError(f"expected the id of a winner, found none with {winner_id}: see `autotune winners --json`")
     _lock(connection, [key_id])
     body = connection.execute(select(WinnerRow.body).where(WinnerRow.id == winner_id)).scalar_one()
     found = dataclasses.replace(_winner(body), state=state)

@@ -135,7 +135,7 @@ class ConvShape:
         if w[1] * groups != x[1]:
             raise ShapeError(
                 f"input has {x[1]} channels, weight expects {w[1]} x {groups} groups = {w[1] * groups}: "
-                f"give a weight of {w[0]}x{x[1] // groups}x{_dims(w[2:])} or another groups"
+                f"give a weight of {w[0]}x{x[1] // groups}x{_dims(w[2:])} or another number of groups"
             )
         dims = len(x) - 2
         return cls(
