@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 from api.doctor import Check, Level
 from api.release import release
 from api.settings import LOOPBACK_HOSTS, Settings
 from autotune.client import Client, ServiceError, ServiceUnreachableError
+from strategies.shape import JsonObject
 
 LOOKUPS = 20
 SLOW_S = 0.1
@@ -27,7 +28,14 @@ def examine_server(settings: Settings) -> list[Check]:
         if isinstance(error, ServiceError) and error.status == 401:
             advice = "make a token with `autotune token create` where its database is"
         return [Check(name="service", level=Level.FAULT, found=str(error), advice=advice)]
-    return [_version(settings, said.get("version")), _way(settings), *_token(client), *_ready(client), *_speed(client)]
+    return [
+        _version(settings, said.get("version")),
+        _way(settings),
+        *_token(client),
+        *_ready(client),
+        *_workers(client),
+        *_speed(client),
+    ]
 
 
 def _version(settings: Settings, theirs: object) -> Check:
@@ -81,6 +89,33 @@ def _ready(client: Client) -> Iterator[Check]:
         level = Level.WARNING if "error" in device else Level.OK
         found = device.get("error") or ", ".join(filter(None, (device["spec"]["arch"], device["spec"]["renderer"])))
         yield Check(name=f"device {device['device']}", level=level, found=found or "there")
+
+
+def _workers(client: Client) -> Iterator[Check]:
+    try:
+        yield from examine_workers(client.workers()["workers"])
+    except ServiceError as error:
+        yield Check(name="workers", level=Level.WARNING, found=str(error), advice="see the service's own log")
+
+
+def examine_workers(workers: Sequence[JsonObject]) -> Iterator[Check]:
+    """Of a fleet, as GET /workers has it: why some take no more work, and whether any does for each kind of device."""
+    here = [worker for worker in workers if not worker["ended"]]
+    for worker in here:
+        if worker["alive"] and worker["unfit"]:
+            found = f"takes no more work: {worker['unfit']}"
+            yield Check(
+                name=f"worker {worker['name']}", level=Level.WARNING, found=found, advice="end it, start another"
+            )
+    for device in dict.fromkeys(worker["device"]["device"] for worker in here):
+        mine = [worker for worker in here if worker["device"]["device"] == device]
+        fit = sum(worker["alive"] and not worker["unfit"] for worker in mine)
+        silent_s = min(worker["silent_s"] for worker in mine)
+        yield Check(
+            name=f"workers for {device}", level=Level.OK if fit else Level.WARNING,
+            found=f"{fit} take work" if fit else f"none takes work, one was heard of {silent_s:.0f} s ago",
+            advice="" if fit else f"look at its log, or start one: autotune worker --device {device} --db ...",
+        )  # fmt: skip
 
 
 def _speed(client: Client) -> Iterator[Check]:

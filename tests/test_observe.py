@@ -9,16 +9,20 @@ import re
 import socket
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from served import Served, body, ended, key_of, served, winner_of
+from served import CPU, Served, body, ended, key_of, served, winner_of
 
 from api import logs
 from api.cli import main
+from api.doctor import Level
+from api.doctor_server import examine_workers
 from api.release import release
+from autotune.fleet import Worker
 from db import DatabaseError, Scope, open_store
 
 SECRET = "autotune_" + "x" * 43
@@ -192,6 +196,22 @@ def test_doctor_examines_a_service(service: Served, capsys: pytest.CaptureFixtur
     assert {"service", "way there", "token", "ready", "device CPU", "lookup"} == checks.keys()
     assert release() in checks["service"]["found"]
     assert {check["level"] for check in checks.values()} <= {"ok", "warning"}
+
+
+def test_doctor_names_workers_that_take_no_work() -> None:
+    metal, gone = replace(CPU, device="METAL"), replace(CPU, device="CUDA")
+    workers = [
+        Worker(name="a", device=CPU), Worker(name="b", device=CPU, unfit="its device failed a test"),
+        Worker(name="c", device=metal, unfit="it was stuck"), Worker(name="d", device=metal, silent_s=400.0),
+        Worker(name="e", device=gone, unfit="long ago", ended=True),
+    ]  # fmt: skip
+    found = {check.name: check for check in examine_workers([worker.to_json() for worker in workers])}
+    assert found.keys() == {"workers for CPU", "worker b", "workers for METAL", "worker c"}
+    assert (found["workers for CPU"].level, found["workers for CPU"].found) == (Level.OK, "1 take work")
+    assert (found["worker b"].level, found["worker c"].level) == (Level.WARNING, Level.WARNING)
+    assert "its device failed a test" in found["worker b"].found
+    assert found["workers for METAL"].level is Level.WARNING
+    assert "--device METAL" in found["workers for METAL"].advice
 
 
 def test_doctor_examines_what_is_not_well(

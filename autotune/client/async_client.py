@@ -103,6 +103,10 @@ class AsyncClient:
         """`GET /devices`."""
         return await self._ask(calls.document("/devices"))
 
+    async def workers(self) -> JsonObject:
+        """`GET /workers`: of a fleet, who was heard of last first."""
+        return await self._ask(calls.document("/workers"))
+
     async def _ask(self, call: Call[T]) -> T:
         data = await asyncio.wrap_future(in_background(lambda: self._transport.send(call)))
         return call.answer(data, self.url)

@@ -115,7 +115,7 @@ def set_state(winner_id: int, state: WinnerState) -> Call[Winner]:
 
 
 def document(path: str) -> Call[JsonObject]:
-    """`GET` of what says something about the service itself: `/healthz`, `/readyz`, `/token`, `/devices`."""
+    """`GET` of what says something about the service itself: `/healthz`, `/readyz`, `/token`, `/devices` and so on."""
     return Call(method="GET", path=path, read=_object)
 
 

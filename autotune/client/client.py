@@ -102,5 +102,9 @@ class Client:
         """`GET /devices`."""
         return self._ask(calls.document("/devices"))
 
+    def workers(self) -> JsonObject:
+        """`GET /workers`: of a fleet, who was heard of last first."""
+        return self._ask(calls.document("/workers"))
+
     def _ask(self, call: Call[T]) -> T:
         return call.answer(self._transport.send(call), self.url)
