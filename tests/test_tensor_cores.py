@@ -144,6 +144,7 @@ GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "permuted": (3, lambda: image().permute(0, 2, 3, 1).contiguous()),
     "padded": (5, lambda: image().pad((1, 1, 1, 1)).contiguous()),
     "padded, stride 2": (1, lambda: strided().pad((1, 1, 1, 1)).contiguous()),
+    "beside a sum": (4, lambda: image() + normal(1, 12, 4, 5, 3).sum(-1)),
     "by a variable": (4, lambda: image() * Variable("factor", 1, 8).bind(3)),
 }
 """How many kernels it takes, and a graph. What is elementwise of a convolution is computed by its product."""

@@ -102,11 +102,16 @@ def _kernels(nodes: Iterable[UOp], convs: Iterable[Conv]) -> dict[UOp, UOp]:
         loops = frozenset(r for r in u.src[1:] if r.op is Ops.RANGE) if u.op in (Ops.STAGE, Ops.END) else frozenset()
         several = [conv for conv in alone if loops and loops == conv.private == frozenset(conv.loops)]
         if several and (u.op is Ops.STAGE or u.src[0].op is Ops.STORE):
-            body = expression(u.src[0])
-            if any(each.op is Ops.INDEX and each.src[0].addrspace is AddrSpace.ALU for each in body):
-                continue  # a Variable, which a kernel of our own is not given
-            found |= {conv.node: u for conv in several if conv.node in body}
+            found |= {conv.node: u for conv in several if _is_elementwise(u.src[0], conv.node)}
     return found
+
+
+def _is_elementwise(value: UOp, total: UOp) -> bool:
+    """Whether a kernel's value is elementwise of this sum: it has no other in it, which would be summed up for each
+    element of a lane anew, and no Variable, which a kernel of our own is not given."""
+    tail = value.toposort(gate=lambda u: u.op not in BOUNDARY and u is not total)
+    variable = any(u.op is Ops.INDEX and u.src[0].addrspace is AddrSpace.ALU for u in tail)
+    return total in expression(value) and not variable and not any(u.op is Ops.REDUCE for u in tail)
 
 
 def _sharing(nodes: Iterable[UOp], convs: Collection[UOp]) -> set[UOp]:
