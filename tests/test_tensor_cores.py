@@ -129,6 +129,12 @@ def strided() -> Tensor:
     return normal(1, 8, 6, 6).conv2d(normal(8, 8, 3, 3), stride=2)
 
 
+def updated() -> Tensor:
+    """Assigned to what it reads elsewhere: its kernel has a CONTIGUOUS in it."""
+    x = normal(1, 12, 4, 5)
+    return x.assign(image() + x.flip(2))
+
+
 def diamond(y: Tensor) -> Tensor:
     return (y.conv2d(normal(12, 12, 1, 1)) + y).relu()
 
@@ -145,6 +151,7 @@ GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "padded": (5, lambda: image().pad((1, 1, 1, 1)).contiguous()),
     "padded, stride 2": (1, lambda: strided().pad((1, 1, 1, 1)).contiguous()),
     "beside a sum": (4, lambda: image() + normal(1, 12, 4, 5, 3).sum(-1)),
+    "assigned": (4, updated),
     "by a variable": (4, lambda: image() * Variable("factor", 1, 8).bind(3)),
 }
 """How many kernels it takes, and a graph. What is elementwise of a convolution is computed by its product."""

@@ -111,7 +111,11 @@ class _Product:
         conv = self.conv
         # stands for the sum until it is known where it is
         total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
-        value = rebuild(tail.value, {conv.reduce: total})
+        known = {conv.reduce: total}
+        for u in expression(tail.value):
+            if u.op is Ops.CONTIGUOUS:  # as an assignment to what it reads; tinygrad takes it out of its own kernels
+                known[u] = rebuild(u.src[0], known)
+        value = rebuild(tail.value, known)
         sources = list(dict.fromkeys(u.src[0] for u in expression(value) if u.op is Ops.INDEX and u is not total))
         parameters = {
             source: UOp.placeholder(source.max_shape, source.dtype, slot=slot) for slot, source in enumerate(sources, 3)
