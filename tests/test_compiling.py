@@ -1,4 +1,4 @@
-"""The processes that compile kernels end when whoever started them is gone, killed or not."""
+"""Lowering is ended in order when it takes too long, and the processes that do it when their parent is gone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from strategies.graph.compiling import LoweringTimeoutError, within
 
 KILLED = """
 import multiprocessing, os, signal, sys, time
@@ -42,3 +44,27 @@ def test_a_compile_process_ends_with_its_parent(tmp_path: Path, watched: bool) -
     assert started.is_running() == (not watched)  # the other shows that nothing else would have ended it
     if not watched:
         started.kill()
+
+
+def busy(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+class Finalised:
+    def __del__(self) -> None:
+        busy(0.05)
+
+
+def finalise_for(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        Finalised()
+        busy(0.01)
+
+
+def test_the_limit_never_strikes_while_an_object_is_finalised() -> None:
+    """Python prints what is raised there and goes on; pytest makes a failure of it."""
+    with pytest.raises(LoweringTimeoutError, match=r"more than 0\.02 s"), within(0.02):
+        finalise_for(10.0)

@@ -26,7 +26,11 @@ from tinygrad.uop.ops import Ops, UOp
 from strategies.graph.limits import checking
 
 PARENT_S = 2.0
-AGAIN_S = 1.0  # an exception raised while Python finalises an object is lost: it is raised again after so long
+MOMENT_S = 0.001  # until it is tried again to interrupt what must not be interrupted
+AGAIN_S = 1.0  # until it is raised again, should it have been lost all the same
+UNTOUCHABLE = frozenset({__name__, "contextlib", "weakref", "_weakrefset"})
+"""Modules whose functions are not interrupted: callbacks of weak references lose an exception, contexts are to be left
+in order."""
 
 
 class LoweringTimeoutError(BaseException):
@@ -51,16 +55,31 @@ def within(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise LoweringTimeoutError(seconds)
+    def stop(_number: int, frame: FrameType | None) -> None:
+        if left:
+            return
+        if _interruptible(frame):
+            raise LoweringTimeoutError(seconds)
+        signal.setitimer(signal.ITIMER_PROF, MOMENT_S, AGAIN_S)
 
+    left = False
     former = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN_S)
     try:
         yield
     finally:
+        left = True  # a signal may be on its way still: it must not set the timer again
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, former)
+
+
+def _interruptible(frame: FrameType | None) -> bool:
+    """Whether an exception raised in this frame reaches its callers: one that finalises an object prints it at best."""
+    if frame is None or frame.f_globals.get("__name__") in UNTOUCHABLE:
+        return False
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is None
 
 
 @contextmanager
