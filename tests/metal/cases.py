@@ -30,16 +30,19 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One program on METAL. `tensor_cores`: whether tinygrad may use simdgroup matrices."""
+    """One program on METAL. `tensor_cores`: whether tinygrad may use simdgroup matrices; `frozen`: whether the weights
+    are promised not to change (Policy.frozen_weights), so that they are transformed beforehand."""
 
     shape: str
     dtype: str
     tensor_cores: bool
     candidate: Candidate
+    frozen: bool = False
 
     def __str__(self) -> str:
         cores = "tensor cores" if self.tensor_cores else "no tensor cores"
-        return f"{self.shape}, {self.dtype}, {cores}: {self.candidate}"
+        weights = ", frozen weights" if self.frozen else ""
+        return f"{self.shape}, {self.dtype}, {cores}{weights}: {self.candidate}"
 
     @property
     def conv(self) -> ConvShape:
@@ -55,6 +58,7 @@ FACTORS: Mapping[str, Sequence[Any]] = {
     "tile": TILES,
     "dtype": DTYPES,
     "tensor_cores": (True, False),
+    "frozen": (False, True),
 }
 
 
@@ -66,17 +70,19 @@ def pairwise(seed: int = 0) -> list[Case]:
 
 
 def full(seed: int = 0) -> Iterator[Case]:
-    """Every shape with every strategy and tile, in both types, with tensor cores and without; and every blocking of
-    the product on every shape, the rest of the parameters at random."""
+    """Every shape with every strategy and tile, in both types, with tensor cores and without; every blocking of the
+    product on every shape, the rest of the parameters at random; and with frozen weights every strategy on every
+    shape."""
     rng = random.Random(seed)
     for shape in SHAPES:
         for strategy, tile, dtype, cores in itertools.product(NAMES, TILES, DTYPES, (True, False)):
             if tile == TILES[0] or _takes(strategy, "tile"):
-                yield _case(
-                    {"shape": shape, "strategy": strategy, "tile": tile, "dtype": dtype, "tensor_cores": cores}, rng
-                )
+                yield _case(_row(shape, strategy, tile, dtype, cores), rng)
         for strategy, blocking in BLOCKINGS.items():
             yield from _blockings(shape, strategy, blocking, rng)
+    for shape, strategy in itertools.product(SHAPES, NAMES):
+        row = _row(shape, strategy, rng.choice(TILES), rng.choice(DTYPES), rng.random() < 0.5)
+        yield _case(row | {"frozen": True}, rng)
 
 
 BLOCKINGS = {
@@ -114,12 +120,20 @@ def _pairs(row: Mapping[str, Any]) -> set[Any]:
     return set(itertools.combinations(row.items(), 2))
 
 
+def _row(shape: str, strategy: str, tile: int, dtype: str, tensor_cores: bool) -> dict[str, Any]:
+    return {
+        "shape": shape, "strategy": strategy, "tile": tile, "dtype": dtype, "tensor_cores": tensor_cores,
+        "frozen": False,
+    }  # fmt: skip
+
+
 def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
     item = get_strategy(row["strategy"])
     values = _possible(item, rng, {"tile": row["tile"]} if _takes(item.name, "tile") else {}, row["shape"])
     return Case(
-        shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], candidate=item.candidate(values)
-    )
+        shape=row["shape"], dtype=row["dtype"], tensor_cores=row["tensor_cores"], frozen=row["frozen"],
+        candidate=item.candidate(values),
+    )  # fmt: skip
 
 
 def _presets() -> Iterator[Case]:

@@ -59,8 +59,9 @@ class MetalCompiler(Compiler):
     def compile(self, src: str) -> bytes:
         if _refused("compile", src):
             raise CompileError("program_source:1:1: error: refused, as the test asked for")
+        src = plant(src)
         try:
-            library = compile_kernel(plant(src))
+            library = compile_kernel(src)
         except MetalSourceError as error:
             raise CompileError(str(error)) from None
         text = src.encode()
