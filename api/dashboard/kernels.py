@@ -31,7 +31,8 @@ def kernels_panel(number: int, winner: Winner, measurements: Sequence[Measuremen
         tag("div", look, tag("span", "compiles and times it on this machine, some ten seconds", class_="note"),
             class_="actions"),
         tag("div", class_="shown", aria_live="polite"),
-        note=f"{len(kernels)} kernel{'' if len(kernels) == 1 else 's'}, in execution order" if kernels else None,
+        note=f"{len(kernels)} kernel{'' if len(kernels) == 1 else 's'}, in execution order; each timed alone, "
+        "so that their sum may differ from the whole" if kernels else None,
     )  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def explanation_part(explanation: Explanation) -> Html:
         said.append(f"Next to attack: {kernel.role}, {duration(kernel.excess_s)} above its floor.")
     if second is not None:
         said.append(f"The runner-up, {second.name}, takes {second.ratio:.2f} times as long.")
+    said.append("All of this was timed just now, beside whatever else runs on this machine.")
     beside = explanation.default
     return join([
         tag("p", " ".join(said)),

@@ -185,7 +185,7 @@ def _history(history: Sequence[Numbered], current: int | None, now: float) -> Ht
     if len(history) < 2:
         return None
     rows = [_decision_row(w, now, " in force" if number == current else "") for number, w in history]
-    return panel("Decisions", _table(("Lowering", "Time", "Ratio", "State", "Version", "Age"), rows, "Decisions"))
+    return panel("Decisions", _table(("Lowering", "Time", "Ratio", "State", "autotune", "Age"), rows, "Decisions"))
 
 
 def _decision_row(w: Winner, now: float, note: str) -> Html:
@@ -243,7 +243,7 @@ def _measurement_row(m: Measurement, now: float) -> Html:
 def _table(titles: Sequence[str], rows: Sequence[Html], label: str) -> Html:
     numbers = ("Time", "Error", "Compiled in", "Age")
     head = [
-        tag("th", t, scope="col", class_="n" if t in numbers else "some" if t == "Version" else None) for t in titles
+        tag("th", t, scope="col", class_="n" if t in numbers else "some" if t == "autotune" else None) for t in titles
     ]
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows))
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
