@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from api import guesses
+from api.answers import Known
 from api.commands.winners import stale
 from api.devices import ProbedDevices
 from api.guesses import MAX_WAITING, guessed, keep_guesses, place
 from api.problem import ProblemError
+from api.routes.jobs import _keep_guesses
+from api.service import Service
 from autotune.measurement import Measurement, Status
 from autotune.space import Space
 from autotune.winner import APPLICABLE_STATES, Interval, Winner, WinnerState
@@ -98,6 +104,16 @@ def test_few_lookups_wait_for_a_guess_and_fewer_jobs(store: SqlStore, monkeypatc
     with guesses._keeping:
         assert keep_guesses(store, [key(64)]) == 0
     assert keep_guesses(store, [key(64)]) == 1
+
+
+def test_what_is_in_the_way_of_guesses_costs_guesses_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.db"
+    with open_store(path, busy_timeout_s=0.1) as store, contextlib.closing(sqlite3.connect(path)) as holder:
+        known(store, key(32))
+        holder.execute("BEGIN IMMEDIATE")
+        _keep_guesses(cast("Service", SimpleNamespace(store=store, known=Known())), [key(64)])
+        assert "no guesses were kept" in caplog.text
+        assert "locked" in caplog.text
 
 
 def test_a_guess_is_made_of_what_is_given_to_it(store: SqlStore) -> None:

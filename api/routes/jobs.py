@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -27,6 +28,8 @@ from api.strict_json import StrictRoute
 from autotune.job import Job, JobState, Submitter
 from db import DatabaseError
 from strategies.key import ConvKey
+
+log = logging.getLogger("autotune.jobs")
 
 POLL_S = 0.2
 HEARTBEAT_S = 15.0
@@ -144,7 +147,11 @@ async def _stream(service: Service, request: Request, job: Job, seen: str) -> As
 
 
 def _keep_guesses(service: Service, keys: Sequence[ConvKey]) -> None:
-    keep_guesses(service.store, keys, [winner for _, winner in service.known.latest(service.store)])
+    """After the answer: whatever is in the way costs guesses alone."""
+    try:
+        keep_guesses(service.store, keys, [winner for _, winner in service.known.latest(service.store)])
+    except DatabaseError as error:
+        log.warning("no guesses were kept: %s", error)
 
 
 def event_id(job: Job) -> str:
