@@ -38,9 +38,8 @@ from autotune.timing import interleaved
 from autotune.tune import tune
 from autotune.winner import Winner
 from db import open_store
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, Option
 from strategies.graph.device import describe_device
-from strategies.graph.options import Option
 from strategies.graph.program import NONE, Program
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import DTYPES, ConvShape

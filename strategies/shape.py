@@ -240,7 +240,7 @@ def _padding(padding: Any, dims: int) -> tuple[tuple[int, int], ...]:
         if len(items) == dims and all(isinstance(item, Sequence) and len(item) == 2 for item in items):
             return tuple((_int("padding", a), _int("padding", b)) for a, b in items)
         flat = _ints("padding", items)
-        if len(flat) == 2 * dims and dims != len(flat):  # tinygrad: last dimension first
+        if len(flat) == 2 * dims:  # tinygrad: last dimension first
             return tuple((flat[2 * d], flat[2 * d + 1]) for d in reversed(range(dims)))
         if len(flat) == dims:
             return tuple((p, p) for p in flat)

@@ -13,8 +13,7 @@ from tinygrad.codegen.opt import Opt, OptOps
 from tinygrad.engine.realize import compile_linear
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
-Option = tuple[Any, ...]
-"""`(op, axis, arg)`: the name of one of tinygrad's OptOps, an axis or None, a number, numbers or None."""
+from strategies.candidate import Option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

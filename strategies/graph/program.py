@@ -17,7 +17,7 @@ from tinygrad.engine.realize import ExecContext, compile_linear, link_linear, pm
 from tinygrad.helpers import BEAM
 from tinygrad.uop.ops import Ops, UOp
 
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, Option
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.compiling import compile_kernels, kernels_of
@@ -27,7 +27,7 @@ from strategies.graph.kron import Ranges
 from strategies.graph.limits import limited, load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.options import Option, ast_digest, kernel_calls, with_options
+from strategies.graph.options import ast_digest, kernel_calls, with_options
 from strategies.graph.work import arithmetic
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
