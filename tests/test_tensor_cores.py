@@ -6,6 +6,7 @@ In bfloat16: half needs Python 3.12 there, and is the same graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -182,6 +183,17 @@ def test_what_it_is_not_for(change: dict[str, object], parts: int, nvidia: None)
     shape = ConvShape.of((1, 8, 9, 9), (8, 8, 3, 3), **change)
     with pytest.raises(NotApplicableError):
         Program(shape, get_strategy("tensor_cores").candidate({**SMALL, "parts": parts}), "PYTHON", compiled=False)
+
+
+def test_more_windows_than_a_grid_has_room_for(nvidia: None) -> None:
+    """Scheduled only: what could be computed would be too large for a launch."""
+    candidate = get_strategy("tensor_cores").candidate({**SMALL, "parts": 1})
+    columns = SMALL["window_block"]
+    height = 65536 * columns // 1024
+    for rows, fits in ((height - 2 * columns, True), (height, False)):
+        shape = ConvShape.of((1, 8, rows, 1024), (8, 8, 1, 1), dtype="bfloat16")
+        with nullcontext() if fits else pytest.raises(NotApplicableError):
+            Program(shape, candidate, "PYTHON", compiled=False)
 
 
 def test_no_tensor_cores_no_strategy() -> None:

@@ -38,6 +38,8 @@ from strategies.graph.tensor_matmul import (
     tensor_matmul,
 )  # fmt: skip
 
+MOST_BLOCKS = 65535
+"""Of windows: CUDA's limit of a grid's second axis, which nothing looks at before the launch."""
 LEAST_LANES = 16
 """Neighbouring positions that the lanes of X's kernel have at least, where there are as many."""
 
@@ -52,7 +54,7 @@ def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     if core is None or by.fault() is not None or not all(_is_placed(conv, axis) for axis in conv.axes):
         return None
     product = _Product(conv=conv, by=by, core=core, ranges=ranges)
-    if product.steps % by.parts:
+    if product.steps % by.parts or product.columns // by.columns > MOST_BLOCKS:
         return None
     if by.parts == 1 and conv.kernel is not None and "output" not in conv.options:
         return Lowered(value=conv.reduce, whole=product.whole)
