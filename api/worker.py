@@ -51,6 +51,17 @@ KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count":
 log = logging.getLogger("autotune.worker")
 
 
+def is_the_databases(error: BaseException | None) -> bool:
+    """Whether the error, or what it came from, is the database's, its driver's, its queue's or the network's."""
+    import psycopg
+    from procrastinate.exceptions import ConnectorException
+
+    theirs = (DatabaseError, OSError, psycopg.Error, ConnectorException)
+    while error is not None and not isinstance(error, theirs):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 class FleetWorker:
     """One process per physical device. `run` returns an exit status: DRAINED after SIGTERM, UNHEALTHY when its device
     fails a test, DATABASE_LOST else. A worker that is stuck ends there and then, with UNHEALTHY."""
@@ -105,8 +116,11 @@ class FleetWorker:
         beat.start()
         try:
             drained = asyncio.run(self._listen())
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises, the database is not there for us
-            log.warning("the database is lost: %s", " ".join(str(error).split())[:300])
+        except Exception as error:
+            if is_the_databases(error):
+                log.warning("the database is lost: %s", one_line(str(error), 300))
+            else:
+                log.exception("the loop failed, which is no fault of the database")
             drained = False
         finally:
             self._ended.set()

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 from databases import ROOT, new_database
 from runner_contract import DEVICE, FINE, do, key, request
@@ -25,6 +26,7 @@ from api.fleet import FleetLanes
 from api.health import Pulse, Suspicion, most_s
 from api.jobs import JobRunner
 from api.queue_runner import QueueRunner
+from api.worker import is_the_databases
 from autotune.fleet import Refusal, TaskState, Worker, queue_of, queue_to, this_release
 from autotune.job import Budget, JobState, Terms, target_of
 from autotune.measurement import Status
@@ -488,3 +490,11 @@ def test_leases_are_by_the_servers_clock(store: SqlStore, monkeypatch: pytest.Mo
     assert next(w for w in store.workers() if w.name == "leased").alive
     assert abs(store.now() - real()) < 60.0
     store.finish(claim)
+
+
+def test_a_fault_of_ours_is_not_called_the_databases() -> None:
+    wrapped = RuntimeError("a task group ended")
+    wrapped.__cause__ = psycopg.OperationalError("server closed the connection")
+    for error in (psycopg.OperationalError("no route"), wrapped, ConnectionResetError()):
+        assert is_the_databases(error)
+    assert not is_the_databases(KeyError("task"))
