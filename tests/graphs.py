@@ -6,11 +6,13 @@ AUTOTUNE_EXAMPLES=20 runs each Hypothesis test of these files on 20 times the ex
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from tinygrad import Tensor, dtypes
@@ -28,6 +30,22 @@ Array = np.ndarray[Any, Any]
 
 DEV.value = "CPU"
 """Whatever else this machine has: these tests are of graphs and of what is computed, not of devices."""
+
+
+def slow(*values: object) -> object:
+    """A case of a parametrized test that runs with --slow alone."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """tinygrad's choice of device within a block; `PYTHON::sm_80` is its emulation of one with tensor cores."""
+    before, DEV.value = DEV.value, name
+    try:
+        yield
+    finally:
+        DEV.value = before
+
 
 db_connection()  # tinygrad's cache of compiled kernels belongs to the thread that opens it: to this one
 

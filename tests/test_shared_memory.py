@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from graphs import TOLERANCE, counted, relative
+from graphs import TOLERANCE, counted, on_device, relative, slow
 from test_winowrite import GRAPHS, TENSORS
 from tinygrad import Tensor
-from tinygrad.helpers import DEV
 
 import autotune
 from autotune.reference import convolve, inputs
@@ -25,15 +24,10 @@ from strategies.shape import ConvShape
 SMALL = {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4}
 
 
-def slow(*values: object) -> object:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.fixture
 def emulated() -> Iterator[None]:
-    before, DEV.value = DEV.value, "PYTHON"
-    yield
-    DEV.value = before
+    with on_device("PYTHON"):
+        yield
 
 
 BLOCKINGS = [

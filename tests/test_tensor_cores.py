@@ -10,9 +10,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from graphs import kernel_count, relative
+from graphs import kernel_count, on_device, relative, slow
 from tinygrad import Tensor, Variable, dtypes
-from tinygrad.helpers import DEV
 from tinygrad.uop.ops import UOp
 
 import autotune
@@ -29,16 +28,11 @@ from strategies.shape import ConvShape
 SMALL = {"cout_block": 32, "window_block": 32, "depth": 16, "couts": 16, "windows": 16}
 
 
-def slow(*values: object) -> object:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.fixture
 def nvidia() -> Iterator[None]:
     """tinygrad's PYTHON device with the tensor cores of compute capability 8.0."""
-    before, DEV.value = DEV.value, "PYTHON::sm_80"
-    yield
-    DEV.value = before
+    with on_device("PYTHON::sm_80"):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ WALK_S = 1800
 PORTS = (8000, 8100)
 """That the pages name."""
 SNIPPETS = "snippets.py"
+MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "JOBS", "PYTHON")
+"""What `make test ARGS=...` would hand on to the walk's own `make run`, which a newcomer types in a fresh shell."""
 READY = "until autotune doctor --server http://127.0.0.1:8100 > /dev/null; do sleep 1; done"
 RESNET_3X3 = 13
 """Convolutions of ResNet-18 that `make run` tunes."""
@@ -66,7 +68,8 @@ def walk(page: Path, clone: Path) -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOTUNE_", "PYTHON"))}
     environ |= {"XDG_DATA_HOME": str(clone.parent / "data"), "CACHEDB": str(clone.parent / "tinygrad.db"), "DEV": "CPU"}
     environ |= {"PATH": os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if ".venv" not in p)}
-    environ.pop("VIRTUAL_ENV", None)
+    for name in ("VIRTUAL_ENV", *MAKE):
+        environ.pop(name, None)
     done = subprocess.run(
         ["bash", str(script)], cwd=clone, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=WALK_S, stdin=subprocess.DEVNULL,
