@@ -1,4 +1,4 @@
-"""What a service removes by itself, once a day: old measurements, tasks and workers that are gone."""
+"""What a service removes by itself, once a day: what is old and has ended or been superseded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("autotune.housekeeping")
 
 
 class Housekeeping:
-    """A thread that removes what is older than `retention_s` (0: never), a thousand rows per transaction."""
+    """A thread that removes what is older than `retention_s` (0: never), some thousand rows per transaction."""
 
     def __init__(
         self, store: SqlStore, retention_s: float, *, first_s: float = FIRST_S, every_s: float = EVERY_S

@@ -226,6 +226,8 @@ class JobRunner:
         while True:
             try:
                 return owed(claim)
+            except LookupError:  # its job was cancelled and then removed (`autotune prune`): nothing is owed
+                return None
             except DatabaseError:
                 if self._stopping.wait(BUSY_S):
                     return None

@@ -21,7 +21,21 @@ from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, figures, jobs, lists, measurements, migrate, queue, rights, tasks, tokens, winners, workers
+from db import (
+    changes,
+    figures,
+    jobs,
+    lists,
+    measurements,
+    migrate,
+    queue,
+    retention,
+    rights,
+    tasks,
+    tokens,
+    winners,
+    workers,
+)
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
@@ -33,8 +47,8 @@ from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 BUSY_TIMEOUT_S = 10.0
-MERGED_AT_ONCE, PRUNED_AT_ONCE = 2000, 1000
-"""Rows per transaction of `merge` and `prune`: others may write in between."""
+MERGED_AT_ONCE = 2000
+"""Rows per transaction of `merge`: others may write in between."""
 
 
 class SqlStore:
@@ -84,31 +98,18 @@ class SqlStore:
             return measurements.measurements(connection, key)
 
     def prune(self, before: float, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
-        """Remove what is older than `before` (epoch seconds); how much of what. Of measurements the last of each
-        candidate of a key stays, of workers the last of each device, and every task that is open.
+        """Remove what is older than `before` (epoch seconds); how much of what.
 
-        In small transactions: others may write in between, and `should_stop` is asked.
+        What is at work stays, and so do of measurements the last of each candidate of a key, of former winners those
+        superseded later than that or pinned, revoked or banned, of workers the last of each device. In small
+        transactions: others may write in between, and `should_stop` is asked.
         """
-        some = {"measurements": measurements.prune, "tasks": tasks.prune, "workers": workers.prune}
-        return {what: self._prune(prune, before, should_stop) for what, prune in some.items()}
-
-    def _prune(
-        self, some: Callable[[Connection, float, int], int], before: float, should_stop: Callable[[], bool]
-    ) -> int:
-        removed = 0
-        while not should_stop():
-            with self._writing() as connection:
-                found = some(connection, before, PRUNED_AT_ONCE)
-            removed += found
-            if found < PRUNED_AT_ONCE:
-                break
-        return removed
+        return retention.prune(self._writing, before, should_stop)
 
     def prunable(self, before: float) -> dict[str, int]:
-        """How many measurements and tasks `prune` would remove."""
+        """How much of what `prune` would remove."""
         with self._reading() as connection:
-            found = {"measurements": measurements.prunable(connection, before)}
-            return found | {"tasks": tasks.prunable(connection, before)}
+            return retention.prunable(connection, before)
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that all who share the database share."""

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import ColumnClause, Connection, Row, and_, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, Row, and_, insert, literal_column, select, update
 
 from autotune.fleet import Refusal, Task, TaskState
 from autotune.measurement import Measurement
@@ -14,7 +14,7 @@ from autotune.runner import Request
 from db import measurements, queue
 from db.address import insert_new
 from db.codec import decode, digest, encode, plain
-from db.keys import chunks, keep_keys
+from db.keys import keep_keys
 from db.models import AttemptRow, TaskRow, WorkerRow
 
 QUEUED, RUNNING = str(TaskState.QUEUED), str(TaskState.RUNNING)
@@ -192,20 +192,3 @@ def _corrected(measurement: Measurement, skew_s: float) -> Measurement:
     """At the server's time, with a note of it."""
     conditions = {**measurement.conditions, "clock_skew_s": round(skew_s, 3)}
     return replace(measurement, measured_at=measurement.measured_at + skew_s, conditions=conditions)
-
-
-def prune(connection: Connection, before: float, limit: int) -> int:
-    """Remove up to `limit` tasks that ended before that time, with their attempts: what counted of them is among the
-    measurements."""
-    old = select(TaskRow.id).where(TaskRow.changed_at < before, ~ACTIVE).order_by(TaskRow.changed_at).limit(limit)
-    ids = connection.execute(old).scalars().all()
-    for chunk in chunks(ids):
-        connection.execute(delete(AttemptRow).where(AttemptRow.task_id.in_(chunk)))
-        connection.execute(delete(TaskRow).where(TaskRow.id.in_(chunk), ~ACTIVE))
-    return len(ids)
-
-
-def prunable(connection: Connection, before: float) -> int:
-    """How many `prune` would remove, without a limit."""
-    query = select(func.count()).select_from(TaskRow)
-    return connection.execute(query.where(TaskRow.changed_at < before, ~ACTIVE)).scalar_one()

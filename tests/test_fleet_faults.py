@@ -378,7 +378,7 @@ def test_old_tasks_go_with_their_attempts(address: str, tmp_path: Path) -> None:
             assert store.begin(name, 1, "w")
             assert store.deliver(name, 1, "w", [a_measurement(name, key(), measured_at=2e9)])
             now[0] += 100.0
-        assert store.prunable(1050.0) == {"measurements": 0, "tasks": 1}
+        assert store.prunable(1050.0)["tasks"] == 1
         assert store.prune(1050.0)["tasks"] == 1
         assert [store.task(name) is None for name in names] == [True, False, False]
         assert store.counts()["attempts"] == 1

@@ -253,6 +253,37 @@ def test_cancelling_frees_the_thread_amid_a_measurement(store: SqlStore) -> None
     assert state_of(store, job_id) is JobState.CANCELLED
 
 
+class Deaf:
+    """A search that hears of nothing and works until it is `released`."""
+
+    def __init__(self) -> None:
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, key: ConvKey, **options: Any) -> Winner:
+        self.begun.set()
+        assert self.released.wait(10)
+        return scripted_tune(0.0)(key, **{**options, "should_stop": lambda: False, "on_progress": lambda _: None})
+
+
+def test_a_job_that_was_cancelled_and_removed_costs_no_lane(
+    store: SqlStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: died.append(str(failure.exc_value)))
+    tune = Deaf()
+    jobs, job_id = work(store, tune, [key_of()])
+    assert tune.begun.wait(10)
+    store.cancel(job_id)
+    assert store.prune(store.now() + 3600.0)["jobs"] == 1
+    tune.released.set()
+    again = store.submit([key_of(32)], FEW)
+    jobs.wake()
+    until(lambda: state_of(store, again.id) is JobState.DONE)
+    assert jobs.alive
+    jobs.stop()
+    assert died == []
+
+
 class FullDisk(SqlStore):
     """Takes no claim, and nothing else, until there is room."""
 
