@@ -19,6 +19,7 @@ from api.metrics import Metrics
 from api.observe import Observer
 from api.openapi import describe
 from api.problem import install_handlers
+from api.readiness import Readiness
 from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
@@ -52,6 +53,7 @@ def create_app(
         authority=Authority(store),
         metrics=metrics,
         streams=Streams(settings.max_streams, metrics.streams),
+        readiness=Readiness(store.expect_writable),
     )
 
     @asynccontextmanager

@@ -15,6 +15,7 @@ from api.imports import MAX_EXPORTS, Imports
 from api.jobs import JobRunner
 from api.metrics import Metrics
 from api.present import Present
+from api.readiness import Readiness
 from api.settings import Settings
 from api.streams import Streams
 from db import SqlStore
@@ -35,6 +36,7 @@ class Service:
     authority: Authority
     metrics: Metrics
     streams: Streams
+    readiness: Readiness
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)

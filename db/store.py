@@ -28,6 +28,7 @@ from db import (
     lists,
     measurements,
     migrate,
+    probe,
     queue,
     retention,
     rights,
@@ -427,10 +428,11 @@ class SqlStore:
             )  # fmt: skip
 
     def expect_writable(self) -> None:
-        """Raises DatabaseError if nothing can be written: locked by others, read-only, gone, or hardly any room."""
+        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full, or
+        hardly any room left."""
         with self._writing() as connection:
-            changes.touch(connection)
             self._dialect.expect_room()
+            probe.write(connection)
 
     def check(self) -> list[str]:
         """What is wrong inside the database, one line each; empty when it is sound. Reads all of it."""

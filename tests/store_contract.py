@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from sqlalchemy import text
 
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.measurement import Measurement
@@ -305,6 +306,23 @@ class StoreContract:
         incoming = [a_winner(a_key(1 + number)) for number in range(MERGED_AT_ONCE + 100)]
         assert store.merge(iter(incoming)) == len(incoming)
         assert [winner for _, winner in store.winners(limit=9999)][::-1] == incoming
+
+    def test_whether_it_can_be_written_to_is_found_out_by_writing(self, store: SqlStore, address: str) -> None:
+        query = text("SELECT count FROM probe")
+        changes, often = store.changes(), 600 if store.serves_fleet else 5
+        for _ in range(often):
+            store.expect_writable()
+        with open_store(address) as other, other._reading() as connection:
+            assert connection.execute(query).scalar_one() == often
+            if store.serves_fleet:  # what is written again and again stays small
+                size = connection.execute(text("SELECT pg_relation_size('probe')")).scalar_one()
+                assert size <= 2 * 8192
+        assert store.changes() == changes  # and what is remembered of winners holds
+        with store._writing() as connection:
+            connection.execute(text("DELETE FROM probe"))
+        store.expect_writable()
+        with store._reading() as connection:
+            assert connection.execute(query).scalar_one() == 1
 
     def test_what_is_remembered_is_right_after_every_write(self, store: SqlStore, address: str) -> None:
         digest = a_key().digest

@@ -27,7 +27,7 @@ async def healthz() -> dict[str, Any]:
 @router.get("/readyz", responses={503: {"model": Problem}})
 def readyz(service: Service = Depends(get_service)) -> dict[str, Any]:
     """The database takes writes and the job runner works."""
-    service.store.expect_writable()
+    service.readiness.expect_writable()
     if not service.jobs.alive:
         raise ProblemError(503, "the job runner has ended: restart the service, its queued jobs go on")
     return {"status": "ready", **service.store.active_jobs()}
