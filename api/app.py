@@ -43,7 +43,10 @@ def create_app(
     `remembered` are the devices for readers, whose questions must not open any; by default, `devices`.
     """
     job_runner, housekeeping = JobRunner(store, lanes, tune=tune), Housekeeping(store, settings.retention_s)
-    metrics = Metrics(store, workers=job_runner.workers, leases_lost=lambda: job_runner.leases_lost)
+    metrics = Metrics(
+        store, workers=job_runner.workers,
+        lost=lambda: {"leases": job_runner.leases_lost, "lanes": job_runner.lanes_lost},
+    )  # fmt: skip
     service = Service(
         store=store,
         devices=devices,

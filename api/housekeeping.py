@@ -42,5 +42,8 @@ class Housekeeping:
             except DatabaseError as error:
                 log.warning("nothing old was removed: %s", error)
                 continue
+            except Exception:
+                log.exception("a bug in housekeeping, which goes on")
+                continue
             if any(removed.values()):
                 log.info("old rows removed: %s", ", ".join(f"{count} {what}" for what, count in removed.items()))

@@ -17,8 +17,11 @@ import pytest
 from databases import child
 from served import CPU, UNLUCKY, NoRunner, OneDevice, body, ended, key_of, scripted_tune, served, until
 
-from api.jobs import JobRunner
+from api.jobs import JobRunner, Work
 from api.lanes import LocalLanes, as_measured_by
+from api.problem import ProblemError
+from api.readiness import Readiness
+from api.routes import health
 from api.routes import jobs as routes
 from api.runners import Runners
 from api.service import Service
@@ -282,6 +285,61 @@ def test_a_job_that_was_cancelled_and_removed_costs_no_lane(
     assert jobs.alive
     jobs.stop()
     assert died == []
+
+
+def test_a_lane_that_ended_by_a_bug_is_said_and_opened_anew(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, wrong = store.claim, [RuntimeError("a bug")]
+
+    def buggy(owner: str, **options: Any) -> Claim | None:
+        if wrong:
+            raise wrong.pop()
+        return claim(owner, **options)
+
+    monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
+    monkeypatch.setattr(store, "claim", buggy)
+    jobs, job_id = work(store, Scripted(), [key_of()])
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    assert jobs.faults() == ["the lane local:CPU ended by a bug: see the log"]
+    assert (jobs.alive, jobs.running, jobs.lanes_lost) == (False, True, 1)
+    monkeypatch.setattr("api.jobs.LANE_FAULT_S", 0.0)
+    assert jobs.alive
+    jobs.stop()
+    assert not jobs.running
+
+
+def test_threads_that_ended_are_said(store: SqlStore) -> None:
+    jobs = JobRunner(store, lanes_of(), tune=Scripted())
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace()))
+    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=Readiness(store.expect_writable))
+    request.app.state.service = service
+    for said in (lambda: asyncio.run(health.healthz(request)), lambda: health.readyz(service)):
+        with pytest.raises(ProblemError, match="the job runner has ended"):
+            said()
+    jobs.start()
+    assert asyncio.run(health.healthz(request))["status"] == "ok"
+    assert health.readyz(service)["status"] == "ready"
+    jobs._fault("local:CPU")
+    assert asyncio.run(health.healthz(request))["status"] == "ok"  # no restart is needed for that
+    with pytest.raises(ProblemError, match="the lane local:CPU ended by a bug") as refused:
+        health.readyz(service)
+    assert refused.value.status == 503
+    jobs.stop()
+
+
+def test_a_lane_that_died_without_a_word_keeps_no_key(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
+    jobs = JobRunner(store, lanes_of(), tune=Scripted())
+    job_id = store.submit([key_of()], FEW).id
+    gone = Work(threading.Thread(target=lambda: None))
+    gone.thread.start()
+    gone.thread.join()
+    gone.claim = store.claim(jobs._owner_of("local:CPU"))
+    jobs._working["local:CPU"] = gone
+    assert "the lane local:CPU ended by a bug: see the log" in jobs.faults()
+    jobs.start()
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    assert (jobs.faults(), jobs.lanes_lost) == (["the lane local:CPU ended by a bug: see the log"], 1)
+    jobs.stop()
 
 
 class FullDisk(SqlStore):
