@@ -24,6 +24,7 @@ from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
 from api.settings import Settings
+from api.shared import Followed, Shared
 from api.streams import Streams
 from autotune.tune import tune as default_tune
 from db import SqlStore
@@ -57,6 +58,8 @@ def create_app(
         metrics=metrics,
         streams=Streams(settings.max_streams, metrics.streams),
         readiness=Readiness(store.expect_writable),
+        followed=Followed(store.named_jobs, jobs.POLL_S),
+        shown_jobs=Shared(lambda: dashboard.shown_jobs(store, job_runner), dashboard.LOOK_S),
     )
 
     @asynccontextmanager

@@ -203,6 +203,11 @@ class SqlStore:
         with self._reading() as connection:
             return lists.job(connection, job_id)
 
+    def named_jobs(self, names: Collection[str]) -> dict[str, Job]:
+        """Of those ids the jobs that there are, each with its first keys only."""
+        with self._reading() as connection:
+            return {job.id: job for job in lists.named(connection, names)}
+
     def listed_jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
         """As `jobs`, each with its first keys only."""
         with self._reading() as connection:
