@@ -1,4 +1,7 @@
-"""One row to write to whenever somebody asks whether the database takes writes."""
+"""One row to write to whenever somebody asks whether the database takes writes.
+
+And keys of jobs that have ended have ended, too: 0003 queued those of jobs that were done once more.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_probe"),
     )
     op.execute("INSERT INTO probe (id, count) VALUES (1, 0)")
+    op.execute(
+        "UPDATE job_keys SET state = (SELECT jobs.state FROM jobs WHERE jobs.id = job_keys.job_id) "
+        "WHERE state = 'queued' AND job_id IN (SELECT id FROM jobs WHERE state IN ('done', 'failed', 'cancelled'))"
+    )
 
 
 def downgrade() -> None:
