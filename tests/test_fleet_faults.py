@@ -226,6 +226,14 @@ def test_a_worker_that_is_stuck_ends_itself(store: SqlStore, start: Start, monke
     assert store.task(task_id).attempt == 2
 
 
+def test_a_worker_that_cannot_say_that_it_lives_takes_no_more_work(store: SqlStore, start: Start) -> None:
+    """Each of its tasks would be taken from it as from one that died, and its candidates blamed."""
+    process = start(driver("mute"), SCRIPT_MUTE="1")
+    assert process.wait(30) == 74
+    said = worker_of(store, process)
+    assert (said.ended, "it could not say that it lives: KeyError" in said.unfit) == (True, True)
+
+
 def test_a_pulse_is_progress() -> None:
     now = [0.0]
     pulse = Pulse(lambda: now[0], stuck_s=10.0)
