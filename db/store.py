@@ -329,8 +329,12 @@ class SqlStore:
 
     def task(self, task_id: str) -> Task | None:
         """As it stands, with the measurements of the attempt that counted."""
+        return self.tasks([task_id]).get(task_id)
+
+    def tasks(self, task_ids: Collection[str]) -> dict[str, Task]:
+        """Of those ids the tasks that there are, each as `task` has it."""
         with self._reading() as connection:
-            return tasks.task(connection, task_id)
+            return {task.id: task for task in tasks.tasks(connection, task_ids)}
 
     def begin(
         self, task_id: str, attempt: int, worker: str, *, release: str | None = None, in_use: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sqlalchemy import ColumnClause, Connection, Row, and_, insert, literal_column, select, update
@@ -14,7 +14,7 @@ from autotune.runner import Request
 from db import measurements, queue
 from db.address import insert_new
 from db.codec import decode, digest, encode, plain
-from db.keys import keep_keys
+from db.keys import chunks, keep_keys
 from db.models import AttemptRow, TaskRow, WorkerRow
 
 QUEUED, RUNNING = str(TaskState.QUEUED), str(TaskState.RUNNING)
@@ -42,23 +42,23 @@ def post(connection: Connection, queue_name: str, request: Request, *, release: 
             return found
 
 
-def task(connection: Connection, name: str) -> Task | None:
-    """As it stands, with the result of the attempt that counted."""
+def tasks(connection: Connection, names: Collection[str]) -> list[Task]:
+    """Those of the names that there are, each as it stands, with the result of the attempt that counted."""
     query = (
         select(TaskRow.name, TaskRow.state, TaskRow.attempt, TaskRow.worker, TaskRow.changed_at)
         .add_columns(TaskRow.waiting, TaskRow.lost)
         .add_columns(AttemptRow.result, AttemptRow.error)
         .outerjoin(AttemptRow, and_(AttemptRow.task_id == TaskRow.id, AttemptRow.counted))
-        .where(TaskRow.name == plain(name))
     )
-    row = connection.execute(query).first()
-    if row is None:
-        return None
-    return Task(
-        id=row.name, state=TaskState(row.state), attempt=row.attempt, worker=row.worker, error=row.error or "",
-        beat=row.changed_at, waiting=row.waiting, lost=tuple(worker for worker, _ in decode(row.lost)),
-        measurements=tuple(Measurement.from_json(m) for m in decode(row.result or "[]")),
-    )  # fmt: skip
+    wanted = sorted({plain(name) for name in names})
+    return [
+        Task(
+            id=row.name, state=TaskState(row.state), attempt=row.attempt, worker=row.worker, error=row.error or "",
+            beat=row.changed_at, waiting=row.waiting, lost=tuple(worker for worker, _ in decode(row.lost)),
+            measurements=tuple(Measurement.from_json(m) for m in decode(row.result or "[]")),
+        )
+        for chunk in chunks(wanted) for row in connection.execute(query.where(TaskRow.name.in_(chunk)))
+    ]  # fmt: skip
 
 
 def begin(
