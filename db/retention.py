@@ -26,6 +26,18 @@ SAID = (str(WinnerState.PINNED), str(WinnerState.REVOKED), str(WinnerState.BANNE
 """What a person said of a decision holds for ever."""
 
 
+WORKERS_KEPT, CROWD_S = 20, 86400.0
+"""Of a device so many workers stay, and whoever was heard of within a day: one that its supervisor starts over and over
+makes a row each time, and whoever opens lanes reads all of them every second."""
+
+
+class When(NamedTuple):
+    """What is old, and what it is now; seconds since the epoch."""
+
+    before: float
+    now: float
+
+
 class Swept(NamedTuple):
     """What one transaction did: rows removed, and the id after which the next one goes on; None at the end."""
 
@@ -33,13 +45,13 @@ class Swept(NamedTuple):
     last: int | None
 
 
-Sweep: TypeAlias = Callable[[Connection, float, int], Swept]
+Sweep: TypeAlias = Callable[[Connection, When, int], Swept]
 
 
 def prune(
-    writing: Callable[[], AbstractContextManager[Connection]], before: float, should_stop: Callable[[], bool]
+    writing: Callable[[], AbstractContextManager[Connection]], when: When, should_stop: Callable[[], bool]
 ) -> dict[str, int]:
-    """Remove what is older than `before` (epoch seconds), in transactions of `writing`; how much of what.
+    """Remove what is old, in transactions of `writing`; how much of what.
 
     `should_stop` is asked before each of them; what is left then is for the next time.
     """
@@ -48,20 +60,21 @@ def prune(
         last: int | None = 0
         while last is not None and not should_stop():
             with writing() as connection:
-                swept = sweep(connection, before, last)
+                swept = sweep(connection, when, last)
             removed[what], last = removed[what] + swept.removed, swept.last
             time.sleep(PAUSE_S)
     return removed
 
 
-def prunable(connection: Connection, before: float) -> dict[str, int]:
+def prunable(connection: Connection, when: When) -> dict[str, int]:
     """How much `prune` would remove. Reads all of it."""
+    before = when.before
     old = {
         "measurements": (MeasurementRow, _old_measurement(before)),
         "winners": (WinnerRow, _old_winner(before)),
         "jobs": (JobRow, _old_job(before)),
         "tasks": (TaskRow, _old_task(before)),
-        "workers": (WorkerRow, _old_worker(before)),
+        "workers": (WorkerRow, _old_worker(when)),
     }
     return {
         what: connection.execute(select(func.count()).select_from(row).where(where)).scalar_one()
@@ -100,28 +113,39 @@ def _old_task(before: float) -> ColumnElement[bool]:
     return ~TASK_ACTIVE & (TaskRow.changed_at < before)
 
 
-def _old_worker(before: float) -> ColumnElement[bool]:
+def _old_worker(when: When) -> ColumnElement[bool]:
     """The last one of each device stays: who asks what a job waits for is told of it."""
-    latest = select(func.max(WorkerRow.id)).group_by(WorkerRow.device)
-    return (WorkerRow.seen_at < before) & WorkerRow.id.not_in(latest)
+    rank = func.row_number().over(
+        partition_by=WorkerRow.device, order_by=(WorkerRow.seen_at.desc(), WorkerRow.id.desc())
+    )
+    ranked = select(WorkerRow.id, rank.label("rank")).subquery()
+    crowd = select(ranked.c.id).where(ranked.c.rank > WORKERS_KEPT)
+    others = select(ranked.c.id).where(ranked.c.rank > 1)
+    gone = (WorkerRow.seen_at < when.now - CROWD_S) & WorkerRow.id.in_(crowd)
+    return gone | (WorkerRow.seen_at < when.before) & WorkerRow.id.in_(others)
 
 
-def _measurements(connection: Connection, before: float, after: int) -> Swept:
-    return _walk(connection, MeasurementRow, MeasurementRow.id, _old_measurement(before), after)
+def _measurements(connection: Connection, when: When, after: int) -> Swept:
+    return _walk(connection, MeasurementRow, MeasurementRow.id, _old_measurement(when.before), after)
 
 
-def _winners(connection: Connection, before: float, after: int) -> Swept:
-    return _walk(connection, WinnerRow, WinnerRow.id, _old_winner(before), after)
+def _winners(connection: Connection, when: When, after: int) -> Swept:
+    return _walk(connection, WinnerRow, WinnerRow.id, _old_winner(when.before), after)
 
 
-def _workers(connection: Connection, before: float, after: int) -> Swept:
-    return _walk(connection, WorkerRow, WorkerRow.id, _old_worker(before), after)
+def _workers(connection: Connection, when: When, after: int) -> Swept:
+    """The first ones until none is left: who is the last of a device is found among all."""
+    old = select(WorkerRow.id).where(_old_worker(when)).limit(ROWS_AT_ONCE)
+    ids = connection.execute(old).scalars().all()
+    for chunk in chunks(ids):
+        connection.execute(delete(WorkerRow).where(WorkerRow.id.in_(chunk)))
+    return Swept(len(ids), after if len(ids) == ROWS_AT_ONCE else None)
 
 
-def _jobs(connection: Connection, before: float, after: int) -> Swept:
+def _jobs(connection: Connection, when: When, after: int) -> Swept:
     """Whole jobs with their keys: as many as have ROWS_AT_ONCE keys together, but one at least."""
     keys = select(func.count()).where(JobKeyRow.job_id == JobRow.id).scalar_subquery()
-    page = select(JobRow.id, _old_job(before).label("old"), keys.label("keys")).where(JobRow.id > after)
+    page = select(JobRow.id, _old_job(when.before).label("old"), keys.label("keys")).where(JobRow.id > after)
     rows = connection.execute(page.order_by(JobRow.id).limit(ROWS_AT_ONCE)).all()
     old: list[int] = []
     last, left = None, ROWS_AT_ONCE
@@ -139,9 +163,9 @@ def _jobs(connection: Connection, before: float, after: int) -> Swept:
     return Swept(len(old), last)
 
 
-def _tasks(connection: Connection, before: float, after: int) -> Swept:
+def _tasks(connection: Connection, when: When, after: int) -> Swept:
     """By the index of their times: the first ones until none is left. With their attempts."""
-    old = select(TaskRow.id).where(_old_task(before)).order_by(TaskRow.changed_at).limit(ROWS_AT_ONCE)
+    old = select(TaskRow.id).where(_old_task(when.before)).order_by(TaskRow.changed_at).limit(ROWS_AT_ONCE)
     ids = connection.execute(old).scalars().all()
     for chunk in chunks(ids):
         connection.execute(delete(AttemptRow).where(AttemptRow.task_id.in_(chunk)))

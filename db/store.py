@@ -102,15 +102,16 @@ class SqlStore:
         """Remove what is older than `before` (epoch seconds); how much of what.
 
         What is at work stays, and so do of measurements the last of each candidate of a key, of former winners those
-        superseded later than that or pinned, revoked or banned, of workers the last of each device. In small
-        transactions: others may write in between, and `should_stop` is asked.
+        superseded later than that or pinned, revoked or banned, of workers the last of each device. Workers that have
+        not been heard of for a day go in any case, but the last twenty of each device. In small transactions: others
+        may write in between, and `should_stop` is asked.
         """
-        return retention.prune(self._writing, before, should_stop)
+        return retention.prune(self._writing, retention.When(before, self.now()), should_stop)
 
     def prunable(self, before: float) -> dict[str, int]:
         """How much of what `prune` would remove."""
         with self._reading() as connection:
-            return retention.prunable(connection, before)
+            return retention.prunable(connection, retention.When(before, self._now(connection)))
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that all who share the database share."""

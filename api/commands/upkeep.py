@@ -23,8 +23,9 @@ PRUNE_EXAMPLES = """examples:
 
 What goes: measurements, winners that were superseded that long ago, jobs and tasks that have ended, workers that are
 gone. What stays: every current winner, what somebody pinned, revoked or banned, the last measurement of each candidate,
-from which a search goes on, and the last worker of each device. A service does this itself, once a day, for what is
-older than AUTOTUNE_RETENTION (1y; 0: never)."""
+from which a search goes on, and the last worker of each device. Of workers that were not heard of for a day the last
+twenty of each device stay, however old the others are. A service does this itself, once a day, for what is older than
+AUTOTUNE_RETENTION (1y; 0: never)."""
 
 
 def register(commands: Any) -> None:
