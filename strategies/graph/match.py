@@ -81,6 +81,9 @@ class Conv:
     @property
     def node(self) -> UOp:
         """The node of the graph that is replaced."""
+    merged: Mapping[UOp, UOp] = field(default_factory=dict)
+    """Loops of the graph that are groups and their outputs in one, each with the group, where that is all that `reduce`
+    spells otherwise: with these loops apart the graph would have it as it is."""
         return self.reduce if self.stands_for is None else self.stands_for
 
     @property

@@ -14,7 +14,7 @@ from strategies.graph.buffers import Held, computed_at, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
-from strategies.graph.match import Conv, extent, zero_gates
+from strategies.graph.match import Conv, extent, is_static_range, zero_gates
 from strategies.graph.rebuild import BOUNDARY, expression
 from strategies.shape import MAX_SPATIAL_DIMS
 
@@ -42,7 +42,11 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
     )
     nodes = clean.toposort()
     ranges = _fresh(nodes)
-    convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
+    convs = _convolutions(nodes, ranges)
+    if apart := _apart(nodes, convs, ranges):
+        clean = _replace(clean, apart, {}, ranges)
+        nodes = clean.toposort()
+        convs = _convolutions(nodes, ranges)
     if not convs:
         return sink
     shared, private = _sharing(nodes, {conv.node for conv in convs}), _private(nodes)
@@ -58,6 +62,34 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
 
 
 def _fresh(nodes: Iterable[UOp]) -> Ranges:
+def _convolutions(nodes: Iterable[UOp], ranges: Ranges) -> list[Conv]:
+    return [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
+
+
+def _apart(nodes: Iterable[UOp], convs: Iterable[Conv], ranges: Ranges) -> dict[UOp, UOp]:
+    """The loops that are a grouped convolution's groups and outputs in one (`Conv.merged`) as two, where one kernel
+    alone has them. All its loops are new then: tinygrad nests them in the order in which they were made.
+
+        for r in 6: y[r] = relu(x of group r // 3 * w[r])
+        for g in 2: for o in 3: y[g*3 + o] = relu(x of group g * w[g*3 + o])
+    """
+    merged = {r: group for conv in convs for r, group in conv.merged.items()}
+    private = _private(nodes) if merged else frozenset[UOp]()
+    replacements: dict[UOp, UOp] = {}
+    for u in nodes if merged else ():
+        loops = loops_of(u.src[1:]) if u.op in (Ops.STAGE, Ops.END) else []
+        if merged.keys().isdisjoint(loops) or not all(map(is_static_range, loops)) or not private.issuperset(loops):
+            continue
+        for r in loops:
+            if (group := merged.get(r)) is None:
+                replacements[r] = ranges.new(extent(r), r.arg[-1])
+            else:
+                replacements[group] = ranges.new(extent(group), r.arg[-1])
+                inner = extent(r) // extent(group)
+                replacements[r] = replacements[group] * inner + ranges.new(inner, r.arg[-1])
+    return replacements
+
+
     """Ranges and buffers that the graph does not have yet."""
     ids, slots = [-1], [-1]
     for u in nodes:
