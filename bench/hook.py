@@ -1,8 +1,8 @@
 """What leaving the hook on costs, and that it changes nothing: `python bench/hook.py [--rounds 9] [--graphs 2000]`.
 
 Three parts. A network of 20 convolutions is scheduled by tinygrad alone and with the hook where no winner is known, in
-interleaved rounds, tinygrad's schedule cache emptied before each; printed are medians of processor time and the ratio
-of the same round.
+interleaved rounds, tinygrad's schedule cache emptied before each; printed are medians of processor time, the ratio of
+the same round, and, which other programs on the machine move least, the share of a schedule that looking takes.
 Then the time of one lookup in memory. Then random graphs (random_graphs.py: convolutions, movement, reductions and
 elementwise operations, Variables, in chains and diamonds, some differentiated, some assigned to what they read), each
 computed by tinygrad alone and with every strategy, or one in turn, without the hook, which would rescue what raises:
@@ -29,6 +29,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from on_device import start_on
@@ -38,12 +39,14 @@ from scheduling import Network
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 from tinygrad.schedule import schedule_cache
+from tinygrad.uop.ops import UOp
 
 import autotune
 from autotune import bundle
 from autotune.decisions import Winners
 from autotune.job import Budget
 from autotune.sources import open_source
+from strategies.graph import seam
 from strategies.graph.device import describe_device
 from strategies.key import ConvKey
 from strategies.shape import ConvShape
@@ -89,6 +92,18 @@ def _print_overhead(console: Console, empty: Path, rounds: int) -> None:
     image = Tensor.randn(1, 32, 56, 56).realize()
     alone: list[float] = []
     hooked: list[float] = []
+    shares: list[float] = []
+    looking = 0.0
+    rewrite = seam.rewrite
+
+    def timed(*args: Any) -> UOp:
+        nonlocal looking
+        started = time.process_time()
+        result = rewrite(*args)
+        looking = time.process_time() - started
+        return result
+
+    seam.rewrite = timed
     for turn in range(rounds + 1):
         ways = ((alone, False), (hooked, True))
         for seconds, installed in ways if turn % 2 else reversed(ways):
@@ -102,14 +117,17 @@ def _print_overhead(console: Console, empty: Path, rounds: int) -> None:
             if turn:  # the first round warms tinygrad's own caches
                 seconds.append(time.process_time() - started)
             autotune.uninstall()
+        if turn:
+            shares.append(looking / (hooked[-1] - looking))
+    seam.rewrite = rewrite
     ratios = [b / a for a, b in zip(alone, hooked, strict=True)]
     console.print(
         f"scheduling 20 convolutions: tinygrad {statistics.median(alone) * 1e3:.1f} ms, with the hook and no winner "
         f"{statistics.median(hooked) * 1e3:.1f} ms, ratio {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f}-{max(ratios):.3f}); at best {min(alone) * 1e3:.1f} and {min(hooked) * 1e3:.1f} ms, "
-        f"ratio {min(hooked) / min(alone):.3f}; {rounds} rounds",
-        highlight=False,
-    )
+        f"({min(ratios):.3f}-{max(ratios):.3f})\nlooking for them and their winners took "
+        f"{statistics.median(shares):.1%} of the rest of the same schedule ({min(shares):.1%}-{max(shares):.1%}); "
+        f"{rounds} rounds", highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _print_lookup(console: Console, empty: Path) -> None:
