@@ -121,10 +121,22 @@ def test_the_first_preset_of_each_kind(cores: str) -> None:
             check(shape, get_strategy("im2col").candidate({**dict(preset.params), "cores": cores}))
 
 
-def test_columns_beyond_a_gigabyte_are_not_made() -> None:
-    item, spec = get_strategy("im2col"), DeviceSpec(device="CPU")
-    assert item.applies(ConvKey(shape=ConvShape.of((1, 64, 224, 224), (64, 64, 3, 3), padding=1), device=spec))
-    assert not item.applies(ConvKey(shape=ConvShape.of((32, 64, 224, 224), (64, 64, 3, 3), padding=1), device=spec))
+def test_columns_that_are_too_large_are_not_made() -> None:
+    def schedule() -> None:
+        kernel_count(Tensor.empty(32, 64, 112, 112).conv2d(Tensor.empty(64, 64, 3, 3), padding=1))
+
+    with autotune.forced("im2col"):
+        assert counted(schedule).fallbacks == 1
+    with autotune.forced("im2col", columns="inline"):
+        assert counted(schedule).applied == 1
+
+
+def test_blocks_are_no_larger_than_what_there_is() -> None:
+    """Nothing is computed over and over to fill one."""
+    shape = ConvShape.of((1, 4, 3, 3), (3, 4, 2, 2))
+    program = Program(shape, get_strategy("im2col").candidate({"cout_block": 16, "window_block": 64}), "CPU")
+    aligned = 256
+    assert program.workspace_bytes == aligned * -(-4 * 16 * 4 // aligned) + aligned * -(-4 * 3 * 4 // aligned)
 
 
 def test_the_workspace_is_the_columns_and_the_sums() -> None:

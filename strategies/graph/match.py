@@ -97,6 +97,16 @@ class Conv:
         return tuple(sorted(loops, key=lambda r: r.arg))
 
     @property
+    def matrix(self) -> tuple[int, int, int]:
+        """Rows, columns and depth of the product of matrices that each group is: couts, outputs of one cout in all
+        images, and products that are summed for one output."""
+        outs, taps = [axis.out for axis in self.axes], [axis.tap for axis in self.axes]
+        rows, columns, depth = (
+            math.prod(map(extent, ranges)) for ranges in (self.couts, (*self.batch, *outs), (*self.channels, *taps))
+        )
+        return rows, columns, depth
+
+    @property
     def dtype(self) -> DType:
         """Of the operands; the sum's is that of `reduce`."""
         return self.activation.dtype

@@ -1,5 +1,7 @@
 """Winograd as a rewrite of the matched REDUCE, by a Plan: what is materialised, in which order, how blocked.
 
+With no tile at all the same rewrite is im2col: nothing is transformed.
+
 Before: one REDUCE over channels and taps.
 After, with everything staged (one kernel each, the last fused with whatever consumes the convolution):
 
@@ -59,7 +61,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One point in the space of Winograd lowerings. An intermediate without a Stage is computed where it is used.
+    """One point in the space of lowerings by one product, Winograd's and im2col's. An intermediate without a Stage is
+    computed where it is used.
 
     `cout_block` x `tile_block` outputs of the product are computed together (0: no blocks, heuristics decide), with
     `channel_block` channels unrolled. `nested` transforms are REDUCEs over tables, others spelled out (see kron).
@@ -93,7 +96,7 @@ class Plan:
 
 
 def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
-    """What replaces `conv.reduce`, or None where Winograd does not apply."""
+    """What replaces `conv.reduce`, or None where the plan does not apply."""
     if conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
         return None
     space = frame(conv, ranges, m=plan.tile, cout_block=plan.cout_block, tile_block=plan.tile_block)

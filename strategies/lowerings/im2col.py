@@ -35,14 +35,12 @@ class Im2col:
         return ({}, {"weight": "staged"}, {"cout_block": 8, "window_block": 32})
 
 
-MOST_BYTES = 1 << 30
-"""Of columns: far more than any cache holds, and than a program that ran without them can spare."""
+MOST_BYTES = 256 << 20
+"""Of columns: far more than any cache holds, and as much as a program that ran without them may be able to spare."""
 
 
 def applies(key: ConvKey) -> bool:
-    shape = key.shape.canonical()
-    columns = shape.batch * shape.cin * math.prod(shape.output) * math.prod(shape.kernel)
-    return key.device.device == "CPU" and 4 * columns <= MOST_BYTES
+    return key.device.device == "CPU"
 
 
 @strategy("im2col", Im2col, applies=applies)
@@ -56,6 +54,9 @@ def im2col(conv: Conv, params: Im2col, ranges: Ranges) -> Lowered | None:
     T and O count blocks, t and o the window_block and cout_block elements of one. No transform adds to the error. With
     t innermost the product reads vectors of neighbouring outputs; the C compiler makes them as wide as the processor's.
     """
+    rows, columns, depth = conv.matrix
+    if params.columns == "staged" and 4 * math.prod(map(extent, conv.groups)) * depth * columns > MOST_BYTES:
+        return None
     threaded = params.cores == "all"
     plan = Plan(
         tile=0,
@@ -65,8 +66,7 @@ def im2col(conv: Conv, params: Im2col, ranges: Ranges) -> Lowered | None:
             layout=params.sums, loops=f"{params.product}ot", upcast="ot", by_hand=True,
             joined=params.vectors == "tinygrad", threaded=threaded,
         ),
-        output="inline", tile_block=params.window_block,
-        cout_block=min(params.cout_block, math.prod(map(extent, conv.couts))),  # what pads a block repeats a cout
+        output="inline", cout_block=min(params.cout_block, rows), tile_block=min(params.window_block, columns),
     )  # fmt: skip
     return winowrite(conv, plan, ranges)
 
