@@ -204,7 +204,8 @@ def _torch_convolution(
         for values in (x, w)
     )
     padding = [before for before, _ in shape.padding]
-    convolve = lambda: torch.nn.functional.conv2d(tx, tw, padding=padding)  # noqa: E731
+    others = {"stride": shape.stride, "dilation": shape.dilation, "groups": shape.groups}
+    convolve = lambda: torch.nn.functional.conv2d(tx, tw, padding=padding, **others)  # noqa: E731
 
     def on_cpu() -> float:
         started = time.perf_counter()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from strategies.shape import ConvShape
 
-SHAPES = {
+Size = tuple[int, ...]
+"""Arguments of `conv_shape`."""
+
+SHAPES: dict[str, tuple[Size, ...]] = {
     "cpu": ((1, 16, 32), (1, 64, 56), (1, 128, 28), (1, 256, 14), (1, 512, 7), (8, 64, 56)),
     "gpu": (
         (8, 256, 56), (32, 256, 14), (32, 128, 28), (32, 64, 56), (8, 64, 224), (32, 512, 7), (1, 64, 56), (1, 128, 28),
@@ -14,13 +17,33 @@ SHAPES = {
         (1, 16, 32), (1, 32, 28), (1, 32, 56), (1, 64, 28), (1, 64, 56), (1, 128, 14), (1, 128, 28), (1, 256, 7),
         (1, 256, 14), (1, 512, 7), (8, 32, 28), (8, 64, 14),
     ),
+    "others": (
+        (1, 3, 224, 64, 7, 2), (1, 64, 56, 256, 1), (1, 256, 56, 64, 1), (1, 512, 28, 1024, 1, 2), (1, 2048, 7, 512, 1),
+        (1, 64, 56, 128, 3, 2), (1, 256, 14, 512, 3, 2), (1, 48, 27, 128, 5), (1, 128, 28, 128, 3, 1, 32),
+        (1, 144, 56, 144, 3, 1, 144),
+    ),
 }  # fmt: skip
-"""batch, cin = cout, height = width; 3x3, padding 1. `recorded` are those of bench/record.py: a trial is quick."""
+"""batch, cin, height = width, then cout (as cin), kernel (3), stride (1), groups (1). `recorded` are those of
+bench/record.py: a trial is quick. `others` are of ResNet-50, AlexNet, ResNeXt-50 and MobileNetV2: no Winograd is for
+most of them."""
 
 
-def conv_shape(batch: int, channels: int, size: int, dtype: str = "float32") -> ConvShape:
-    return ConvShape.of((batch, channels, size, size), (channels, channels, 3, 3), padding=1, dtype=dtype)
+def conv_shape(
+    batch: int, cin: int, size: int, cout: int = 0, kernel: int = 3, stride: int = 1, groups: int = 1, *,
+    dtype: str = "float32",
+) -> ConvShape:  # fmt: skip
+    weight = (cout or cin, cin // groups, kernel, kernel)
+    return ConvShape.of(
+        (batch, cin, size, size), weight, padding=kernel // 2, stride=stride, groups=groups, dtype=dtype
+    )
 
 
 def label(shape: ConvShape) -> str:
-    return f"{shape.batch}x{shape.cin} {'x'.join(map(str, shape.spatial))}"
+    """`1x64 56x56`, and after that what is not a 3x3 of stride 1 with as many outputs as inputs."""
+    rest = [
+        f" to {shape.cout}" if shape.cout != shape.cin else "",
+        f", {'x'.join(map(str, shape.kernel))}" if set(shape.kernel) != {3} else "",
+        f", stride {shape.stride[0]}" if set(shape.stride) != {1} else "",
+        f", groups {shape.groups}" if shape.groups != 1 else "",
+    ]
+    return f"{shape.batch}x{shape.cin} {'x'.join(map(str, shape.spatial))}{''.join(rest)}"
