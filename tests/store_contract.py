@@ -593,6 +593,7 @@ class StoreContract:
         assert len(set(jobs)) == 1
         assert {table: count for table, count in store.counts().items() if count} == {
             "devices": 1, "keys": 8, "measurements": 40, "winners": 8, "jobs": 1, "job_keys": 2, "changes": 1,
+            "probe": 1,
         }  # fmt: skip
         assert len(store.winners()) == 1
 
