@@ -40,7 +40,9 @@ CMD ["serve", "--host", "0.0.0.0"]
 # Built by nobody of this project yet on a machine with an engine and a GPU.
 FROM autotune AS cuda
 USER root
-RUN /opt/autotune/bin/pip install --no-cache-dir nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
+COPY requirements/cuda.txt /src/requirements/cuda.txt
+RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement /src/requirements/cuda.txt \
+    && rm -rf /src
 ENV NVRTC_PATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12
 ENV CPATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_runtime/include
 ENV NVIDIA_VISIBLE_DEVICES=all

@@ -61,6 +61,7 @@ lock: $(STAMP) ## Write requirements/*.txt anew from pyproject.toml
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) -o requirements/run.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml $(LOCK) --extra image -c requirements/dev.txt -o requirements/image.txt
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --group cuda $(LOCK) -o requirements/cuda.txt
 
 LOCK = --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE)
 

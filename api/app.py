@@ -19,10 +19,12 @@ from api.metrics import Metrics
 from api.observe import Observer
 from api.openapi import describe
 from api.problem import install_handlers
+from api.readiness import Readiness
 from api.release import release
 from api.routes import bundle, dashboard, health, jobs, kernels, lookup, winners, workers
 from api.service import Service
 from api.settings import Settings
+from api.shared import Followed, Shared
 from api.streams import Streams
 from autotune.tune import tune as default_tune
 from db import SqlStore
@@ -42,7 +44,10 @@ def create_app(
     `remembered` are the devices for readers, whose questions must not open any; by default, `devices`.
     """
     job_runner, housekeeping = JobRunner(store, lanes, tune=tune), Housekeeping(store, settings.retention_s)
-    metrics = Metrics(store, workers=job_runner.workers, leases_lost=lambda: job_runner.leases_lost)
+    metrics = Metrics(
+        store, workers=job_runner.workers,
+        lost=lambda: {"leases": job_runner.leases_lost, "lanes": job_runner.lanes_lost},
+    )  # fmt: skip
     service = Service(
         store=store,
         devices=devices,
@@ -52,6 +57,9 @@ def create_app(
         authority=Authority(store),
         metrics=metrics,
         streams=Streams(settings.max_streams, metrics.streams),
+        readiness=Readiness(store.expect_writable),
+        followed=Followed(store.named_jobs, jobs.POLL_S),
+        shown_jobs=Shared(lambda: dashboard.shown_jobs(store, job_runner), dashboard.LOOK_S),
     )
 
     @asynccontextmanager

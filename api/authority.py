@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problem import problem
 from api.settings import Settings
+from api.shared import Shared
 from db import DatabaseError, SqlStore, Token
 from db import Scope as Allowed
 from db.tokens import digest
@@ -30,6 +31,8 @@ OPEN = ("/healthz", "/readyz")
 COSTLY = (re.compile(r"/tune|/jobs/.*"), re.compile(r"/winners/[^/]+/kernels"), re.compile(r"/dashboard/kernels/[^/]+"))
 """What costs machine time where it is posted or deleted."""
 MAX_REMEMBERED = 1000
+WATCHED_S = 0.2
+"""How often long answers look for tokens that were revoked."""
 PRESENTED = "autotune.token"
 """Where a request's scope holds its Token."""
 CHALLENGES = ('Bearer realm="autotune"', 'Basic realm="autotune: any user, the token as password"')
@@ -55,13 +58,16 @@ class Authority:
         self._lock = threading.Lock()
         self._changes = -1
         self._tokens: dict[str, Token | None] = {}
+        self._watched = Shared(store.changes, WATCHED_S)
 
     def find(self, secret: str) -> Token | None:
         """The token, if there is one and it holds. Raises DatabaseError."""
         return self._find(digest(secret))
 
     def _find(self, secret_digest: str) -> Token | None:
-        changes = self._store.changes()
+        return self._as_of(self._store.changes(), secret_digest)
+
+    def _as_of(self, changes: int, secret_digest: str) -> Token | None:
         with self._lock:
             if self._changes != changes or len(self._tokens) >= MAX_REMEMBERED:
                 self._tokens, self._changes = {}, changes
@@ -78,7 +84,8 @@ class Authority:
         """Whether what a long answer was begun with would still be let in; without a token it was not needed."""
         if connection.scope.get(PRESENTED) is None:
             return True
-        return await run_in_threadpool(self.find, presented(connection.headers)) is not None
+        changes = await self._watched.get()  # once for all streams
+        return await run_in_threadpool(self._as_of, changes, digest(presented(connection.headers))) is not None
 
 
 class TokenGuard:

@@ -9,6 +9,7 @@ from api.absence import absence, start_one
 from api.devices import Devices, UnknownDeviceError, check_name
 from api.lanes import Lane, Offer
 from api.queue_runner import QueueRunner
+from api.task_board import TaskBoard
 from autotune.fleet import MOST_LOST, Worker, this_release
 from autotune.job import Waiting
 from db import SqlStore
@@ -21,7 +22,7 @@ class FleetLanes:
     shared = True
 
     def __init__(self, store: SqlStore, *, most_lost: int = MOST_LOST) -> None:
-        self._store, self._most_lost = store, most_lost
+        self._store, self._most_lost, self._board = store, most_lost, TaskBoard(store.tasks)
         self._fit: dict[str, Worker] = {}
 
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
@@ -44,7 +45,9 @@ class FleetLanes:
     def _lane(self, worker: Worker) -> Lane:
         def runner(idle: bool) -> QueueRunner:
             only = worker.name if idle else ""
-            return QueueRunner(self._store, worker.device, idle_worker=only, most_lost=self._most_lost)
+            return QueueRunner(
+                self._store, worker.device, idle_worker=only, most_lost=self._most_lost, board=self._board
+            )
 
         def busy() -> bool:
             return self._fit.get(worker.name, worker).in_use

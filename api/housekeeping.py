@@ -1,4 +1,4 @@
-"""What a service removes by itself, once a day: old measurements, tasks and workers that are gone."""
+"""What a service removes by itself, once a day: what is old and has ended or been superseded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("autotune.housekeeping")
 
 
 class Housekeeping:
-    """A thread that removes what is older than `retention_s` (0: never), a thousand rows per transaction."""
+    """A thread that removes what is older than `retention_s` (0: never), some thousand rows per transaction."""
 
     def __init__(
         self, store: SqlStore, retention_s: float, *, first_s: float = FIRST_S, every_s: float = EVERY_S
@@ -41,6 +41,9 @@ class Housekeeping:
                 removed = self._store.prune(self._store.now() - self._retention_s, should_stop=self._stopping.is_set)
             except DatabaseError as error:
                 log.warning("nothing old was removed: %s", error)
+                continue
+            except Exception:
+                log.exception("a bug in housekeeping, which goes on")
                 continue
             if any(removed.values()):
                 log.info("old rows removed: %s", ", ".join(f"{count} {what}" for what, count in removed.items()))

@@ -34,6 +34,8 @@ REPORT_S = 0.2
 RELEASE_S = 60.0
 """How long without a job the warm children, and what they hold of their devices, are kept."""
 BEAT_S = 5.0
+LANE_FAULT_S = 60.0
+"""How long it is said of a lane that its thread ended by a bug: it is opened anew at once, and may end so again."""
 LEASE_S = 30.0
 """A key whose owner is silent for this long is put back: six beats, so that a slow disk costs nobody a key."""
 
@@ -78,13 +80,31 @@ class JobRunner:
         self._worked_at = time.monotonic()
         self.leases_lost = 0
         """Keys that were put back here since the start, as their owner fell silent."""
+        self.lanes_lost = 0
+        """Threads of lanes that ended by a bug since the start."""
+        self._faults: dict[str, float] = {}
         self._opener = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="jobs-beat", daemon=True)
 
     @property
-    def alive(self) -> bool:
-        """Whether its threads still work."""
+    def running(self) -> bool:
+        """Whether the threads without which nothing goes on live: only a restart brings them back."""
         return self._opener.is_alive() and self._keeper.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its threads still work, those of the lanes included."""
+        return not self.faults()
+
+    def faults(self) -> list[str]:
+        """What is wrong with its threads, one line each. A lane that ended by a bug is named for LANE_FAULT_S."""
+        ended = [f"its thread {t.name!r} has ended" for t in (self._opener, self._keeper) if not t.is_alive()]
+        with self._lock:
+            since = time.monotonic() - LANE_FAULT_S
+            lanes = {name for name, work in self._working.items() if work.dead} | {
+                name for name, at in self._faults.items() if at > since
+            }
+        return ended + [f"the lane {name} ended by a bug: see the log" for name in sorted(lanes)]
 
     def start(self) -> None:
         """Begin, with what a killed service left behind."""
@@ -163,8 +183,12 @@ class JobRunner:
     def _keep(self) -> None:
         """Say that this service lives, also while opening a device takes a minute."""
         while not self._stopping.wait(BEAT_S):
-            with contextlib.suppress(DatabaseError):  # a lane that has lost its claim is told by its next report
+            try:
                 self._beat()
+            except DatabaseError:  # a lane that has lost its claim is told by its next report
+                continue
+            except Exception:
+                log.exception("a bug in the job runner, which goes on")
 
     def _beat(self) -> None:
         with self._lock:
@@ -172,7 +196,24 @@ class JobRunner:
         if owners:
             self._store.beat(owners)
 
+    def _bury(self) -> None:
+        """Lanes whose threads ended without a word: what they had goes back into the queue, and they can be opened."""
+        with self._lock:
+            dead = {name: work for name, work in self._working.items() if work.dead}
+            for name in dead:
+                del self._working[name]
+                self._fault(name)
+        for name, work in dead.items():
+            log.error("the thread of the lane %s has ended without a word: it is opened anew", name)
+            if work.claim is not None:
+                self._store.release(work.claim)  # where it cannot be told, the lease runs out
+
+    def _fault(self, lane: str) -> None:
+        self.lanes_lost += 1
+        self._faults[lane] = time.monotonic()
+
     def _open_lanes(self) -> None:
+        self._bury()
         waiting = self._store.waiting()
         self._offer = self._lanes.offer(waiting)
         if waiting or self._working:
@@ -215,6 +256,10 @@ class JobRunner:
         except DatabaseError as error:
             log.error("a lane waits until the database works: %s", error)  # noqa: TRY400 - one line
             self._stopping.wait(BUSY_S)
+        except Exception:
+            log.exception("a bug ended the lane %s, which is opened anew", lane.name)
+            with self._lock:
+                self._fault(lane.name)
         finally:
             if work.claim is not None:
                 self._settle(work.claim, self._store.release)
@@ -226,6 +271,8 @@ class JobRunner:
         while True:
             try:
                 return owed(claim)
+            except LookupError:  # its job was cancelled and then removed (`autotune prune`): nothing is owed
+                return None
             except DatabaseError:
                 if self._stopping.wait(BUSY_S):
                     return None
@@ -294,6 +341,11 @@ class Work:
     def __init__(self, thread: threading.Thread) -> None:
         self.thread, self.left = thread, threading.Event()
         self.claim: Claim | None = None
+
+    @property
+    def dead(self) -> bool:
+        """Whether its thread has ended, and not as it should: that takes it off the list first."""
+        return self.thread.ident is not None and not self.thread.is_alive()
 
 
 class Report:

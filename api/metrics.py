@@ -19,13 +19,17 @@ METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS")
 GUESS = str(WinnerState.GUESS)
 STATES = ("ended", "silent", "unfit", "in_use", "alive")
 """Of workers."""
+LOST = {
+    "leases": "Keys put back as whoever had them fell silent",
+    "lanes": "Threads that measure for the job runner and ended by a bug",
+}
 
 
 class Metrics:
-    """One service's. `workers` and `leases_lost` are asked when Prometheus asks."""
+    """One service's. `workers` and `lost`, counts by what they are of, are asked when Prometheus asks."""
 
     def __init__(
-        self, store: SqlStore, *, workers: Callable[[], Sequence[Worker]], leases_lost: Callable[[], int]
+        self, store: SqlStore, *, workers: Callable[[], Sequence[Worker]], lost: Callable[[], Mapping[str, int]]
     ) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -40,7 +44,7 @@ class Metrics:
         self.streams = Gauge("autotune_streams", "Event streams that are open", registry=self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.registry.register(DatabaseCollector(store, workers, leases_lost))
+        self.registry.register(DatabaseCollector(store, workers, lost))
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One answered request."""
@@ -58,9 +62,9 @@ class DatabaseCollector(Collector):
     """Queues, jobs, workers, attempts. While the database does not answer, only that it does not."""
 
     def __init__(
-        self, store: SqlStore, workers: Callable[[], Sequence[Worker]], leases_lost: Callable[[], int]
+        self, store: SqlStore, workers: Callable[[], Sequence[Worker]], lost: Callable[[], Mapping[str, int]]
     ) -> None:
-        self._store, self._workers, self._leases_lost = store, workers, leases_lost
+        self._store, self._workers, self._lost = store, workers, lost
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: so that registering asks for nothing."""
@@ -69,6 +73,10 @@ class DatabaseCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """As Prometheus' client asks for them."""
         yield _family("autotune_info", "The release", "version", {release(): 1})
+        for what, count in self._lost().items():
+            family = CounterMetricFamily(f"autotune_{what}_lost", LOST[what])
+            family.add_metric([], count)
+            yield family
         try:
             figures, workers = self._store.figures(), self._workers()
         except DatabaseError:
@@ -81,9 +89,6 @@ class DatabaseCollector(Collector):
         yield _family("autotune_rows", "Rows there ever were", "table", figures.rows)
         yield _family("autotune_jobs", "Jobs: all active ones, the latest that ended", "state", figures.jobs)
         yield _family("autotune_attempts", "Workers' attempts at the latest tasks", "outcome", figures.attempts)
-        lost = CounterMetricFamily("autotune_leases_lost", "Keys put back as whoever had them fell silent")
-        lost.add_metric([], self._leases_lost())
-        yield lost
         yield from _queues(figures)
         yield _workers(workers)
 

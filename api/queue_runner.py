@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from api.absence import absence
+from api.task_board import TaskBoard
 from autotune.fleet import ALIVE_S, MOST_LOST, Task, TaskState, Worker, queue_of, queue_to
 from autotune.job import target_of
 from autotune.measurement import Measurement, Status
@@ -35,7 +36,7 @@ class QueueRunner:
     The work of a worker that falls silent is given to another; only the result of the current attempt comes back. A
     request that costs `most_lost` workers is taken apart: each of its candidates is measured alone, one that costs as
     many again is `crashed`, and those that were fine are measured together once more. With `idle_worker` only that
-    worker is asked, and only while no program uses its device. For one thread at a time.
+    worker is asked, and only while no program uses its device. Runners of a service share a `board`. For one thread.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class QueueRunner:
         *,
         idle_worker: str = "",
         most_lost: int = MOST_LOST,
+        board: TaskBoard | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._device, self._idle_worker, self._most_lost = store, device, idle_worker, most_lost
+        self._board = board or TaskBoard(store.tasks)
         self._queue = queue_to(idle_worker) if idle_worker else queue_of(device)
         self._sleep, self._clock, self._looked_at = sleep, clock, clock()
 
@@ -69,19 +72,26 @@ class QueueRunner:
 
     def _asked(self, request: Request, should_stop: Callable[[], bool]) -> list[Measurement]:
         """What a worker answers. Raises LostError if it cost too many."""
-        task_id, watched = self._post(request), Watched(self._clock)
+        watched = Watched(self._clock)
+        while True:
+            task_id = self._post(request)
+            with self._board.follow(task_id):
+                task = self._ended(task_id, watched, should_stop)
+            if task is None or task.state is TaskState.CANCELLED:  # by another service that wanted the same and stopped
+                continue
+            if task.state is TaskState.LOST:
+                raise LostError(task)
+            return _result(task)
+
+    def _ended(self, task_id: str, watched: Watched, should_stop: Callable[[], bool]) -> Task | None:
+        """The task once it has ended, None if it is gone. Raises RunStoppedError, NoWorkerError."""
         while True:
             if should_stop():
                 self._store.withdraw(task_id)
                 raise RunStoppedError
-            task = self._store.task(task_id)
-            if task is None or task.state is TaskState.CANCELLED:  # by another service that wanted the same and stopped
-                task_id = self._post(request)
-                continue
-            if task.state is TaskState.DONE:
-                return _result(task)
-            if task.state is TaskState.LOST:
-                raise LostError(task)
+            task = self._board.look(task_id)
+            if task is None or task.state.ended:
+                return task
             self._attend(task, watched.still_s(task))
             self._sleep(POLL_S)
 

@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "AUTOTUNE_PUBLIC_READS": "1: nobody needs a token to read",
     "AUTOTUNE_BUNDLE_KEY": "a file with the key that bundles of winners are signed with and checked against",
     "AUTOTUNE_LOCKS": "the folder of the devices' locks (default /tmp/tinygrad-autotune); common to all on one machine",
-    "AUTOTUNE_RETENTION": "how long `serve` keeps measurements and tasks, like 90d (default 1y; 0: for ever)",
+    "AUTOTUNE_RETENTION": "how long `serve` keeps measurements, former winners, ended jobs; like 90d (1y; 0: for ever)",
     "AUTOTUNE_MOST_LOST": "how many workers a task may cost, before its candidates are tried one by one (default 3)",
     "AUTOTUNE_MAX_BATCH": "how many shapes one request to `autotune serve` may have",
     "AUTOTUNE_MAX_STREAMS": "how many event streams one client of `autotune serve` may have open; beyond it, 429",

@@ -15,7 +15,9 @@ from api.imports import MAX_EXPORTS, Imports
 from api.jobs import JobRunner
 from api.metrics import Metrics
 from api.present import Present
+from api.readiness import Readiness
 from api.settings import Settings
+from api.shared import Followed, Shared
 from api.streams import Streams
 from db import SqlStore
 
@@ -24,7 +26,8 @@ from db import SqlStore
 class Service:
     """The parts of a running service. `stopping` is set when it ends: streams close then.
 
-    `devices` may be opened to be described, `remembered` are the same for whoever may only read.
+    `devices` may be opened to be described, `remembered` are the same for whoever may only read. Event streams look at
+    jobs through `followed`, those of pages at their list as HTML through `shown_jobs`.
     """
 
     store: SqlStore
@@ -35,6 +38,9 @@ class Service:
     authority: Authority
     metrics: Metrics
     streams: Streams
+    readiness: Readiness
+    followed: Followed
+    shown_jobs: Shared[str]
     explanations: Explanations = field(default_factory=Explanations)
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)

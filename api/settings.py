@@ -38,8 +38,8 @@ class Settings:
     of the key that imported bundles must be signed with. One submitter may have
     `max_queued` shapes in the queue and `max_streams` event streams; a request may name `max_batch` shapes; a shape
     may have tensors of `max_shape_bytes` in all and `max_shape_macs` multiply-accumulates. Sizes are in bytes.
-    Measurements and tasks are kept for `retention_s` (0: for ever); a task that `most_lost` workers did not survive is
-    given to nobody any more.
+    Measurements, former winners, jobs and tasks are kept for `retention_s` (0: for ever); a task that `most_lost`
+    workers did not survive is given to nobody any more.
     """
 
     db: str

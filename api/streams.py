@@ -1,4 +1,4 @@
-"""Event streams: each is a connection and a query every few hundred milliseconds, so whoever asks may have so many."""
+"""Event streams: each is a connection for as long as it lasts, so whoever asks may have so many."""
 
 from __future__ import annotations
 

@@ -287,10 +287,16 @@ class FleetWorker:
             if stuck := self._pulse.stuck():
                 self._abandon(stuck)
             at = self._at
-            with contextlib.suppress(DatabaseError):  # silence is what tells the others
+            try:
                 busy = in_use(self._physical, self._locks)
                 if not self._store.heard(self.name, in_use=busy, task=at) and at == self._at:
                     self._stale.set()
+            except DatabaseError:  # silence is what tells the others
+                continue
+            except Exception as error:
+                # A worker that is silent but takes tasks is taken for dead by each: what it measures would be blamed.
+                log.exception("a bug: this worker cannot say that it lives")
+                self._abandon(f"it could not say that it lives: {type(error).__name__}: {error}")
 
     def _abandon(self, stuck: str) -> None:
         """End here: the thread that is stuck cannot be. Its child ends with us, and who waits notices the silence."""
@@ -307,9 +313,13 @@ async def _tidy(app: Any) -> None:
     from procrastinate.jobs import Status
 
     while True:
-        with contextlib.suppress(ConnectorException):  # the worker itself notices that the database is away
+        try:
             for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=STALLED_S):
                 await app.job_manager.finish_job(job, status=Status.FAILED, delete_job=True)
+        except ConnectorException:  # the worker itself notices that the database is away
+            log.debug("what killed workers left in the queue is removed later")
+        except Exception:
+            log.exception("a bug: what killed workers left in the queue stays for now")
         await asyncio.sleep(TIDY_S)
 
 

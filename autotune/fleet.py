@@ -30,6 +30,11 @@ class TaskState(StrEnum):
     LOST = "lost"
     """Every worker that took it was lost: nobody is asked again."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it stays as it is."""
+        return self not in (TaskState.QUEUED, TaskState.RUNNING)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -145,7 +145,8 @@ class Hook:
 
     def _keys(self, convs: Sequence[Conv]) -> list[tuple[ConvKey, ...]]:
         """What to look up for each convolution, best first; nothing for one that no key describes."""
-        devices = {conv.device: describe_device(conv.device, surroundings=False) for conv in convs}
+        names = dict.fromkeys(conv.device for conv in convs)
+        devices = {name: describe_device(name, surroundings=False) for name in names}
         return [self._keys_of(conv, devices[conv.device]) for conv in convs]
 
     def _keys_of(self, conv: Conv, device: DeviceSpec) -> tuple[ConvKey, ...]:

@@ -1,14 +1,14 @@
 """What leaving the hook on costs, and that it changes nothing: `python bench/hook.py [--rounds 9] [--graphs 2000]`.
 
 Three parts. A network of 20 convolutions is scheduled by tinygrad alone and with the hook where no winner is known, in
-interleaved rounds, tinygrad's schedule cache emptied before each; printed are medians of processor time and the ratio
-of the same round.
-Then the time of one lookup in memory. Then random graphs (convolutions, movement, reductions and elementwise
-operations, in chains and diamonds, some of them differentiated) computed by tinygrad alone and with every strategy
-forced, in turn or each on every graph: how many, how many convolutions were rewritten, and the largest difference. A
-graph that raises, falls back or differs by more than the bound makes the verdict FAILED and the status 1; Hypothesis
-reduces it to the smallest such graph. The graphs are made of the seeds from `--seed` on, 50 of each, by `--jobs`
-processes at once:
+interleaved rounds, tinygrad's schedule cache emptied before each; printed are medians of processor time, the ratio of
+the same round, and, which other programs on the machine move least, the share of a schedule that looking takes.
+Then the time of one lookup in memory. Then random graphs (random_graphs.py: convolutions, movement, reductions and
+elementwise operations, Variables, in chains and diamonds, some differentiated, some assigned to what they read), each
+computed by tinygrad alone and with every strategy, or one in turn, without the hook, which would rescue what raises:
+how many, how many convolutions were rewritten, and the largest difference. A graph that raises or differs by more than
+the bound makes the verdict FAILED and the status 1; Hypothesis reduces it to the smallest such graph. The graphs are
+made of the seeds from `--seed` on, 50 of each, by `--jobs` processes at once:
 
     python bench/hook.py --rounds 0 --graphs 2000 --each --jobs 64 --deadline 9m
 """
@@ -16,46 +16,43 @@ processes at once:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 from on_device import start_on
+from random_graphs import BOUND, Graph, Met, difference, graphs, names_on
 from rich.console import Console
 from scheduling import Network
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 from tinygrad.schedule import schedule_cache
+from tinygrad.uop.ops import UOp
 
 import autotune
 from autotune import bundle
 from autotune.decisions import Winners
 from autotune.job import Budget
-from autotune.reference import Array
-from autotune.report import Outcome
 from autotune.sources import open_source
+from strategies.graph import seam
 from strategies.graph.device import describe_device
 from strategies.key import ConvKey
-from strategies.registry import strategies
 from strategies.shape import ConvShape
 
-GPU_ONLY = "shared_memory"
 CHUNK = 50
 """Graphs of one seed, in one process."""
-BOUND = 1e-3
-"""Of a whole graph, which may hold several convolutions: relative to its largest value."""
 
 
 def main() -> int:
@@ -67,13 +64,20 @@ def main() -> int:
     parser.add_argument("--each", action="store_true", help="every strategy on every graph, not one in turn")
     parser.add_argument("--deadline", help="for the graphs, as 90s or 9m; what is not begun by then is left out")
     parser.add_argument("--device", default="CPU", help="for the graphs (default %(default)s)")
+    parser.add_argument("--left", type=float, default=float("inf"), help=argparse.SUPPRESS)
     parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     start_on(options.device)
     if options.chunk:
-        print(json.dumps(asdict(check_graphs(options.graphs, options.seed, options.device, options.each))))
+        checked = check_graphs(options.graphs, options.seed, options.device, options.each, options.left)
+        print(json.dumps(asdict(checked)))
         return 0
     console = Console(width=None if sys.stdout.isatty() else 120)
+    spec = describe_device(options.device)
+    console.print(
+        f"{spec.device} {spec.arch}, {spec.cores} cores, {spec.compiler or spec.driver}, tinygrad {spec.tinygrad}, "
+        f"{platform.platform()}, load {os.getloadavg()[0]:.1f}", highlight=False, soft_wrap=True,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         empty = Path(directory) / "winners.json"
         bundle.write(empty, [])
@@ -88,23 +92,42 @@ def _print_overhead(console: Console, empty: Path, rounds: int) -> None:
     image = Tensor.randn(1, 32, 56, 56).realize()
     alone: list[float] = []
     hooked: list[float] = []
+    shares: list[float] = []
+    looking = 0.0
+    rewrite = seam.rewrite
+
+    def timed(*args: Any) -> UOp:
+        nonlocal looking
+        started = time.process_time()
+        result = rewrite(*args)
+        looking = time.process_time() - started
+        return result
+
+    seam.rewrite = timed
     for turn in range(rounds + 1):
-        for seconds, installed in ((alone, False), (hooked, True)):
+        ways = ((alone, False), (hooked, True))
+        for seconds, installed in ways if turn % 2 else reversed(ways):
             if installed:
                 autotune.install(empty)
             schedule_cache.clear()
             output = network(image)
+            gc.collect()  # else one of the two pays now and then for what both have left behind
             started = time.process_time()
             output.schedule_linear()
             if turn:  # the first round warms tinygrad's own caches
                 seconds.append(time.process_time() - started)
             autotune.uninstall()
+        if turn:
+            shares.append(looking / (hooked[-1] - looking))
+    seam.rewrite = rewrite
     ratios = [b / a for a, b in zip(alone, hooked, strict=True)]
     console.print(
         f"scheduling 20 convolutions: tinygrad {statistics.median(alone) * 1e3:.1f} ms, with the hook and no winner "
         f"{statistics.median(hooked) * 1e3:.1f} ms, ratio {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f}-{max(ratios):.3f})"
-    )
+        f"({min(ratios):.3f}-{max(ratios):.3f})\nlooking for them and their winners took "
+        f"{statistics.median(shares):.1%} of the rest of the same schedule ({min(shares):.1%}-{max(shares):.1%}); "
+        f"{rounds} rounds", highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _print_lookup(console: Console, empty: Path) -> None:
@@ -128,60 +151,28 @@ def _print_lookup(console: Console, empty: Path) -> None:
     )
 
 
-Step = Callable[[Tensor, Tensor], Tensor]
-
-
-def _weight(couts: int, cin: int, size: int) -> Tensor:
-    values = np.random.default_rng(couts * 100 + cin * 10 + size).normal(size=(couts, cin, size, size))
-    return Tensor((values / (cin * size)).astype(np.float32)).realize()
-
-
-WEIGHTS = {(cin, size): _weight(4, cin, size) for cin in (1, 2, 4) for size in (1, 3, 5)}
-STEPS: dict[str, Step] = {
-    "conv 3x3": lambda x, _: x.conv2d(WEIGHTS[4, 3], padding=1),
-    "conv 3x3 unpadded": lambda x, _: x.pad((1, 1, 1, 1)).conv2d(WEIGHTS[4, 3]),
-    "conv of groups": lambda x, _: x.conv2d(WEIGHTS[2, 3], padding=1, groups=2),
-    "depthwise": lambda x, _: x.conv2d(WEIGHTS[1, 3], padding=1, groups=4),
-    "conv 1x1": lambda x, _: x.conv2d(WEIGHTS[4, 1]),
-    "conv 5x5": lambda x, _: x.conv2d(WEIGHTS[4, 5], padding=2),
-    "conv transposed": lambda x, _: x.conv_transpose2d(WEIGHTS[4, 3], padding=1),
-    "conv strided": lambda x, _: x.conv2d(WEIGHTS[4, 3], padding=1, stride=2).interpolate(x.shape[2:], mode="nearest"),
-    "conv dilated": lambda x, _: x.conv2d(WEIGHTS[4, 3], padding=2, dilation=2),
-    "conv of a channel": lambda x, _: x[:, :1].expand(*x.shape).conv2d(WEIGHTS[4, 3], padding=1),
-    "relu": lambda x, _: x.relu(),
-    "scaled": lambda x, _: x * 0.5 + 1,
-    "residual": lambda x, old: x + old,
-    "product": lambda x, old: x * old.sigmoid(),
-    "swapped": lambda x, _: x.permute(0, 1, 3, 2),
-    "flipped": lambda x, _: x.flip(2),
-    "rolled": lambda x, _: x.roll(1, 3),
-    "flattened and back": lambda x, _: x.flatten(1).relu().reshape(*x.shape),
-    "channels last and back": lambda x, _: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
-    "shuffled": lambda x, _: x.reshape(x.shape[0], 1, 2, 2, *x.shape[2:]).permute(0, 1, 3, 2, 4, 5).reshape(*x.shape),
-    "padded and cut": lambda x, _: x.pad((1, 1, 1, 1)).relu()[:, :, 1:-1, 1:-1],
-    "pooled": lambda x, _: x.avg_pool2d((3, 3), stride=1, padding=1),
-    "normed": lambda x, _: (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1),
-    "stored": lambda x, _: x.contiguous(),
-    "summed": lambda x, _: x + x.sum(1, keepdim=True) / 4,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What a number of graphs came to. `fault` is the first thing that was wrong, if anything was."""
+    """What a number of graphs came to. `runs` counts by strategy, `ends` by what was asked of a graph; `fault` is the
+    first thing that was wrong, if anything was, and `raised` whether that was an exception."""
 
     graphs: int = 0
-    runs: int = 0
+    runs: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
     convolutions: int = 0
     applied: int = 0
+    too_small: int = 0
     difference: float = 0.0
     fault: str = ""
+    raised: bool = False
 
     def __add__(self, other: Checked) -> Checked:
         return Checked(
-            graphs=self.graphs + other.graphs, runs=self.runs + other.runs, applied=self.applied + other.applied,
-            convolutions=self.convolutions + other.convolutions,
+            graphs=self.graphs + other.graphs, runs=Counter(self.runs) + Counter(other.runs),
+            ends=Counter(self.ends) + Counter(other.ends), applied=self.applied + other.applied,
+            convolutions=self.convolutions + other.convolutions, too_small=self.too_small + other.too_small,
             difference=max(self.difference, other.difference), fault=self.fault or other.fault,
+            raised=self.raised or other.raised,
         )  # fmt: skip
 
 
@@ -201,10 +192,14 @@ def print_graphs(console: Console, options: argparse.Namespace) -> int:
         verdict = f"FAILED: {total.fault}"
     else:
         verdict = "PASSED" if total.graphs >= options.graphs else "NOT COMPLETE, nothing failed"
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(total.runs.items()))
+    ends = ", ".join(f"{name} {count}" for name, count in sorted(total.ends.items()))
+    equal, left = sum(total.runs.values()), f"{total.too_small} too small for its blocks"
     console.print(
-        f"{total.graphs} of {options.graphs} random graphs on {options.device}, {total.runs} runs with a strategy "
-        f"forced ({'each' if options.each else 'one in turn'} of {', '.join(names_on(options.device))}): "
-        f"{total.convolutions} convolutions met, {total.applied} rewritten, none fell back, largest difference "
+        f"{total.graphs} of {options.graphs} random graphs on {options.device} ({ends})\n"
+        f"with a strategy each, exceptions not rescued: {listed}\n"
+        f"{total.convolutions} convolutions met, {total.applied} rewritten, {left}\n"
+        f"{equal} equal, {int(bool(total.fault))} not, {int(total.raised)} raised; largest difference "
         f"{total.difference:.1e} (bound {BOUND:.0e}), {time.monotonic() - begun:.0f} s\n{verdict}", highlight=False,
     )  # fmt: skip
     return int(verdict != "PASSED")
@@ -217,83 +212,53 @@ def in_child(options: argparse.Namespace, count: int, number: int, ends: float) 
         return Checked()
     command = [
         sys.executable, str(Path(__file__).resolve()), "--device", options.device, "--graphs", str(count),
-        "--seed", str(number), "--chunk", *(["--each"] if options.each else []),
+        "--seed", str(number), "--left", str(left_s), "--chunk", *(["--each"] if options.each else []),
     ]  # fmt: skip
     environ = os.environ | {"PARALLEL": "0"}
     try:
         done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=min(left_s, 1e6), check=False
+            command, env=environ, capture_output=True, text=True, timeout=min(left_s + 120, 1e6), check=False
         )
     except subprocess.TimeoutExpired:
-        return Checked()
+        return Checked(fault=f"seed {number}: a graph did not end within two minutes after the deadline")
     last = (done.stdout.splitlines() or [""])[-1]
     if not last.startswith("{"):
         return Checked(fault=f"seed {number} ended with status {done.returncode}: {done.stderr[-500:]}")
     return Checked(**json.loads(last))
 
 
-def names_on(device: str) -> list[str]:
-    return [item.name for item in strategies() if item.lower is not None and (item.name != GPU_ONLY or device != "CPU")]
-
-
-def forced(name: str) -> AbstractContextManager[None]:
-    """The strategy with its default parameters; blocks as small as these graphs where it would not apply else."""
-    small = {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4} if name == GPU_ONLY else {}
-    return autotune.forced(name, **small)
-
-
-def check_graphs(count: int, number: int, device: str, each: bool) -> Checked:
-    """`count` graphs made of the seed `number`, one after the other."""
-    names = names_on(device)
-    image = Tensor(np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)).realize()
-    worst, done, runs = 0.0, 0, 0
-    before = autotune.stats()
+def check_graphs(count: int, number: int, device: str, each: bool, left_s: float) -> Checked:
+    """`count` graphs made of the seed `number`, one after the other, fewer when `left_s` seconds are over."""
+    names, ends = names_on(device), time.monotonic() + left_s
+    total, met, worst = Counter[str](), Met(), 0.0
+    asked = Counter[str]()
 
     @seed(number)
     @settings(
         max_examples=count, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=6), differentiated=st.booleans())
-    def check(steps: list[str], differentiated: bool) -> None:
-        nonlocal worst, done, runs
+    @given(graph=graphs())
+    def check(graph: Graph) -> None:
+        nonlocal worst
+        if time.monotonic() > ends:
+            return
+        expected = graph.run()
+        asked[graph.end] += 1
+        for name in names if each else [names[(number + asked.total()) % len(names)]]:
+            worst = max(worst, difference(name, graph, expected, met))
+            total[name] += 1
 
-        def run() -> Array:
-            old, new = image, STEPS["conv 3x3"](image, image)
-            for step in steps:
-                old, new = new, STEPS[step](new, old)
-            result: Array = (new.square().mean().gradient(image)[0] if differentiated else new).numpy()
-            return result
-
-        expected = run()
-        done += 1
-        for name in names if each else [names[(number + done) % len(names)]]:
-            fallbacks = autotune.stats().fallbacks
-            with forced(name):
-                found = run()
-            worst = max(worst, expect_same(name, found, expected, autotune.stats().fallbacks - fallbacks))
-            runs += 1
-
-    fault = ""
+    fault, raised = "", False
     with Context(NOOPT=1):  # compiling is most of the time
         try:
             check()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what was looked for
-            fault = f"seed {number}: {error}"
-    did = {f.name: getattr(autotune.stats(), f.name) - getattr(before, f.name) for f in fields(autotune.Stats)}
+            fault, raised = f"seed {number}: {error}", error.__cause__ is not None
     return Checked(
-        graphs=done, runs=runs, convolutions=did["convolutions"], applied=did["applied"], difference=worst, fault=fault
-    )
-
-
-def expect_same(name: str, found: Array, expected: Array, fallbacks: int) -> float:
-    """How far apart they are. Raises AssertionError if that is too far, or if the hook had to fall back."""
-    reports = [report for report in autotune.explain_last() if report.outcome is Outcome.FALLBACK]
-    too_small = [report for report in reports if "NotApplicableError" in report.reason]  # for blocks of shared_memory
-    assert fallbacks == (len(too_small) if name == GPU_ONLY else 0), f"{name}: {fallbacks} fallbacks: {reports}"
-    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
-    assert difference <= BOUND, f"{name}: differs by {difference:.1e}"
-    return difference
+        graphs=asked.total(), runs=dict(total), ends=dict(asked), convolutions=met.convolutions, applied=met.applied,
+        too_small=len(met.too_small), difference=worst, fault=fault, raised=raised,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select
 
 from db.models import ChangeRow
 
@@ -16,11 +16,6 @@ QUERY = "SELECT count FROM changes"
 def count(connection: Connection) -> int:
     """How many changes there were."""
     return connection.execute(select(ChangeRow.count)).scalar_one()
-
-
-def touch(connection: Connection) -> None:
-    """A write that changes nothing, and fails where one would."""
-    connection.execute(update(ChangeRow).where(ChangeRow.id == 0).values(count=0))
 
 
 class Counter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -32,6 +32,12 @@ def job(connection: Connection, name: str) -> Job | None:
     """One, with its first keys."""
     found = _jobs(connection, JobRow.name == plain(name))
     return found[0] if found else None
+
+
+def named(connection: Connection, names: Collection[str]) -> list[Job]:
+    """Those of the names that there are, each with its first keys."""
+    wanted = sorted({plain(name) for name in names})
+    return [job for chunk in chunks(wanted) for job in _jobs(connection, JobRow.name.in_(chunk))]
 
 
 def key(connection: Connection, digest: str) -> ConvKey | None:

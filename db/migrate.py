@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(__file__).parent / "migrations"
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision in `migrations/versions`. Revisions are numbers of four digits that count up."""
 
 _ALEMBIC = threading.Lock()

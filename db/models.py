@@ -193,6 +193,15 @@ class ChangeRow(Base):
     count: Mapped[int] = mapped_column(BigInteger)
 
 
+class ProbeRow(Base):
+    """One row: how often somebody tried whether anything can be written."""
+
+    __tablename__ = "probe"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(BigInteger)
+
+
 class TokenRow(Base):
     """One token, which ids name for good: former ones stay."""
 

@@ -90,7 +90,7 @@ class Postgresql:
         return float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
     def expect_room(self) -> None:
-        """The server's disk is its operator's."""
+        """The server's disk is its operator's to watch; once it is full, a write says so."""
 
     def check(self, connection: Connection) -> list[str]:
         """Nothing beyond being reachable: constraints are the server's to keep, its own damage its operator's."""

@@ -7,8 +7,8 @@ DECLARE
   ours text[] := ARRAY(
     SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND (
       relname LIKE 'procrastinate\_%' OR relname IN (
-        'attempts', 'changes', 'devices', 'job_keys', 'jobs', 'keys', 'measurements', 'tasks', 'tokens', 'winners',
-        'workers')));
+        'attempts', 'changes', 'devices', 'job_keys', 'jobs', 'keys', 'measurements', 'probe', 'tasks', 'tokens',
+        'winners', 'workers')));
   name text;
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_service') THEN

@@ -21,7 +21,22 @@ from autotune.job import Budget, Claim, Job, JobState, Submitter, Terms, Waiting
 from autotune.measurement import Measurement
 from autotune.runner import Request
 from autotune.winner import Winner, WinnerState
-from db import changes, figures, jobs, lists, measurements, migrate, queue, rights, tasks, tokens, winners, workers
+from db import (
+    changes,
+    figures,
+    jobs,
+    lists,
+    measurements,
+    migrate,
+    probe,
+    queue,
+    retention,
+    rights,
+    tasks,
+    tokens,
+    winners,
+    workers,
+)
 from db.address import Dialect, dialect_for
 from db.codec import decode
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
@@ -33,8 +48,8 @@ from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 BUSY_TIMEOUT_S = 10.0
-MERGED_AT_ONCE, PRUNED_AT_ONCE = 2000, 1000
-"""Rows per transaction of `merge` and `prune`: others may write in between."""
+MERGED_AT_ONCE = 2000
+"""Rows per transaction of `merge`: others may write in between."""
 
 
 class SqlStore:
@@ -84,31 +99,19 @@ class SqlStore:
             return measurements.measurements(connection, key)
 
     def prune(self, before: float, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
-        """Remove what is older than `before` (epoch seconds); how much of what. Of measurements the last of each
-        candidate of a key stays, of workers the last of each device, and every task that is open.
+        """Remove what is older than `before` (epoch seconds); how much of what.
 
-        In small transactions: others may write in between, and `should_stop` is asked.
+        What is at work stays, and so do of measurements the last of each candidate of a key, of former winners those
+        superseded later than that or pinned, revoked or banned, of workers the last of each device. Workers that have
+        not been heard of for a day go in any case, but the last twenty of each device. In small transactions: others
+        may write in between, and `should_stop` is asked.
         """
-        some = {"measurements": measurements.prune, "tasks": tasks.prune, "workers": workers.prune}
-        return {what: self._prune(prune, before, should_stop) for what, prune in some.items()}
-
-    def _prune(
-        self, some: Callable[[Connection, float, int], int], before: float, should_stop: Callable[[], bool]
-    ) -> int:
-        removed = 0
-        while not should_stop():
-            with self._writing() as connection:
-                found = some(connection, before, PRUNED_AT_ONCE)
-            removed += found
-            if found < PRUNED_AT_ONCE:
-                break
-        return removed
+        return retention.prune(self._writing, retention.When(before, self.now()), should_stop)
 
     def prunable(self, before: float) -> dict[str, int]:
-        """How many measurements and tasks `prune` would remove."""
+        """How much of what `prune` would remove."""
         with self._reading() as connection:
-            found = {"measurements": measurements.prunable(connection, before)}
-            return found | {"tasks": tasks.prunable(connection, before)}
+            return retention.prunable(connection, retention.When(before, self._now(connection)))
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock that all who share the database share."""
@@ -200,6 +203,11 @@ class SqlStore:
         """As `job`, with its first keys only: for whoever asks again and again."""
         with self._reading() as connection:
             return lists.job(connection, job_id)
+
+    def named_jobs(self, names: Collection[str]) -> dict[str, Job]:
+        """Of those ids the jobs that there are, each with its first keys only."""
+        with self._reading() as connection:
+            return {job.id: job for job in lists.named(connection, names)}
 
     def listed_jobs(self, *, limit: int = 100, offset: int = 0, state: JobState | None = None) -> list[Job]:
         """As `jobs`, each with its first keys only."""
@@ -322,8 +330,12 @@ class SqlStore:
 
     def task(self, task_id: str) -> Task | None:
         """As it stands, with the measurements of the attempt that counted."""
+        return self.tasks([task_id]).get(task_id)
+
+    def tasks(self, task_ids: Collection[str]) -> dict[str, Task]:
+        """Of those ids the tasks that there are, each as `task` has it."""
         with self._reading() as connection:
-            return tasks.task(connection, task_id)
+            return {task.id: task for task in tasks.tasks(connection, task_ids)}
 
     def begin(
         self, task_id: str, attempt: int, worker: str, *, release: str | None = None, in_use: bool = False
@@ -426,10 +438,11 @@ class SqlStore:
             )  # fmt: skip
 
     def expect_writable(self) -> None:
-        """Raises DatabaseError if nothing can be written: locked by others, read-only, gone, or hardly any room."""
+        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full, or
+        hardly any room left."""
         with self._writing() as connection:
-            changes.touch(connection)
             self._dialect.expect_room()
+            probe.write(connection)
 
     def check(self) -> list[str]:
         """What is wrong inside the database, one line each; empty when it is sound. Reads all of it."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from sqlalchemy import ColumnClause, Connection, Row, and_, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, Row, and_, insert, literal_column, select, update
 
 from autotune.fleet import Refusal, Task, TaskState
 from autotune.measurement import Measurement
@@ -42,23 +42,23 @@ def post(connection: Connection, queue_name: str, request: Request, *, release: 
             return found
 
 
-def task(connection: Connection, name: str) -> Task | None:
-    """As it stands, with the result of the attempt that counted."""
+def tasks(connection: Connection, names: Collection[str]) -> list[Task]:
+    """Those of the names that there are, each as it stands, with the result of the attempt that counted."""
     query = (
         select(TaskRow.name, TaskRow.state, TaskRow.attempt, TaskRow.worker, TaskRow.changed_at)
         .add_columns(TaskRow.waiting, TaskRow.lost)
         .add_columns(AttemptRow.result, AttemptRow.error)
         .outerjoin(AttemptRow, and_(AttemptRow.task_id == TaskRow.id, AttemptRow.counted))
-        .where(TaskRow.name == plain(name))
     )
-    row = connection.execute(query).first()
-    if row is None:
-        return None
-    return Task(
-        id=row.name, state=TaskState(row.state), attempt=row.attempt, worker=row.worker, error=row.error or "",
-        beat=row.changed_at, waiting=row.waiting, lost=tuple(worker for worker, _ in decode(row.lost)),
-        measurements=tuple(Measurement.from_json(m) for m in decode(row.result or "[]")),
-    )  # fmt: skip
+    wanted = sorted({plain(name) for name in names})
+    return [
+        Task(
+            id=row.name, state=TaskState(row.state), attempt=row.attempt, worker=row.worker, error=row.error or "",
+            beat=row.changed_at, waiting=row.waiting, lost=tuple(worker for worker, _ in decode(row.lost)),
+            measurements=tuple(Measurement.from_json(m) for m in decode(row.result or "[]")),
+        )
+        for chunk in chunks(wanted) for row in connection.execute(query.where(TaskRow.name.in_(chunk)))
+    ]  # fmt: skip
 
 
 def begin(
@@ -192,20 +192,3 @@ def _corrected(measurement: Measurement, skew_s: float) -> Measurement:
     """At the server's time, with a note of it."""
     conditions = {**measurement.conditions, "clock_skew_s": round(skew_s, 3)}
     return replace(measurement, measured_at=measurement.measured_at + skew_s, conditions=conditions)
-
-
-def prune(connection: Connection, before: float, limit: int) -> int:
-    """Remove up to `limit` tasks that ended before that time, with their attempts: what counted of them is among the
-    measurements."""
-    old = select(TaskRow.id).where(TaskRow.changed_at < before, ~ACTIVE).order_by(TaskRow.changed_at).limit(limit)
-    ids = connection.execute(old).scalars().all()
-    for chunk in chunks(ids):
-        connection.execute(delete(AttemptRow).where(AttemptRow.task_id.in_(chunk)))
-        connection.execute(delete(TaskRow).where(TaskRow.id.in_(chunk), ~ACTIVE))
-    return len(ids)
-
-
-def prunable(connection: Connection, before: float) -> int:
-    """How many `prune` would remove, without a limit."""
-    query = select(func.count()).select_from(TaskRow)
-    return connection.execute(query.where(TaskRow.changed_at < before, ~ACTIVE)).scalar_one()

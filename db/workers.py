@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, func, or_, select, update
+from sqlalchemy import Connection, func, or_, select, update
 
 from autotune.fleet import Worker
 from db.address import insert_new
@@ -56,10 +56,3 @@ def workers(connection: Connection, now: float) -> list[Worker]:
         )
         for row in connection.execute(query)
     ]  # fmt: skip
-
-
-def prune(connection: Connection, before: float, limit: int) -> int:
-    """Forget up to `limit` that were last heard of before that time, but the last one of each device."""
-    latest = select(func.max(WorkerRow.id)).group_by(WorkerRow.device)
-    old = select(WorkerRow.id).where(WorkerRow.seen_at < before, WorkerRow.id.not_in(latest)).limit(limit)
-    return connection.execute(delete(WorkerRow).where(WorkerRow.id.in_(old))).rowcount

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from sqlalchemy import text
 
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.measurement import Measurement
@@ -130,13 +131,79 @@ class StoreContract:
         other = dataclasses.replace(a_measurement("other", measured_at=0.5), candidate=Candidate.of("direct"))
         store.record(other)
         store.record(a_measurement("elsewhere", a_key(8), measured_at=0.25))
-        assert store.prunable(3.0) == {"measurements": 3, "tasks": 0}
-        assert store.prune(3.0) == {"measurements": 3, "tasks": 0, "workers": 0}
+        count = {"measurements": 3, "winners": 0, "jobs": 0, "tasks": 0, "workers": 0}
+        assert store.prunable(3.0) == count
+        assert store.prune(3.0) == count
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a3", "a4"]
         assert [m.attempt for m in store.measurements(a_key(8))] == ["elsewhere"]
         assert store.prune(100.0)["measurements"] == 1
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a4"]
         assert not any(store.prune(100.0).values())
+
+    def test_what_is_old_is_found_however_much_of_it_stays(
+        self, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("db.retention.ROWS_AT_ONCE", 3)
+        for number in range(10):
+            store.record(a_measurement(f"last{number}", a_key(number + 1), measured_at=2.0))
+        for number in range(10):
+            store.record(a_measurement(f"old{number}", a_key(number + 1), measured_at=1.0))
+        assert store.prune(3.0)["measurements"] == 10
+        assert store.counts()["measurements"] == 10
+        asked = iter([False] * 4)
+        for number in range(10):
+            store.record(a_measurement(f"old{number}", a_key(number + 1), measured_at=1.0))
+        # Four transactions of three rows: the ten that stay, and two of those that go.
+        assert store.prune(3.0, should_stop=lambda: next(asked, True))["measurements"] == 2
+
+    def test_former_winners_go_once_they_were_superseded_long_ago(self, store: SqlStore) -> None:
+        ids = [store.decide(a_winner(decided_at=float(at), tile=at)) for at in range(1, 6)]
+        store.decide(a_winner(a_key(8), decided_at=1.0))
+        assert store.prunable(3.5)["winners"] == 2
+        assert store.prune(3.5)["winners"] == 2  # the third was superseded at 4
+        assert [winner_id for winner_id, _ in store.history(a_key())] == ids[:1:-1]
+        store.set_state(ids[2], WinnerState.VERIFIED)  # somebody goes back to it
+        assert store.prune(100.0)["winners"] == 1
+        assert store.winner(a_key()) == a_winner(decided_at=3.0, tile=3)
+        assert [winner_id for winner_id, _ in store.history(a_key())] == [ids[4], ids[2]]
+        assert store.lookup([a_key(8).digest]) == {a_key(8).digest: a_winner(a_key(8))}
+
+    @pytest.mark.parametrize("state", ["pinned", "revoked", "banned"])
+    def test_what_a_person_said_of_a_winner_holds_for_ever(self, store: SqlStore, state: str) -> None:
+        said = store.decide(a_winner(decided_at=1.0, tile=2))
+        store.set_state(said, WinnerState(state))
+        for at in (2.0, 3.0):
+            store.set_state(store.decide(a_winner(decided_at=at, tile=4)), WinnerState.VERIFIED)
+        assert store.prune(100.0)["winners"] == 1
+        assert [winner.state for _, winner in store.history(a_key())] == ["verified", state]
+        if state == "banned":
+            store.decide(a_winner(decided_at=4.0, tile=2))
+            assert store.winner(a_key()) == a_winner(decided_at=3.0)
+
+    def test_old_jobs_go_with_their_keys_once_they_have_ended(
+        self, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("db.retention.ROWS_AT_ONCE", 2)
+        done, cancelled, running, waiting = (
+            store.submit([a_key(10 * number + n) for n in range(1, 4)], BUDGET, Terms(priority=-number))
+            for number in range(4)
+        )
+        for _ in done.keys:
+            store.finish(store.claim("w"), "no such luck")
+        store.cancel(cancelled.id)
+        claim = store.claim("w")
+        assert claim.job.id == running.id
+        assert store.prune(store.now() - 3600.0)["jobs"] == 0
+        later = store.now() + 3600.0
+        assert store.prunable(later)["jobs"] == 2
+        assert store.prune(later)["jobs"] == 2
+        assert [job.id for job in store.jobs()] == [waiting.id, running.id]
+        assert store.counts()["job_keys"] == 6
+        assert store.progress(claim, {})
+        store.finish(claim)
+        assert store.job(running.id).done_keys == 1
+        assert store.submit(done.keys, BUDGET).id != done.id
+        assert store.check() == []
 
     @ANY_VALUE
     @given(measurement=any_value.measurements)
@@ -239,6 +306,23 @@ class StoreContract:
         incoming = [a_winner(a_key(1 + number)) for number in range(MERGED_AT_ONCE + 100)]
         assert store.merge(iter(incoming)) == len(incoming)
         assert [winner for _, winner in store.winners(limit=9999)][::-1] == incoming
+
+    def test_whether_it_can_be_written_to_is_found_out_by_writing(self, store: SqlStore, address: str) -> None:
+        query = text("SELECT count FROM probe")
+        changes, often = store.changes(), 600 if store.serves_fleet else 5
+        for _ in range(often):
+            store.expect_writable()
+        with open_store(address) as other, other._reading() as connection:
+            assert connection.execute(query).scalar_one() == often
+            if store.serves_fleet:  # what is written again and again stays small
+                size = connection.execute(text("SELECT pg_relation_size('probe')")).scalar_one()
+                assert size <= 2 * 8192
+        assert store.changes() == changes  # and what is remembered of winners holds
+        with store._writing() as connection:
+            connection.execute(text("DELETE FROM probe"))
+        store.expect_writable()
+        with store._reading() as connection:
+            assert connection.execute(query).scalar_one() == 1
 
     def test_what_is_remembered_is_right_after_every_write(self, store: SqlStore, address: str) -> None:
         digest = a_key().digest

@@ -199,14 +199,14 @@ def test_metrics_of_a_fleet(tmp_path: Path) -> None:
         assert store.deliver(tasks[1], 1, "a", [], "it broke")
         store.submit(KEYS[:5], BUDGET)
         store.claim("me")
-        metrics = Metrics(store, workers=store.workers, leases_lost=lambda: 7)
+        metrics = Metrics(store, workers=store.workers, lost=lambda: {"leases": 7, "lanes": 2})
         text = generate_latest(metrics.registry).decode()
     for line in (
         'autotune_attempts{outcome="counted"} 1.0', 'autotune_attempts{outcome="failed"} 1.0',
         'autotune_attempts{outcome="late"} 1.0', 'autotune_attempts{outcome="lost"} 1.0',
         'autotune_workers{device="CPU",state="alive"} 1.0', 'autotune_workers{device="CPU",state="in_use"} 1.0',
         'autotune_workers{device="CPU",state="ended"} 1.0', 'autotune_workers{device="CPU",state="silent"} 0.0',
-        "autotune_leases_lost_total 7.0",
+        "autotune_leases_lost_total 7.0", "autotune_lanes_lost_total 2.0",
         "autotune_database_up 1.0",
     ):  # fmt: skip
         assert line in text, line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,23 @@ def test_images_are_debian_and_end_without_root(document: dict[str, Any]) -> Non
     for base, steps in found.values():
         assert base == "debian:bookworm-slim" or base in found
         assert steps["USER"] in ("postgres", "autotune")
+
+
+def test_nothing_is_installed_that_is_not_locked_with_hashes() -> None:
+    """But ourselves, from the files that were copied, with nothing that is not there yet."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    commands = [" ".join(found.split()) for found in re.findall(r"pip install[^&\n]*", text)]
+    locks = [command.split(" --requirement ")[1].strip() for command in commands if "--require-hashes" in command]
+    assert locks == ["/src/requirements/image.txt", "/src/requirements/cuda.txt"]
+    assert [command for command in commands if "--require-hashes" not in command] == [
+        "pip install --no-cache-dir --no-deps --no-build-isolation /src"
+    ]
+    for lock in locks:
+        lines = (ROOT / lock.removeprefix("/src/")).read_text().replace("\\\n", "").splitlines()
+        assert f"COPY {lock.removeprefix('/src/')} {lock}" in text
+        assert all(" --hash=sha256:" in line for line in lines if line and not line.lstrip().startswith("#"))
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"-o {lock.removeprefix('/src/')}" in makefile for lock in locks)
 
 
 def test_what_the_image_installs_is_locked_as_it_is_tested() -> None:

@@ -17,6 +17,7 @@ from api.dashboard.check import check
 from api.dashboard.html import VOID, Html, join, tag
 from api.dashboard.jobs import jobs_page
 from api.dashboard.query import SIZES, SORTS, WinnersQuery
+from api.dashboard.shape import shape_page
 from api.dashboard.winners import winners_page
 from api.dashboard.words import BAR_WIDTH, PALETTE, colour
 from api.present import Present
@@ -157,6 +158,19 @@ def test_a_guess_has_no_age() -> None:
 def test_numbers_that_are_none_do_not_break_it() -> None:
     nan = Interval(median=float("nan"), low=float("nan"), high=float("inf"))
     assert rows(page_of(replace(winner_of(key_of()), ratio=nan, time_s=nan, error=None))) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (WinnerState.VERIFIED, "this one on CPU"),
+        (WinnerState.REVOKED, "but not this one, which is revoked"),
+        (WinnerState.GUESS, "unless guesses=True"),
+    ],
+)
+def test_a_shape_says_where_its_winner_is_applied(state: WinnerState, said: str) -> None:
+    winner = replace(winner_of(key_of()), state=state)
+    assert said in shape_page(key_of(), [(1, winner)], (), (), current=1, address=ADDRESS, now=1000.0)
 
 
 def test_everything_from_elsewhere_is_escaped() -> None:

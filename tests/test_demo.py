@@ -12,14 +12,15 @@ def test_the_demo_tunes_and_compares_and_ends_without_a_terminal(tmp_path):
     command = [sys.executable, "-m", "api.demo", "--budget", "4", "--port", "0", "--db", str(tmp_path / "demo.db")]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=540)
     assert done.returncode == 0, done.stderr
-    assert "13 3x3 convolutions of stride 1 in 4 shapes" in done.stdout
+    assert "20 convolutions: 13 3x3 convolutions of stride 1 in 4 shapes" in done.stdout
+    assert "7 other shapes" in done.stdout
     assert "about 1 minute in all" in done.stdout
     assert "running the whole network" in done.stdout
-    assert done.stdout.count("verified") == 4
+    assert done.stdout.count("verified") == 11
     assert re.search(r"with the hook +[\d.]+ m?s", done.stdout)
     difference = float(re.search(r"largest difference of the outputs: (\S+) of", done.stdout)[1])
     assert difference <= 1e-4
-    assert re.search(r"13 of 20 convolutions found a winner", done.stdout)
+    assert re.search(r"20 of 20 convolutions found a winner", done.stdout)
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path):

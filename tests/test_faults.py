@@ -59,10 +59,12 @@ def test_a_full_disk(tmp_path: Path) -> None:
                     if refused == 3:
                         break
             assert refused == 3
+            unready = until(lambda: found if (found := service.http.get("/readyz")).status_code == 503 else None)
+            assert "room on the disk" in unready.json()["detail"] or "disk I/O" in unready.json()["detail"]
             assert service.http.get("/healthz").status_code == 200
             assert service.http.get("/jobs").status_code == 200
         acknowledged.add(service.http.post("/tune", json=body(300)).json()["id"])
-        assert service.http.get("/readyz").status_code == 200
+        until(lambda: service.http.get("/readyz").status_code == 200)
     assert jobs_of(database) == acknowledged
 
 

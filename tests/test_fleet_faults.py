@@ -197,7 +197,8 @@ def test_a_worker_whose_device_broke_gives_its_work_back_and_ends(
     assert runner.measure(request(do("segfault"), seed=1))[0].status is Status.CRASHED  # which says nothing of it
     broken.touch()
     assert runner.measure(request(FINE, seed=2))[0].status is Status.CRASHED
-    assert "autotune worker --device CPU" in told(runner)  # not a second failure of `direct`
+    said = told(runner)  # not a second failure of `direct`: of a worker that is ending, or has
+    assert "its device failed a test" in said or "autotune worker --device CPU" in said
     assert process.wait(60) == 74
     assert "its device failed a test: crashed" in worker_of(store, process).unfit
     with store._reading() as connection:
@@ -224,6 +225,14 @@ def test_a_worker_that_is_stuck_ends_itself(store: SqlStore, start: Start, monke
     start(spec)
     assert QueueRunner(store, spec).measure(request(FINE, seed=3))[0].ok
     assert store.task(task_id).attempt == 2
+
+
+def test_a_worker_that_cannot_say_that_it_lives_takes_no_more_work(store: SqlStore, start: Start) -> None:
+    """Each of its tasks would be taken from it as from one that died, and its candidates blamed."""
+    process = start(driver("mute"), SCRIPT_MUTE="1")
+    assert process.wait(30) == 74
+    said = worker_of(store, process)
+    assert (said.ended, "it could not say that it lives: KeyError" in said.unfit) == (True, True)
 
 
 def test_a_pulse_is_progress() -> None:
@@ -364,7 +373,9 @@ def test_the_last_worker_of_a_device_is_known_however_many_came_and_went(store: 
     assert "mac" in [worker.name for worker in known]
     assert sum(worker.device == crowd for worker in known) == 20
     assert "since 20" in str(absence(mac, known))
-    assert store.prune(5000.0)["workers"] == 299
+    assert store.prune(0.0)["workers"] == 280  # nobody has heard of them for a day
+    assert "mac" in [worker.name for worker in store.workers()]
+    assert store.prune(5000.0)["workers"] == 19
     assert [w.name for w in store.workers() if w.device == crowd] == ["crowd-299"]
 
 
@@ -378,7 +389,7 @@ def test_old_tasks_go_with_their_attempts(address: str, tmp_path: Path) -> None:
             assert store.begin(name, 1, "w")
             assert store.deliver(name, 1, "w", [a_measurement(name, key(), measured_at=2e9)])
             now[0] += 100.0
-        assert store.prunable(1050.0) == {"measurements": 0, "tasks": 1}
+        assert store.prunable(1050.0)["tasks"] == 1
         assert store.prune(1050.0)["tasks"] == 1
         assert [store.task(name) is None for name in names] == [True, False, False]
         assert store.counts()["attempts"] == 1

@@ -14,20 +14,27 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from databases import child
+from databases import KINDS, child, new_database
 from served import CPU, UNLUCKY, NoRunner, OneDevice, body, ended, key_of, scripted_tune, served, until
+from sqlalchemy import event
+from starlette.datastructures import Headers
 
-from api.jobs import JobRunner
+from api.authority import PRESENTED, Authority
+from api.jobs import JobRunner, Work
 from api.lanes import LocalLanes, as_measured_by
+from api.problem import ProblemError
+from api.readiness import Readiness
+from api.routes import health
 from api.routes import jobs as routes
 from api.runners import Runners
 from api.service import Service
+from api.shared import Followed, Shared
 from autotune.device_lock import DeviceBusyError
 from autotune.job import Budget, Claim, Job, JobState, Terms
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
-from db import DatabaseBusyError, DatabaseError, SqlStore, open_store
+from db import DatabaseBusyError, DatabaseError, Scope, SqlStore, open_store
 from db.address import dialect_for
 from strategies.key import ConvKey
 
@@ -253,6 +260,92 @@ def test_cancelling_frees_the_thread_amid_a_measurement(store: SqlStore) -> None
     assert state_of(store, job_id) is JobState.CANCELLED
 
 
+class Deaf:
+    """A search that hears of nothing and works until it is `released`."""
+
+    def __init__(self) -> None:
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, key: ConvKey, **options: Any) -> Winner:
+        self.begun.set()
+        assert self.released.wait(10)
+        return scripted_tune(0.0)(key, **{**options, "should_stop": lambda: False, "on_progress": lambda _: None})
+
+
+def test_a_job_that_was_cancelled_and_removed_costs_no_lane(
+    store: SqlStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: died.append(str(failure.exc_value)))
+    tune = Deaf()
+    jobs, job_id = work(store, tune, [key_of()])
+    assert tune.begun.wait(10)
+    store.cancel(job_id)
+    assert store.prune(store.now() + 3600.0)["jobs"] == 1
+    tune.released.set()
+    again = store.submit([key_of(32)], FEW)
+    jobs.wake()
+    until(lambda: state_of(store, again.id) is JobState.DONE)
+    assert jobs.alive
+    jobs.stop()
+    assert died == []
+
+
+def test_a_lane_that_ended_by_a_bug_is_said_and_opened_anew(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, wrong = store.claim, [RuntimeError("a bug")]
+
+    def buggy(owner: str, **options: Any) -> Claim | None:
+        if wrong:
+            raise wrong.pop()
+        return claim(owner, **options)
+
+    monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
+    monkeypatch.setattr(store, "claim", buggy)
+    jobs, job_id = work(store, Scripted(), [key_of()])
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    assert jobs.faults() == ["the lane local:CPU ended by a bug: see the log"]
+    assert (jobs.alive, jobs.running, jobs.lanes_lost) == (False, True, 1)
+    monkeypatch.setattr("api.jobs.LANE_FAULT_S", 0.0)
+    assert jobs.alive
+    jobs.stop()
+    assert not jobs.running
+
+
+def test_threads_that_ended_are_said(store: SqlStore) -> None:
+    jobs = JobRunner(store, lanes_of(), tune=Scripted())
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace()))
+    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=Readiness(store.expect_writable))
+    request.app.state.service = service
+    for said in (lambda: asyncio.run(health.healthz(request)), lambda: health.readyz(service)):
+        with pytest.raises(ProblemError, match="the job runner has ended"):
+            said()
+    jobs.start()
+    assert asyncio.run(health.healthz(request))["status"] == "ok"
+    assert health.readyz(service)["status"] == "ready"
+    jobs._fault("local:CPU")
+    assert asyncio.run(health.healthz(request))["status"] == "ok"  # no restart is needed for that
+    with pytest.raises(ProblemError, match="the lane local:CPU ended by a bug") as refused:
+        health.readyz(service)
+    assert refused.value.status == 503
+    jobs.stop()
+
+
+def test_a_lane_that_died_without_a_word_keeps_no_key(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.jobs.IDLE_S", 0.05)
+    jobs = JobRunner(store, lanes_of(), tune=Scripted())
+    job_id = store.submit([key_of()], FEW).id
+    gone = Work(threading.Thread(target=lambda: None))
+    gone.thread.start()
+    gone.thread.join()
+    gone.claim = store.claim(jobs._owner_of("local:CPU"))
+    jobs._working["local:CPU"] = gone
+    assert "the lane local:CPU ended by a bug: see the log" in jobs.faults()
+    jobs.start()
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    assert (jobs.faults(), jobs.lanes_lost) == (["the lane local:CPU ended by a bug: see the log"], 1)
+    jobs.stop()
+
+
 class FullDisk(SqlStore):
     """Takes no claim, and nothing else, until there is room."""
 
@@ -407,33 +500,121 @@ def test_a_job_ends_at_its_deadline(tmp_path: Path) -> None:
         assert ended(service.http, submit(service.http, body(32))["id"])["state"] == "done"  # the lane is free
 
 
-def test_a_stream_outlasts_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def streaming(store: SqlStore, followed: Followed, authority: Authority | None = None) -> Service:
+    """What a stream needs of a service."""
+    jobs = SimpleNamespace(explained=lambda job: job)
+    return cast(
+        "Service",
+        SimpleNamespace(
+            jobs=jobs, followed=followed, stopping=threading.Event(), authority=authority or Authority(store)
+        ),
+    )
+
+
+def test_a_stream_outlasts_a_locked_database(tmp_path: Path) -> None:
     with open_store(tmp_path / "a.db") as store:
         job = store.submit([key_of()], FEW)
         answers = iter([DatabaseBusyError("locked"), DatabaseBusyError("locked"), store.cancel(job.id)])
 
-        def said(_: str) -> Job:
+        def said(_: object) -> dict[str, Job]:
             answer = next(answers)
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return {answer.id: answer}
 
-        jobs = SimpleNamespace(explained=lambda job: job)
-
-        async def still_holds(_: object) -> bool:
-            return True
-
-        service = SimpleNamespace(
-            store=SimpleNamespace(listed_job=said), jobs=jobs, stopping=threading.Event(),
-            authority=SimpleNamespace(still_holds=still_holds),
-        )  # fmt: skip
-        request: Any = SimpleNamespace()
+        service = streaming(store, Followed(said, 0.1))
+        request: Any = SimpleNamespace(scope={})
 
         async def stream() -> list[str]:
-            return [part async for part in routes._stream(cast("Service", service), request, job, "")]
+            return [part async for part in routes._stream(service, request, job, "")]
 
         parts = asyncio.run(stream())
     assert [part.splitlines()[1] for part in parts[1:]] == ["event: job", "event: end"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_streams_ask_the_database_as_often_as_one(kind: str, tmp_path: Path) -> None:
+    with new_database(kind, tmp_path) as address, open_store(address) as store:
+        token, secret = store.create_token("me", Scope.TUNE)
+        jobs = [store.submit([key_of(cin)], FEW) for cin in range(1, 6)]
+        reads, asked, counter = [0], [0], store.changes
+
+        def counted(*_: object) -> None:
+            reads[0] += 1
+
+        def changes() -> int:
+            asked[0] += 1
+            return counter()
+
+        store.changes = changes  # type: ignore[method-assign]
+        service = streaming(store, Followed(store.named_jobs, routes.POLL_S))
+        request: Any = SimpleNamespace(scope={PRESENTED: token}, headers=Headers({"Authorization": f"Bearer {secret}"}))
+
+        async def follow(job: Job) -> list[str]:
+            return [part async for part in routes._stream(service, request, job, "") if part.startswith("id: ")]
+
+        async def work() -> None:
+            for job in jobs:
+                claim = await asyncio.to_thread(store.claim, "w")
+                await asyncio.to_thread(store.progress, claim, {"trials": job.id})
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(store.finish, claim)
+
+        async def all_of_them() -> list[list[str]]:
+            streams = [asyncio.create_task(follow(jobs[number % 5])) for number in range(50)]
+            await asyncio.sleep(0.3)
+            event.listen(store._engine, "begin", counted)
+            begun = time.monotonic()
+            await asyncio.sleep(2.0)
+            event.remove(store._engine, "begin", counted)
+            looks = (time.monotonic() - begun) / routes.POLL_S + 2
+            assert 5 <= reads[0] <= looks, "transactions"
+            await work()
+            return await asyncio.gather(*streams)
+
+        begun = time.monotonic()
+        told = asyncio.run(all_of_them())
+        assert asked[0] <= (time.monotonic() - begun) / routes.POLL_S + 2
+        for number, parts in enumerate(told):
+            assert "event: end" in parts[-1]
+            assert '"state": "done"' in parts[-1]
+            assert any(f'"trials": "{jobs[number % 5].id}"' in part for part in parts)
+            assert len({part.splitlines()[0] for part in parts}) == len(parts)
+        assert not service.followed._followers
+        [again] = asyncio.run(_from(service, request, store.job(jobs[0].id), told[0][0].splitlines()[0][4:]))
+        assert again == told[0][-1]  # with Last-Event-ID: what was not seen
+
+
+async def _from(service: Service, request: Any, job: Job | None, seen: str) -> list[str]:
+    assert job is not None
+    return [part async for part in routes._stream(service, request, job, seen) if part.startswith("id: ")]
+
+
+def test_a_stream_ends_with_a_job_that_was_removed(store: SqlStore) -> None:
+    job = store.submit([key_of()], FEW)
+    service = streaming(store, Followed(lambda _: {}, 0.1))
+    [first] = asyncio.run(_from(service, SimpleNamespace(scope={}), job, ""))
+    assert "event: job" in first
+
+
+def test_what_is_shared_is_read_once_whoever_leaves() -> None:
+    begun, go_on = [0], threading.Event()
+
+    def read() -> int:
+        begun[0] += 1
+        assert go_on.wait(10)
+        return begun[0]
+
+    async def ask() -> list[int]:
+        shared = Shared(read, 60.0)
+        leaves = asyncio.create_task(shared.get())
+        stays = [asyncio.create_task(shared.get()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        leaves.cancel()
+        go_on.set()
+        return [*await asyncio.gather(*stays), await shared.get()]
+
+    assert asyncio.run(ask()) == [1, 1, 1, 1]
 
 
 def test_a_key_is_filed_under_the_device_that_measures_it() -> None:

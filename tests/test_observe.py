@@ -9,18 +9,20 @@ import re
 import socket
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from served import CPU, Served, body, ended, key_of, served, winner_of
+from served import CPU, Served, body, ended, key_of, served, until, winner_of
 
 from api import logs
 from api.cli import main
 from api.doctor import Level
 from api.doctor_server import examine_workers
+from api.readiness import Readiness
 from api.release import release
 from autotune.fleet import Worker
 from db import DatabaseError, Scope, open_store
@@ -174,12 +176,34 @@ def test_ready_tells_the_truth(tmp_path: Path) -> None:
         assert own.http.get("/readyz").status_code == 200
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        locked = own.http.get("/readyz")
-        assert (locked.status_code, "locked by another process" in locked.json()["detail"]) == (503, True)
+        locked = until(lambda: found if (found := own.http.get("/readyz")).status_code == 503 else None)
+        assert "locked by another process" in locked.json()["detail"]
         assert own.http.get("/healthz").status_code == 200
         assert own.http.get("/winners").status_code == 200  # readers never wait
         holder.close()
-        assert own.http.get("/readyz").status_code == 200
+        until(lambda: own.http.get("/readyz").status_code == 200)
+
+
+def test_however_often_it_is_asked_the_database_is_written_to_once_a_second() -> None:
+    now, tried, wrong = [0.0], [], [""]
+
+    def attempt() -> None:
+        tried.append(now[0])
+        if wrong[0]:
+            raise DatabaseError(wrong[0])
+
+    readiness = Readiness(attempt, clock=lambda: now[0])
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: readiness.expect_writable(), range(100)))
+    wrong[0] = "full"
+    readiness.expect_writable()
+    now[0] = 1.5
+    for _ in range(3):
+        with pytest.raises(DatabaseError, match="full"):
+            readiness.expect_writable()
+    wrong[0], now[0] = "", 3.0
+    readiness.expect_writable()
+    assert tried == [0.0, 1.5, 3.0]
 
 
 def test_hardly_any_room_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,9 @@ def test_applicability_from_the_key(shape: ConvShape, winograd: bool, tensor: bo
     applies = {item.name for item in strategies() if item.applies(key)}
     assert "direct" in applies
     assert ("tensor_winograd" in applies) == tensor
-    others = {item.name for item in strategies()} - {"direct", "tensor_winograd", "tensor_cores"}
+    others = {item.name for item in strategies()} - {"direct", "tensor_winograd", "tensor_cores", "im2col"}
     assert applies >= others if winograd else not applies & others
-    assert not get_strategy("shared_memory").applies(ConvKey(shape=shape, device=DeviceSpec(device="CPU")))
+    on_cpu = ConvKey(shape=shape, device=DeviceSpec(device="CPU"))
+    assert not get_strategy("shared_memory").applies(on_cpu)
+    assert get_strategy("im2col").applies(on_cpu)
+    assert not get_strategy("im2col").applies(key)

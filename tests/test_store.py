@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 pytest.register_assert_rewrite("tests.store_contract")
@@ -51,6 +52,24 @@ if os.geteuid() == 0:  # root may write anywhere
     os.setresuid(65534, 65534, 65534)
 try:
     open_store(sys.argv[1])
+except DatabaseError as error:
+    print(type(error).__name__, error)
+"""
+
+
+BECOMES_READ_ONLY = """
+import os, sys
+from db import DatabaseError, open_store
+open_store(sys.argv[2]).close()  # imports what migrations need: nobody else may read it where root installed Python
+if os.geteuid() == 0:  # root may write anywhere
+    os.setresuid(65534, 65534, 65534)
+store = open_store(sys.argv[1], busy_timeout_s=1.0)
+store.expect_writable()
+print("writable", flush=True)
+sys.stdin.readline()
+store.close()
+try:
+    store.expect_writable()
 except DatabaseError as error:
     print(type(error).__name__, error)
 """
@@ -184,6 +203,37 @@ def test_a_read_only_place(read_only: str) -> None:
     finally:
         directory.chmod(0o777)
         shutil.rmtree(directory)
+
+
+def test_a_file_that_becomes_read_only_is_not_writable(tmp_path: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="autotune-test-"))
+    path = directory / "autotune.db"
+    try:
+        directory.chmod(0o777)
+        with child(BECOMES_READ_ONLY, str(path), str(tmp_path / "other.db")) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "writable\n"
+            path.chmod(0o444)
+            directory.chmod(0o555)
+            said = process.communicate("go on\n", timeout=60)[0]
+        assert said.startswith("DatabaseUnreachableError")
+        assert "give it the rights" in said
+    finally:
+        directory.chmod(0o777)
+        shutil.rmtree(directory)
+
+
+def test_a_server_that_becomes_read_only_is_not_writable(tmp_path: Path) -> None:
+    with new_database("postgresql", tmp_path) as address, open_store(address) as store:
+        store.expect_writable()
+        name = make_url(address).database
+        with store._writing() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        store.close()
+        with pytest.raises(DatabaseError, match="read-only transaction"):
+            store.expect_writable()
+        with store._reading() as connection:
+            assert connection.execute(text("SELECT count FROM probe")).scalar_one() == 1
 
 
 def test_a_database_that_another_process_holds(path: Path) -> None:

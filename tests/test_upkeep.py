@@ -91,9 +91,10 @@ def test_old_measurements_are_removed(database: Path, capsys: pytest.CaptureFixt
         for number in range(3):
             store.record(a_measurement(str(number), measured_at=float(number)))
     assert main(["prune", "--older-than", "1y", "--dry-run"]) == 0
-    assert "2 measurements and 0 tasks would be removed" in capsys.readouterr().out
+    assert "2 measurements, 0 former winners, 0 jobs, 0 tasks and 0 workers would be removed" in capsys.readouterr().out
     assert main(["prune", "--older-than", "1y", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"dry_run": False, "measurements": 2, "tasks": 0, "workers": 0}
+    gone = {"measurements": 2, "winners": 0, "jobs": 0, "tasks": 0, "workers": 0}
+    assert json.loads(capsys.readouterr().out) == {"dry_run": False, **gone}
     assert main(["prune", "--older-than", "soon"]) == 2
 
 

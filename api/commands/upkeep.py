@@ -21,8 +21,11 @@ PRUNE_EXAMPLES = """examples:
   autotune prune --older-than 180d --dry-run
   autotune prune --older-than 180d
 
-Winners and jobs stay, and so does the last measurement of each candidate, from which a search goes on. A service does
-this itself, once a day, for what is older than AUTOTUNE_RETENTION (1y; 0: never)."""
+What goes: measurements, winners that were superseded that long ago, jobs and tasks that have ended, workers that are
+gone. What stays: every current winner, what somebody pinned, revoked or banned, the last measurement of each candidate,
+from which a search goes on, and the last worker of each device. Of workers that were not heard of for a day the last
+twenty of each device stay, however old the others are. A service does this itself, once a day, for what is older than
+AUTOTUNE_RETENTION (1y; 0: never)."""
 
 
 def register(commands: Any) -> None:
@@ -32,7 +35,7 @@ def register(commands: Any) -> None:
     add_database(backup)
     add_json(backup)
     backup.set_defaults(run=run_backup)
-    prune = commands.add_parser("prune", help="remove old measurements and tasks", epilog=PRUNE_EXAMPLES)
+    prune = commands.add_parser("prune", help="remove old measurements, former winners and jobs", epilog=PRUNE_EXAMPLES)
     prune.add_argument("--older-than", metavar="TIME", required=True, help="90d, 1y")
     prune.add_argument("--dry-run", action="store_true", help="only say how many there are")
     add_database(prune)
@@ -60,6 +63,9 @@ def run_prune(args: argparse.Namespace, settings: Settings, console: Console) ->
     if args.json:
         console.json({"dry_run": args.dry_run, **count})
     else:
-        named = f"{count['measurements']} measurements and {count['tasks']} tasks"
+        named = (
+            f"{count['measurements']} measurements, {count['winners']} former winners, {count['jobs']} jobs, "
+            f"{count['tasks']} tasks and {count['workers']} workers"
+        )
         console.text(f"{named} {'would be' if args.dry_run else 'were'} removed")
     return 0

@@ -173,12 +173,21 @@ def _use(key: ConvKey, winner: Winner, address: str) -> Html:
     )
     return panel(
         "Use it",
-        tag("p", "Every winner, this one included, in an unmodified model:"),
+        tag("p", f"Every winner in an unmodified model, {_where(winner)}:"),
         command(f'import autotune\n\nautotune.install("{address}")'),
         tag("p", "This lowering alone, on every convolution that it applies to:"),
         command(forced),
         tag("details", tag("summary", "JSON to reproduce it"), command(document_)),
     )
+
+
+def _where(winner: Winner) -> str:
+    """Whether this one is among those that the hook applies, and where: its key names device, version and flags."""
+    if winner.state in WITHDRAWN_STATES:
+        return f"but not this one, which is {winner.state}"
+    if winner.state is WinnerState.GUESS:
+        return "but not this one, which is a guess, unless guesses=True is given"
+    return f"this one on {place_name(winner.key.device)}"
 
 
 def _history(history: Sequence[Numbered], current: int | None, now: float) -> Html | None:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi import Path as PathParameter
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
@@ -25,6 +24,7 @@ from api.dashboard.places import place_id, places
 from api.dashboard.query import Numbered, WinnersQuery
 from api.dashboard.shape import importance_part, shape_page
 from api.dashboard.winners import winners_page
+from api.jobs import JobRunner
 from api.problem import Problem, ProblemError
 from api.routes.kernels import explained
 from api.routes.winners import WinnerId, find_winner
@@ -34,7 +34,7 @@ from api.studies_link import running_at
 from autotune.job import Job
 from autotune.space import Space
 from autotune.winner import Winner
-from db import DatabaseError
+from db import DatabaseError, SqlStore
 
 STATIC = Path(__file__).parent.parent / "static"
 HEADERS = {
@@ -151,6 +151,12 @@ def _jobs(service: Service) -> list[Job]:
     return [service.jobs.explained(job) for job in service.store.listed_jobs(limit=SHOWN_JOBS)]
 
 
+def shown_jobs(store: SqlStore, runner: JobRunner) -> str:
+    """The list of jobs as HTML, for every page that follows it."""
+    jobs = [runner.explained(job) for job in store.listed_jobs(limit=SHOWN_JOBS)]
+    return job_list(jobs, now=time.time())
+
+
 def _winners(service: Service) -> list[Numbered]:
     return service.known.shown(service.store)
 
@@ -176,8 +182,7 @@ async def _stream(service: Service, request: Request) -> AsyncIterator[str]:
         with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
             if not await service.authority.still_holds(request):
                 return  # the next request is refused, and says so
-            jobs = await run_in_threadpool(_jobs, service)
-            html = job_list(jobs, now=time.time())
+            html = await service.shown_jobs.get()
             if html != seen:
                 seen, quiet_s = html, 0.0
                 yield _event("jobs", html)

@@ -15,21 +15,27 @@ from api.service import Service, get_service
 from db import Token
 
 METRICS_TYPE = CONTENT_TYPE_LATEST.partition(";")[0]
+RUNNER_ENDED = "the job runner has ended: restart the service, its queued jobs go on"
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
-async def healthz() -> dict[str, Any]:
-    """The process answers. Touches nothing else, so that a slow disk does not get it restarted."""
+@router.get("/healthz", responses={503: {"model": Problem}})
+async def healthz(request: Request) -> dict[str, Any]:
+    """The process answers, and its job runner lives, without which only a restart helps. Touches nothing else, so that
+    a slow disk does not get it restarted."""
+    if not get_service(request).jobs.running:  # not as a dependency, which would wait for a thread
+        raise ProblemError(503, RUNNER_ENDED)
     return {"status": "ok", "version": release()}
 
 
 @router.get("/readyz", responses={503: {"model": Problem}})
 def readyz(service: Service = Depends(get_service)) -> dict[str, Any]:
-    """The database takes writes and the job runner works."""
-    service.store.expect_writable()
-    if not service.jobs.alive:
-        raise ProblemError(503, "the job runner has ended: restart the service, its queued jobs go on")
+    """The database takes writes and the job runner works, each lane of it."""
+    service.readiness.expect_writable()
+    if not service.jobs.running:
+        raise ProblemError(503, RUNNER_ENDED)
+    if faults := service.jobs.faults():
+        raise ProblemError(503, f"the job runner does not work as it should: {'; '.join(faults)}")
     return {"status": "ready", **service.store.active_jobs()}
 
 

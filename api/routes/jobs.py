@@ -123,27 +123,28 @@ async def events(
 async def _stream(service: Service, request: Request, job: Job, seen: str) -> AsyncIterator[str]:
     yield "retry: 1000\n\n"
     quiet_s = 0.0
-    while not service.stopping.is_set():
-        current = event_id(job)
-        if current != seen:
-            seen, quiet_s = current, 0.0
-            name = "end" if job.state.ended else "job"
-            yield f"id: {current}\nevent: {name}\ndata: {json.dumps(job_summary(job))}\n\n"
-        if job.state.ended:
-            return
-        await asyncio.sleep(POLL_S)
-        quiet_s += POLL_S
-        if quiet_s >= HEARTBEAT_S:
-            quiet_s = 0.0
-            yield ": still here\n\n"
-        with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
-            if not await service.authority.still_holds(request):
-                yield 'event: refused\ndata: {"detail": "the token was revoked or has expired"}\n\n'
+    with service.followed.follow(job.id):
+        while not service.stopping.is_set():
+            current = event_id(job)
+            if current != seen:
+                seen, quiet_s = current, 0.0
+                name = "end" if job.state.ended else "job"
+                yield f"id: {current}\nevent: {name}\ndata: {json.dumps(job_summary(job))}\n\n"
+            if job.state.ended:
                 return
-            found = await run_in_threadpool(service.store.listed_job, job.id)
-            if found is None:
-                return
-            job = service.jobs.explained(found)
+            await asyncio.sleep(POLL_S)
+            quiet_s += POLL_S
+            if quiet_s >= HEARTBEAT_S:
+                quiet_s = 0.0
+                yield ": still here\n\n"
+            with contextlib.suppress(DatabaseError):  # locked for a while: the stream outlasts it
+                if not await service.authority.still_holds(request):
+                    yield 'event: refused\ndata: {"detail": "the token was revoked or has expired"}\n\n'
+                    return
+                found = await service.followed.look(job)
+                if found is None:
+                    return
+                job = service.jobs.explained(found)
 
 
 def _keep_guesses(service: Service, keys: Sequence[ConvKey]) -> None:

@@ -4,12 +4,12 @@ from strategies.graph.device import has_shared_memory
 from strategies.graph.implicit import implicit
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Axis, Conv
+from strategies.graph.match import Axis, Conv, extent
 from strategies.graph.matmul import Blocking
 from strategies.graph.tensor_matmul import Tiling
 from strategies.graph.winowrite import Plan, Stage, winowrite
 
 __all__ = [
-    "Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "has_shared_memory", "implicit",
-    "winowrite",
+    "Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "extent", "has_shared_memory",
+    "implicit", "winowrite",
 ]  # fmt: skip

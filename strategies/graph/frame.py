@@ -1,4 +1,4 @@
-"""The index space of a Winograd lowering: its coordinates, their extents, and how they map to the convolution's own.
+"""The index space of a lowering: its coordinates, their extents, and how they map to the convolution's own.
 
 Coordinates are named by letter: A points of the transform, G groups, B batch, C channels, O couts, T tiles. Where a
 plan blocks couts or tiles, O and T count blocks and o and t the elements inside one; a blocked T counts batch and tiles
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from tinygrad.uop.ops import UOp
 
@@ -18,6 +19,10 @@ from strategies.graph.match import Axis, Conv, extent
 from strategies.transform import Transform, cook_toom
 
 Coords = Mapping[str, Sequence[Index]]
+
+_ONE = ((Fraction(1),),)
+IDENTITY = Transform(m=1, r=1, at=_ONE, g=_ONE, bt=_ONE)
+"""F(1, 1), along no axis: the sum is a product of matrices as it stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +88,17 @@ class Frame:
 def frame(conv: Conv, ranges: Ranges, *, m: int, cout_block: int = 0, tile_block: int = 0) -> Frame | None:
     """The index space of F(m, 3) over this convolution; None if no axis has three dense taps.
 
-    Along any other axis it is a plain sum: output positions are a batch, taps are channels.
+    Along any other axis it is a plain sum: output positions are a batch, taps are channels. With m = 0 all of them are.
     """
-    axes = tuple(axis for axis in conv.axes if axis.is_winograd)
-    if not axes:
+    axes = tuple(axis for axis in conv.axes if m and axis.is_winograd)
+    if m and not axes:
         return None
-    plain = [axis for axis in conv.axes if not axis.is_winograd]
+    plain = [axis for axis in conv.axes if axis not in axes]
     conv = replace(
         conv, axes=axes, batch=(*conv.batch, *(axis.out for axis in plain)),
-        channels=(*conv.channels, *(axis.tap for axis in plain)),
+        channels=(*conv.channels, *(axis.tap for axis in plain if axis.sums)),
     )  # fmt: skip
-    transform = cook_toom(m)
+    transform = cook_toom(m) if m else IDENTITY
     tiles = tuple(-(-axis.size // m) for axis in axes)
     batch, couts = tuple(map(extent, conv.batch)), tuple(map(extent, conv.couts))
     sizes = {

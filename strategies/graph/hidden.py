@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
@@ -31,6 +31,8 @@ class Spelling:
 
     reduce: UOp
     place: Callable[[UOp], UOp]
+    merged: Mapping[UOp, UOp] = field(default_factory=dict)
+    """See `Conv.merged`."""
 
 
 Form = Callable[[UOp, Ranges], Spelling | None]
@@ -39,20 +41,32 @@ Form = Callable[[UOp, Ranges], Spelling | None]
 def find(reduce: UOp, ranges: Ranges) -> Conv | None:
     """The convolution that this REDUCE computes, as it stands or as one of the forms below; None if it is none."""
     best = match(reduce)
-    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS:
+    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS and not _may_merge(best):
         return best
     for form in FORMS:
         spelling = form(reduce, ranges)
         conv = match(spelling.reduce) if spelling is not None else None
         if spelling is None or conv is None:
             continue
-        if best is None or _winograd_axes(conv) > _winograd_axes(best):
-            best = replace(conv, stands_for=reduce, place=spelling.place)
+        if best is None or _rank(conv) > _rank(best):
+            best = replace(conv, stands_for=reduce, place=spelling.place, merged=spelling.merged)
     return best
 
 
 def _winograd_axes(conv: Conv) -> int:
     return sum(axis.is_winograd for axis in conv.axes)
+
+
+def _rank(conv: Conv) -> tuple[int, int]:
+    """Of two spellings of one convolution the better: more axes for Winograd, then fewer groups, which repeat less."""
+    return _winograd_axes(conv), -math.prod(map(extent, conv.groups))
+
+
+def _may_merge(conv: Conv) -> bool:
+    """Whether what looks like its groups may be groups and their outputs, merged into one loop."""
+    return any(
+        u.op is Ops.FLOORDIV and u.src[0] in conv.groups for u in (expression(conv.activation) if conv.groups else ())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +184,7 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
 
         y[r] = r inside ? x * w at r - 1 : 0                 ->  z[f] = x * w at f;  y[r] = r inside ? z[r - 1] : 0
         y[r] = x * w at r // 2, of the couts at r % 2        ->  z[o, f] = x * w;    y[r] = z[r % 2, r // 2]
+        y[r] = x of group r // 2 * w of output r             ->  z[g, o] = x * w;    y[r] = z[r // 2, r % 2]
 
     z is a buffer of its own: the consumer's loops are not those of the convolution.
     """
@@ -185,11 +200,14 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     replacements: dict[UOp, UOp] = {}
     where: dict[UOp, UOp] = {}  # from the convolution's ranges to the consumer's indexes
     gates: list[UOp] = []
+    merged: dict[UOp, UOp] = {}
     for r in loops:
         if digits := _digits(r, product):
-            fresh = {digit: ranges.new(size) for digit, size in digits.items()}
-            replacements |= fresh
-            where |= {new: digit for digit, new in fresh.items()}
+            for digit in digits:
+                replacements |= digit.replaced(index := digit.fresh(ranges))
+                where |= digit.places(index)
+            if digits[0].piece is r and digits[0].coarse is not None:
+                merged[r] = digits[0].coarse
         elif bounds := _bounds(r, conditions):
             first, end = bounds
             new = ranges.new(end - first)
@@ -206,21 +224,72 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     return Spelling(
         reduce=reduce.replace(src=(value, *reduce.src[1:])),
         place=lambda new: gated(staged(new, list(where), device=str(reduce.device)).read(list(where.values())), gates),
+        merged={} if gates or len(merged) + sum(w in loops for w in where.values()) < len(loops) else merged,
     )
 
 
-def _digits(r: UOp, product: UOp) -> dict[UOp, int]:
-    """The pieces that a flat range is cut into, with their sizes: every combination occurs once. Empty if it is not."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Digit:
+    """A piece that a flat range is cut into, of `size` values. Where there is a `coarse` one too, which is this one
+    divided by `inner`, it is two loops: the coarse one and what is left of the piece."""
+
+    piece: UOp
+    size: int
+    coarse: UOp | None = None
+    inner: int = 1
+
+    def fresh(self, ranges: Ranges) -> tuple[UOp, ...]:
+        """Ranges of its own, the outer one first."""
+        sizes = (self.size,) if self.coarse is None else (self.size // self.inner, self.inner)
+        return tuple(map(ranges.new, sizes))
+
+    def replaced(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
+        if self.coarse is None:
+            return {self.piece: index[0]}
+        return {self.piece: index[0] * self.inner + index[1], self.coarse: index[0]}
+
+    def places(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
+        """Where the ranges are, in the graph's own."""
+        if self.coarse is None:
+            return {index[0]: self.piece}
+        return {index[0]: self.piece // self.inner, index[1]: self.piece % self.inner}
+
+
+def _digits(r: UOp, product: UOp) -> list[_Digit]:
+    """The pieces that a flat range is cut into: every combination occurs once. Empty if it is not cut."""
     cuts = [u for u in expression(product) if u.op in (Ops.FLOORDIV, Ops.FLOORMOD) and list(u.ranges) == [r]]
+    if not cuts:
+        return []
     inner = {s for u in cuts for s in u.toposort() if s is not u}
     pieces = [u for u in cuts if u not in inner]
+    if r in rebuild(product, dict.fromkeys(pieces, UOp.const(0))).ranges:
+        pieces.append(r)  # read as it is too
     grid = {r: list(range(extent(r)))}
-    tables = [_table(u, grid) for u in pieces]
-    if len(pieces) < 2 or any(table is None for table in tables):
-        return {}
-    sizes = [1 + max(table) for table in tables if table is not None]
-    combinations = set(zip(*(table for table in tables if table is not None), strict=True))
-    return dict(zip(pieces, sizes, strict=True)) if len(combinations) == math.prod(sizes) == extent(r) else {}
+    tables: dict[UOp, list[int]] = {}
+    for piece in pieces:
+        if (table := _table(piece, grid)) is None or None in table:
+            return []
+        tables[piece] = table
+    sizes = {piece: 1 + max(table) for piece, table in tables.items()}
+    coarse = {fine: each for each in pieces for fine in pieces if _divides(tables[each], tables[fine])}
+    digits = [
+        _Digit(piece=p, size=sizes[p], coarse=coarse.get(p), inner=sizes[p] // sizes[coarse[p]] if p in coarse else 1)
+        for p in pieces
+        if p not in coarse.values()
+    ]
+    combinations = set(zip(*(tables[digit.piece] for digit in digits), strict=True))
+    whole = len(combinations) == math.prod(digit.size for digit in digits) == extent(r)
+    # of three that divide each other, one would be left over
+    told = len(digits) + sum(digit.coarse is not None for digit in digits) == len(pieces) > 1
+    return digits if whole and told else []
+
+
+def _divides(coarse: Sequence[int], fine: Sequence[int]) -> bool:
+    """Whether one piece is another divided by more than 1, and no more than divided, evenly."""
+    few, many = 1 + max(coarse), 1 + max(fine)
+    return (
+        1 < few < many and many % few == 0 and all(a == b // (many // few) for a, b in zip(coarse, fine, strict=True))
+    )
 
 
 def _bounds(r: UOp, conditions: Sequence[UOp]) -> tuple[int, int] | None:

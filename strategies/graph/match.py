@@ -8,17 +8,21 @@ the user called, is what makes a convolution, so views, flips, fused activations
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from tinygrad.dtype import DType, Invalid, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import KernelOptions
 from strategies.graph.pointwise import positions, strides_in
-from strategies.graph.rebuild import BOUNDARY, expression, simplified
+from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression, simplified
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
+
+_NAMES: Mapping[DType, str] = {getattr(dtypes, name): name for name in DTYPES}
+"""Those that a ConvShape can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +81,9 @@ class Conv:
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value
     """What is put in the graph for a value of `reduce`."""
+    merged: Mapping[UOp, UOp] = field(default_factory=dict)
+    """Loops of the graph that are groups and their outputs in one, each with the group, where that is all that `reduce`
+    spells otherwise: with these loops apart the graph would have it as it is."""
 
     @property
     def node(self) -> UOp:
@@ -97,28 +104,40 @@ class Conv:
     @cached_property
     def shape(self) -> ConvShape | None:
         """In canonical form; None when no ConvShape describes it (three spatial axes, integers)."""
-        names = {getattr(dtypes, name): name for name in DTYPES}
-        if not 1 <= len(self.axes) <= MAX_SPATIAL_DIMS or self.dtype not in names or self.reduce.dtype not in names:
+        if not 1 <= len(self.axes) <= MAX_SPATIAL_DIMS or self.dtype not in _NAMES or self.reduce.dtype not in _NAMES:
             return None
         groups = math.prod(map(extent, self.groups))
         padded = [(a.size - 1) * a.stride + a.dilation * (a.taps - 1) + 1 for a in self.axes]
         padding = tuple(_padding(self.activation, axis, size) for axis, size in zip(self.axes, padded, strict=True))
-        try:
-            return ConvShape(
-                batch=math.prod(map(extent, self.batch)),
-                cin=groups * math.prod(map(extent, self.channels)),
-                cout=groups * math.prod(map(extent, self.couts)),
-                spatial=tuple(size - before - after for size, (before, after) in zip(padded, padding, strict=True)),
-                kernel=tuple(a.taps for a in self.axes),
-                groups=groups,
-                stride=tuple(a.stride for a in self.axes),
-                dilation=tuple(a.dilation for a in self.axes),
-                padding=padding,
-                dtype=names[self.dtype],
-                acc_dtype=names[self.reduce.dtype],
-            ).canonical()
-        except ShapeError:
-            return None
+        return _canonical(
+            math.prod(map(extent, self.batch)),
+            groups * math.prod(map(extent, self.channels)),
+            groups * math.prod(map(extent, self.couts)),
+            tuple(size - before - after for size, (before, after) in zip(padded, padding, strict=True)),
+            tuple(a.taps for a in self.axes),
+            groups,
+            tuple(a.stride for a in self.axes),
+            tuple(a.dilation for a in self.axes),
+            padding,
+            _NAMES[self.dtype],
+            _NAMES[self.reduce.dtype],
+        )
+
+
+@lru_cache(maxsize=4096)
+def _canonical(
+    batch: int, cin: int, cout: int, spatial: tuple[int, ...], kernel: tuple[int, ...], groups: int,
+    stride: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[tuple[int, int], ...], dtype: str,
+    acc_dtype: str,
+) -> ConvShape | None:  # fmt: skip
+    """The canonical shape of these numbers; None where they make none. A network has few, however deep it is."""
+    try:
+        return ConvShape(
+            batch=batch, cin=cin, cout=cout, spatial=spatial, kernel=kernel, groups=groups, stride=stride,
+            dilation=dilation, padding=padding, dtype=dtype, acc_dtype=acc_dtype,
+        ).canonical()  # fmt: skip
+    except ShapeError:
+        return None
 
 
 def match(reduce: UOp) -> Conv | None:
@@ -135,9 +154,14 @@ def match(reduce: UOp) -> Conv | None:
     if not isinstance(device, str):  # a sharded value: its lowering belongs to several devices at once
         return None
     for operand, weight in (product.src, product.src[::-1]):
-        # as it stands, as it almost always can, or without what gates make superfluous: the one that shows more axes
-        looks = dict.fromkeys((operand, simplified(operand)))
-        found = {look: _axes(look, weight, summed) or _pointwise(look, weight, summed) for look in looks}
+        nodes = expression(operand)
+        looks = {operand: nodes}
+        if any(u.op in DIVISIONS for u in nodes) and (simple := simplified(operand)) is not operand:
+            # as it stands, or without what gates make superfluous: the one that shows more axes
+            looks[simple] = expression(simple)
+        found = {
+            look: _axes(nodes, weight, summed) or _pointwise(look, weight, summed) for look, nodes in looks.items()
+        }
         activation = max(found, key=lambda look: len(found[look]))
         if axes := found[activation]:
             return _conv(reduce, activation, weight, axes, device)
@@ -183,13 +207,16 @@ def _conv(reduce: UOp, activation: UOp, weight: UOp, axes: tuple[Axis, ...], dev
     )
 
 
-def _axes(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
-    """The spatial axes, in the order of the weight's, whatever becomes of the output's."""
+def _axes(activation: Collection[UOp], weight: UOp, summed: tuple[UOp, ...]) -> tuple[Axis, ...]:
+    """The spatial axes that the nodes of an activation show, in the order of the weight's, whatever becomes of the
+    output's."""
     in_weight = weight.ranges
     consumers: dict[UOp, list[UOp]] = {}
-    for u in expression(activation):
-        for s in dict.fromkeys(u.src):
-            consumers.setdefault(s, []).append(u)
+    for u in activation:
+        for s in u.src:
+            users = consumers.setdefault(s, [])
+            if not users or users[-1] is not u:  # once, though it may be both of its sources
+                users.append(u)
     found = (_axis(tap, consumers) for tap in summed if tap in in_weight and tap in consumers)
     axes = [a for a in found if a is not None and a.out not in summed and a.out not in in_weight]
     if len({a.out for a in axes}) != len(axes):
@@ -289,15 +316,16 @@ def _evaluate(u: UOp, at: Mapping[UOp, int]) -> int | bool | None:
         return u.val if isinstance(u.val, int) else False if u.val is Invalid else None  # nothing is read there
     if u.op is Ops.WHERE and (chosen := _evaluate(u.src[0], at)) is not None:
         return _evaluate(u.src[1] if chosen else u.src[2], at)
-    if u.op not in {Ops.ADD, Ops.MUL, Ops.CMPLT, Ops.CMPNE, Ops.AND, Ops.OR}:
+    apply = _OPERATORS.get(u.op)
+    if apply is None and (u.op not in (Ops.AND, Ops.OR) or u.dtype != dtypes.bool):
         return None
-    a, b = (_evaluate(s, at) for s in u.src)
-    if u.op is Ops.AND:
-        return False if a is False or b is False else None if a is None or b is None else a and b
-    if u.op is Ops.OR:
-        return True if a is True or b is True else None if a is None or b is None else a or b
-    if a is None or b is None:
-        return None
-    return {
-        Ops.ADD: lambda: a + b, Ops.MUL: lambda: a * b, Ops.CMPLT: lambda: a < b, Ops.CMPNE: lambda: a != b,
-    }[u.op]()  # fmt: skip
+    a, b = _evaluate(u.src[0], at), _evaluate(u.src[1], at)
+    if apply is None:
+        decided = u.op is Ops.OR  # by one of the two alone
+        return decided if a is decided or b is decided else None if a is None or b is None else not decided
+    return None if a is None or b is None else apply(a, b)
+
+
+_OPERATORS: Mapping[Ops, Callable[[int, int], int | bool]] = {
+    Ops.ADD: operator.add, Ops.MUL: operator.mul, Ops.CMPLT: operator.lt, Ops.CMPNE: operator.ne,
+}  # fmt: skip

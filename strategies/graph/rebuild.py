@@ -13,6 +13,9 @@ BOUNDARY = frozenset({Ops.STAGE, Ops.AFTER, Ops.CALL, Ops.MSTACK, Ops.MSELECT, O
 """What ends a kernel's expression. Beyond it other ranges hold, and a deep network would be walked once per layer."""
 
 
+DIVISIONS = frozenset({Ops.FLOORDIV, Ops.FLOORMOD})
+
+
 def expression(root: UOp) -> dict[UOp, None]:
     """The nodes of one kernel's expression under `root`, sources first, not looking past what is materialised."""
     return root.toposort(gate=lambda u: u.op not in BOUNDARY)
@@ -34,7 +37,7 @@ def simplified(value: UOp) -> UOp:
 
     def simple(index: UOp) -> UOp:
         gate, position = index.get_valid(), index.get_idx()
-        divides = any(u.op in (Ops.FLOORDIV, Ops.FLOORMOD) for u in position.backward_slice_with_self)
+        divides = any(u.op in DIVISIONS for u in position.backward_slice_with_self)
         return uop_given_valid(gate, position).valid(gate) if divides and gate.op is not Ops.CONST else index
 
     loads = {}

@@ -14,7 +14,7 @@ from strategies.graph.buffers import Held, computed_at, loops_of, stored
 from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
-from strategies.graph.match import Conv, extent, zero_gates
+from strategies.graph.match import Conv, extent, is_static_range, zero_gates
 from strategies.graph.rebuild import BOUNDARY, expression
 from strategies.shape import MAX_SPATIAL_DIMS
 
@@ -32,7 +32,8 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
         return sink
     ranges = _fresh(nodes)
     found = {u: find(u, ranges) for u in nodes if u.op is Ops.REDUCE}
-    if not any(_hides_operands(reduce, conv) for reduce, conv in found.items()):
+    passing = _passing(nodes)
+    if not any(_hides_operands(reduce, conv, passing) for reduce, conv in found.items()):
         convs = [conv for conv in found.values() if conv is not None]
         if not convs or not wanted(convs):
             return sink
@@ -42,7 +43,11 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
     )
     nodes = clean.toposort()
     ranges = _fresh(nodes)
-    convs = [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
+    convs = _convolutions(nodes, ranges)
+    if apart := _apart(nodes, convs, ranges):
+        clean = _replace(clean, apart, {}, ranges)
+        nodes = clean.toposort()
+        convs = _convolutions(nodes, ranges)
     if not convs:
         return sink
     shared, private = _sharing(nodes, {conv.node for conv in convs}), _private(nodes)
@@ -57,6 +62,34 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
     return _replace(clean, replacements | splits, whole, ranges) if answers else sink
 
 
+def _convolutions(nodes: Iterable[UOp], ranges: Ranges) -> list[Conv]:
+    return [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
+
+
+def _apart(nodes: Iterable[UOp], convs: Iterable[Conv], ranges: Ranges) -> dict[UOp, UOp]:
+    """The loops that are a grouped convolution's groups and outputs in one (`Conv.merged`) as two, where one kernel
+    alone has them. All its loops are new then: tinygrad nests them in the order in which they were made.
+
+        for r in 6: y[r] = relu(x of group r // 3 * w[r])
+        for g in 2: for o in 3: y[g*3 + o] = relu(x of group g * w[g*3 + o])
+    """
+    merged = {r: group for conv in convs for r, group in conv.merged.items()}
+    private = _private(nodes) if merged else frozenset[UOp]()
+    replacements: dict[UOp, UOp] = {}
+    for u in nodes if merged else ():
+        loops = loops_of(u.src[1:]) if u.op in (Ops.STAGE, Ops.END) else []
+        if merged.keys().isdisjoint(loops) or not all(map(is_static_range, loops)) or not private.issuperset(loops):
+            continue
+        for r in loops:
+            if (group := merged.get(r)) is None:
+                replacements[r] = ranges.new(extent(r), r.arg[-1])
+            else:
+                replacements[group] = ranges.new(extent(group), r.arg[-1])
+                inner = extent(r) // extent(group)
+                replacements[r] = replacements[group] * inner + ranges.new(inner, r.arg[-1])
+    return replacements
+
+
 def _fresh(nodes: Iterable[UOp]) -> Ranges:
     """Ranges and buffers that the graph does not have yet."""
     ids, slots = [-1], [-1]
@@ -68,21 +101,30 @@ def _fresh(nodes: Iterable[UOp]) -> Ranges:
     return Ranges(max(ids) + 1, max(slots) + 1)
 
 
-def _hides_operands(reduce: UOp, conv: Conv | None) -> bool:
+def _passing(nodes: Iterable[UOp]) -> frozenset[UOp]:
+    """The STAGEs that tinygrad may take away, whose kernels sum nothing."""
+    holds_sum: dict[UOp, bool] = {}
+    found: list[UOp] = []
+    for u in nodes:
+        if u.op in BOUNDARY:
+            if u.op is Ops.STAGE and u.arg.removable and not holds_sum[u.src[0]]:
+                found.append(u)
+            holds_sum[u] = False
+        else:
+            holds_sum[u] = u.op is Ops.REDUCE or any(holds_sum[s] for s in u.src)
+    return frozenset(found)
+
+
+def _hides_operands(reduce: UOp, conv: Conv | None, passing: Collection[UOp]) -> bool:
     """Whether a sum of products, which is this convolution or none, may be another one once tinygrad has taken STAGEs
-    away: it reads some that may be and hold no sum, and nothing was found, or not all, or they have padding in them."""
+    away: it reads some of the `passing`, and nothing was found, or not all, or they have padding in them."""
     product = reduce.src[0].src[0] if reduce.src[0].op is Ops.CAST else reduce.src[0]
-    if reduce.arg[0] is not Ops.ADD or product.op is not Ops.MUL:
+    if not passing or reduce.arg[0] is not Ops.ADD or product.op is not Ops.MUL:
         return False
-    stages = {u.src[0] for u in expression(product) if u.op is Ops.INDEX and u.src[0].op is Ops.STAGE}
-    passing = [stage for stage in stages if stage.arg.removable and not _holds_sum(stage.src[0])]
+    stages = {u.src[0] for u in expression(product) if u.op is Ops.INDEX and u.src[0] in passing}
     if conv is None or len(conv.axes) < MAX_SPATIAL_DIMS:
-        return bool(passing)
-    return any(next(zero_gates(stage.src[0]), None) is not None for stage in passing)
-
-
-def _holds_sum(value: UOp) -> bool:
-    return any(u.op is Ops.REDUCE for u in expression(value))
+        return bool(stages)
+    return any(next(zero_gates(stage.src[0]), None) is not None for stage in stages)
 
 
 def _splits(several: Iterable[Mapping[UOp, UOp]]) -> dict[UOp, UOp]:

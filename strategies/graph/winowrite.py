@@ -67,6 +67,9 @@ class Plan:
     buffer of its own; `auto` is inline if tiles cover the output exactly, else staged: the consumer would repeat the
     transform for every element.
 
+    With `tile` 0 nothing is transformed: XHAT are the windows copied out as columns (im2col), GHAT is the weight, and
+    outputs take the place of tiles.
+
     With a `workgroup` the product is the kernel of `matmul`, over blocks of its rows (couts) and columns (tiles), and
     the kernels around it are spread over threads by hand: it has its operands in buffers as it needs them, and takes
     no Stage nor `channel_block`. Raises ValueError for one that has.

@@ -28,7 +28,7 @@ def upgrade() -> None:
     op.add_column("job_keys", sa.Column("seen_at", sa.Float))
     op.execute(
         "UPDATE job_keys SET state = (SELECT CASE WHEN job_keys.position < jobs.done_keys THEN 'done' "
-        "WHEN jobs.state IN ('failed', 'cancelled') THEN jobs.state ELSE 'queued' END "
+        "WHEN jobs.state IN ('done', 'failed', 'cancelled') THEN jobs.state ELSE 'queued' END "
         "FROM jobs WHERE jobs.id = job_keys.job_id)"
     )
     op.execute("UPDATE jobs SET state = 'queued', started_at = NULL WHERE state = 'running'")
