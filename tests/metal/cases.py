@@ -51,7 +51,13 @@ class Case:
         return ConvShape.of(x, w, padding=1, groups=x[1] // w[1], dtype=self.dtype)
 
 
-NAMES = tuple(item.name for item in strategies())
+METAL = DeviceSpec(device="METAL", arch="Apple9", renderer="MetalRenderer")
+NAMES = tuple(
+    item.name for item in strategies()
+    if any(item.applies(ConvKey(shape=ConvShape.of(*NOTES["16c 32"], padding=1, dtype=dtype), device=METAL))
+           for dtype in DTYPES)
+)  # fmt: skip
+"""Strategies that a tuner may try on METAL."""
 FACTORS: Mapping[str, Sequence[Any]] = {
     "shape": ("8c 32", "16c 32", "16c 24", *OTHERS),
     "strategy": NAMES,
@@ -139,8 +145,7 @@ def _case(row: Mapping[str, Any], rng: random.Random) -> Case:
 def _presets() -> Iterator[Case]:
     """What strategies declare as good: a search measures these first."""
     x, w = SHAPES["16c 32"]
-    device = DeviceSpec(device="METAL", arch="Apple9", renderer="MetalRenderer")
-    for candidate in Space.of(ConvKey(shape=ConvShape.of(x, w, padding=1), device=device)).presets:
+    for candidate in Space.of(ConvKey(shape=ConvShape.of(x, w, padding=1), device=METAL)).presets:
         if hasattr(get_strategy(candidate.strategy).params, "presets"):
             yield Case(shape="16c 32", dtype="float32", tensor_cores=True, candidate=candidate)
 
@@ -148,7 +153,7 @@ def _presets() -> Iterator[Case]:
 def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
     """One case more for each value of a parameter that no case has, as many of them at once as can be."""
     seen = {(case.candidate.strategy, *pair) for case in cases for pair in case.candidate.params}
-    for item in strategies():
+    for item in map(get_strategy, NAMES):
         while left := {p.name: [v for v in p.choices if (item.name, p.name, v) not in seen] for p in item.parameters}:
             if not any(left.values()):
                 break

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -51,7 +52,7 @@ PASSED = ("ok", "unlowered", "inapplicable", "limit")
 timeout to the tuner), a strategy may not apply, METAL may not allow it (a compile error before it is compiled)."""
 LOWERING_S = 30.0
 """Seconds of processor time that tinygrad may take over one kernel."""
-STALLED_S = 300.0
+STALLED_S = 900.0
 """Without any outcome for so long, something hangs, or a process died."""
 INACCURATE_TILE = 6
 """F(6, 3) has an error of its own above the floor: what counts here is that it is below the ceiling."""
@@ -173,19 +174,23 @@ def main() -> int:
     """Prints what was executed, by strategy, type and tensor cores, then what did not pass: exit status 1 if any."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--full", action="store_true", help="every strategy, tile and blocking on every shape")
+    parser.add_argument("--match", metavar="REGEX", help="only programs whose description, as printed, matches")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N equal parts")
     parser.add_argument("--deadline", type=float, default=math.inf, metavar="S", help="what is left by then is not run")
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
-    cases = (list(full()) if args.full else pairwise())[part - 1 :: parts]
+    wanted = re.compile(args.match or "")
+    chosen = [case for case in (full() if args.full else pairwise()) if wanted.search(str(case))]
+    cases = chosen[part - 1 :: parts]
     begun, outcomes = time.time(), []
     for outcome in executed(cases, args.jobs, begun + args.deadline):
         outcomes.append(outcome)
         took = f"{len(outcomes)} of {len(cases)}, {time.time() - begun:.0f} s"
         sys.stderr.write(f"{took}: {outcome.status} {outcome.case} {outcome.reason}\n")
     took = f"{time.time() - begun:.0f} s, {args.jobs} processes"
-    title = f"{'full' if args.full else 'pairwise'}, part {args.part}, in {took}: {len(cases)} programs"
+    which = f", those with `{args.match}`" if args.match else ""
+    title = f"{'full' if args.full else 'pairwise'}{which}, part {args.part}, in {took}: {len(cases)} programs"
     sys.stdout.write(f"{report(outcomes, title)}\n")
     return not all(map(passed, outcomes))
 
