@@ -48,7 +48,7 @@ from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
-from autotune.option_search import FAILED, NEGLIGIBLE, searched, searches_of
+from autotune.option_search import FAILED, NEGLIGIBLE, KernelSearch, searched, searches_of
 from autotune.runner import ROUND_S, Limits, Request, RunStoppedError
 from autotune.space import DEFAULTS
 from autotune.statistics import median, median_ratio
@@ -364,16 +364,32 @@ def menus_of(request: Request, emit: Emit) -> dict[str, Menu]:
         kernels, budget=budget, seed=0, begun=begun, clock=time.monotonic, at_once=WORKERS, begins=begins
     )
     searched(searches)
-    try_s = (time.monotonic() - begun) / sum(len(search.times) for search in searches.values())
     alone = {role: search.times[kernels[role].default] for role, search in searches.items()}
     whole = sum(s for s in alone.values() if s < FAILED)
     worth = [role for role in sorted(alone, key=alone.__getitem__, reverse=True)
              if NEGLIGIBLE * whole <= alone[role] < FAILED]  # fmt: skip
     sizes = [MENU_ALONE] if len(worth) == 1 else [*MENU, *([1] * len(worth))]
+    for role, most in zip(worth, sizes, strict=False):
+        widen(searches[role], most)
+    try_s = (time.monotonic() - begun) / sum(len(search.times) for search in searches.values())
     return {
         role: menu_of(kernels[role].axes, kernels[role].default, searches[role].times, most, try_s, alone[role] / whole)
         for role, most in zip(worth, sizes, strict=False)
     }
+
+
+def widen(search: KernelSearch, most: int) -> None:
+    """Try steps by chance, from where a search begins and from the best, until so many sets of options are known or
+    there are no more: a search that finds nothing better ends early, and what is slower belongs to the subspace too."""
+    kernel, rng = search.kernel, random.Random(0)
+    begins = dict.fromkeys((kernel.default, (), min(search.times, key=search.times.__getitem__)))
+    for _ in range(2 * most):
+        fine = [options for options, s in search.times.items() if s < FAILED]
+        at = [options for options in begins if options in fine]
+        steps = [step for o in at for step in (*kernel.more(o), *kernel.other(o)) if step not in search.times]
+        if len(fine) >= most or not steps:
+            return
+        search.time(rng.choice(steps))
 
 
 def timed_beams(path: Path, spec: DeviceSpec, anchor: Candidate) -> dict[int, tuple[float, float]]:
@@ -409,8 +425,9 @@ def opened(path: Path, spec: DeviceSpec, slots: int) -> Recording:
     if not path.exists():
         return Recording.empty(machine, SIZES, structures)
     recording = Recording.read(path)
-    if recording.machine["device"] != spec.to_json() or recording.structures != structures:
+    if recording.machine["device"] != spec.to_json() or not set(recording.structures) <= set(structures):
         sys.exit(f"record: {path} is of another device or subspace: give another --out")
+    recording.structures += [candidate for candidate in structures if candidate not in recording.structures]
     return recording
 
 

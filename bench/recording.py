@@ -26,6 +26,10 @@ GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
         "ghat": ("AGOoC", "AGOCo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT"),
         "vectors": ("tinygrad", "compiler"), "kernels": ("hand",), "cores": ("one", "all"), "output": ("auto",),
     },
+    "im2col": {
+        "cout_block": (4, 8), "window_block": (16, 32), "columns": ("staged",), "weight": ("inline", "staged"),
+        "product": ("GTO",), "sums": ("GOoTt", "GOTot"), "vectors": ("compiler",), "cores": ("one", "all"),
+    },
     "four_buffer": TILES, "hybrid_grid": TILES, "deferred_mhat": TILES, "inline_transforms": TILES,
     "single_fused": {"tile": (2,)},
 }  # fmt: skip
