@@ -4,8 +4,10 @@ On the CPU: the processors are dealt into slots of `--width` each, every slot me
 that is bound to its processors, several candidates to a request, their rounds interleaved. Of every shape
 
 1. the structures are measured, those of a grid over the strategies' parameters;
-2. on the fastest of them options are searched for each kernel, as `autotune tune` does it, and all combinations of some
-   that were tried are measured, each as a whole: the structure's candidates with options;
+2. on the fastest of them options are searched for each kernel, as `autotune tune` does it, and some that were tried are
+   kept: all their combinations are the structure's candidates with options. Of these the first `--wholes`, in an order
+   by chance, are measured, each as a whole; what the others take is the sum of their kernels, which bench/search.py
+   holds against the measured ones;
 3. in the last `--again` the fastest are timed again, in more rounds, which replaces what was first seen: of many
    candidates timed once the fastest is also the luckiest.
 
@@ -46,7 +48,7 @@ from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
-from autotune.option_search import FAILED, NEGLIGIBLE, searched, searches_of
+from autotune.option_search import FAILED, NEGLIGIBLE, KernelSearch, searched, searches_of
 from autotune.runner import ROUND_S, Limits, Request, RunStoppedError
 from autotune.space import DEFAULTS
 from autotune.statistics import median, median_ratio
@@ -62,10 +64,11 @@ CHUNK, CHUNK_WITH_OPTIONS = 8, 16
 PRESET_CHUNKS = 2
 AHEAD = 3 * CHUNK
 """A slot stays with its shape until it is so many candidates ahead: another shape's reference takes seconds."""
-UNITS = 12
-"""Structures per shape, at most, whose kernels' options are recorded."""
-MENU_S, MENU_CANDIDATES = 20.0, 250
-"""How long options are searched for one structure, and how many candidates are expected of it until it is known."""
+UNITS, WHOLES = 12, 32
+"""Structures per shape, at most, whose kernels' options are recorded, and how many of their combinations are measured
+as a whole."""
+MENU_S = "20s"
+"""How long options are searched for one structure, unless --menu says otherwise."""
 FASTEST, ROUNDS, ROUNDS_AGAIN = 16, 5, 15
 ROUND_LENGTH_S = 0.01
 HOPELESS = 4.0
@@ -85,6 +88,9 @@ def main() -> int:
     parser.add_argument("--deadline", default="9m", help="when to stop, as 90s or 25m (default %(default)s)")
     parser.add_argument("--again", default="80s", help="of it, for timing the fastest again (default %(default)s)")
     parser.add_argument("--structures", type=float, default=0.55, metavar="SHARE", help="of the time, then options")
+    parser.add_argument("--units", type=int, default=UNITS, help="structures of a shape with options (%(default)s)")
+    parser.add_argument("--menu", default=MENU_S, help="how long the options of each are searched (%(default)s)")
+    parser.add_argument("--wholes", type=int, default=WHOLES, help="combinations of each that are measured as a whole")
     parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
     parser.add_argument("--beam", type=Path, metavar="FILE", help="results of bench/beam.py, to be timed")
     options = parser.parse_args()
@@ -103,7 +109,11 @@ def main() -> int:
         return 0
     chosen = options.shape_index if options.shape_index is not None else range(len(SIZES))
     begun = time.monotonic()
-    work = Work(recording, chosen, begun, seconds(options.deadline), seconds(options.again), options.structures)
+    work = Work(
+        recording=recording, shapes=chosen, begun=begun, deadline_s=seconds(options.deadline),
+        again_s=seconds(options.again), structures_share=options.structures, units=options.units,
+        wholes=options.wholes, menu_s=seconds(options.menu),
+    )  # fmt: skip
     print(f"{len(recording.structures)} structures on {len(work.shapes)} shapes, {options.slots} slots", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         slots = [
@@ -125,12 +135,12 @@ def main() -> int:
         fine = [t.ratio for t in recording.trials[shape].values() if t.ok and t.ratio]
         best = f", best {min(fine):.3f} of direct" if fine else ""
         counts = f"{len(recording.structured(shape))} structures, options of {len(recording.menus[shape])}"
-        total = f"{len(recording.trials[shape])} candidates, {len(fine)} ok"
+        total = f"{len(recording.trials[shape])} measured, {len(fine)} ok, {len(recording.composed(shape))} composed"
         print(f"{label(conv_shape(*size))}: {counts}, {total}{best}")
     return 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Work:
     """What is left to measure, dealt out evenly over the shapes. Its methods are for many threads."""
 
@@ -140,6 +150,9 @@ class Work:
     deadline_s: float
     again_s: float
     structures_share: float
+    units: int
+    wholes: int
+    menu_s: float
     lock: threading.RLock = field(default_factory=threading.RLock)
     _chunks: dict[int, list[list[Candidate]]] = field(default_factory=dict)
     _dealt: dict[int, int] = field(default_factory=dict)
@@ -183,21 +196,13 @@ class Work:
             for shape in self.shapes:
                 fine = [(t.ratio, n) for n, t in self.recording.structured(shape).items() if t.ok and t.ratio]
                 left = sorted(item for item in fine if item[1] not in self._units[shape])
-                if left and len(self._units[shape]) < UNITS:
+                if left and len(self._units[shape]) < self.units:
                     found[shape] = left[0][1]
             if not found or self.is_again():
                 return None
-            shape = min(found, key=lambda s: (self._expected(s), s != former))
+            shape = min(found, key=lambda s: (len(self._units[s]), s != former))
             self._units[shape].add(found[shape])
             return shape, found[shape]
-
-    def _expected(self, shape: int) -> int:
-        """Candidates measured and under way."""
-        menus = self.recording.menus[shape]
-        searched = len(self._units[shape] - set(menus))
-        combined = [c for structure in menus for c in self.recording.combined(shape, structure)]
-        left = sum(c not in self.recording.trials[shape] for c in combined)
-        return len(self.recording.trials[shape]) + left + MENU_CANDIDATES * searched
 
     def again(self) -> tuple[int, list[Candidate]] | None:
         """The fastest of a shape, and tinygrad's own two."""
@@ -206,7 +211,8 @@ class Work:
             if shape is None:
                 return None
             self._again.add(shape)
-            fine = [(t.ratio, c) for c, t in self.recording.trials[shape].items() if t.ok and t.ratio]
+            known = self.recording.trials[shape] | self.recording.composed(shape)
+            fine = [(t.ratio, c) for c, t in known.items() if t.ok and t.ratio]
             fastest = [c for _, c in sorted(fine, key=lambda item: item[0])[:FASTEST]]
             bases = [replace(c, kernel_options=()) for c in fastest]
             return shape, list(dict.fromkeys([*self.defaults, *bases, *fastest]))
@@ -217,26 +223,27 @@ class Work:
             self.recording.trials[shape].update(made)
 
     def replace(self, shape: int, anchor: Measurement, measured: Iterable[Measurement]) -> None:
-        """Another, more exact time for what is known."""
+        """Another, more exact time for what is known; the first one as a whole for what was composed. What a search
+        spends on a candidate stays as it was: the kernels of this one had been compiled before."""
         with self.lock:
             known = self.recording.trials[shape]
-            for m in measured:
-                if m.candidate in known and m.ok:
-                    ratio, kernels = ratio_of(m, anchor), kernels_of(m, anchor)
-                    known[m.candidate] = replace(known[m.candidate], ratio=ratio, kernels=kernels)
+            for candidate, made in trials(anchor, measured).items():
+                before = known.get(candidate) or self.recording.compose(shape, candidate)
+                if made.ok and before is not None:
+                    known[candidate] = replace(before, ratio=made.ratio, kernels=made.kernels, program=made.program)
 
     @property
     def defaults(self) -> list[Candidate]:
         return [c for c in self.recording.structures if c.strategy in DEFAULTS]
 
     def keep_menus(self, shape: int, structure: int, menus: Menus) -> list[Candidate]:
-        """What there is left to measure then, in an order by chance."""
+        """What there is left to measure as a whole then."""
         with self.lock:
             self.recording.menus[shape][structure] = menus
             known = self.recording.trials[shape]
-            combined = [c for c in self.recording.combined(shape, structure) if c not in known]
+            combined = self.recording.combined(shape, structure)
         random.Random(structure).shuffle(combined)
-        return combined
+        return [c for c in combined[: self.wholes] if c not in known]
 
 
 @dataclass(slots=True)
@@ -296,7 +303,7 @@ class Slot:
         menus = self.work.recording.menus[shape].get(structure)
         if menus is None:
             base = self.work.recording.structures[structure]
-            request = self._request(shape, [base], keep=1, options=Budget(seconds=MENU_S))
+            request = self._request(shape, [base], keep=1, options=Budget(seconds=self.work.menu_s))
             [found] = runner.measure(request, should_stop=self.work.is_over)
             menus = {role: Menu.from_json(menu) for role, menu in found.conditions.get("menus", {}).items()}
         left = self.work.keep_menus(shape, structure, menus) if menus else []
@@ -357,16 +364,32 @@ def menus_of(request: Request, emit: Emit) -> dict[str, Menu]:
         kernels, budget=budget, seed=0, begun=begun, clock=time.monotonic, at_once=WORKERS, begins=begins
     )
     searched(searches)
-    try_s = (time.monotonic() - begun) / sum(len(search.times) for search in searches.values())
     alone = {role: search.times[kernels[role].default] for role, search in searches.items()}
     whole = sum(s for s in alone.values() if s < FAILED)
     worth = [role for role in sorted(alone, key=alone.__getitem__, reverse=True)
              if NEGLIGIBLE * whole <= alone[role] < FAILED]  # fmt: skip
     sizes = [MENU_ALONE] if len(worth) == 1 else [*MENU, *([1] * len(worth))]
+    for role, most in zip(worth, sizes, strict=False):
+        widen(searches[role], most)
+    try_s = (time.monotonic() - begun) / sum(len(search.times) for search in searches.values())
     return {
-        role: menu_of(kernels[role].axes, kernels[role].default, searches[role].times, most, try_s)
+        role: menu_of(kernels[role].axes, kernels[role].default, searches[role].times, most, try_s, alone[role] / whole)
         for role, most in zip(worth, sizes, strict=False)
     }
+
+
+def widen(search: KernelSearch, most: int) -> None:
+    """Try steps by chance, from where a search begins and from the best, until so many sets of options are known or
+    there are no more: a search that finds nothing better ends early, and what is slower belongs to the subspace too."""
+    kernel, rng = search.kernel, random.Random(0)
+    begins = dict.fromkeys((kernel.default, (), min(search.times, key=search.times.__getitem__)))
+    for _ in range(2 * most):
+        fine = [options for options, s in search.times.items() if s < FAILED]
+        at = [options for options in begins if options in fine]
+        steps = [step for o in at for step in (*kernel.more(o), *kernel.other(o)) if step not in search.times]
+        if len(fine) >= most or not steps:
+            return
+        search.time(rng.choice(steps))
 
 
 def timed_beams(path: Path, spec: DeviceSpec, anchor: Candidate) -> dict[int, tuple[float, float]]:
@@ -402,8 +425,9 @@ def opened(path: Path, spec: DeviceSpec, slots: int) -> Recording:
     if not path.exists():
         return Recording.empty(machine, SIZES, structures)
     recording = Recording.read(path)
-    if recording.machine["device"] != spec.to_json() or recording.structures != structures:
+    if recording.machine["device"] != spec.to_json() or not set(recording.structures) <= set(structures):
         sys.exit(f"record: {path} is of another device or subspace: give another --out")
+    recording.structures += [candidate for candidate in structures if candidate not in recording.structures]
     return recording
 
 

@@ -26,6 +26,10 @@ GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
         "ghat": ("AGOoC", "AGOCo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT"),
         "vectors": ("tinygrad", "compiler"), "kernels": ("hand",), "cores": ("one", "all"), "output": ("auto",),
     },
+    "im2col": {
+        "cout_block": (4, 8), "window_block": (16, 32), "columns": ("staged",), "weight": ("inline", "staged"),
+        "product": ("GTO",), "sums": ("GOoTt", "GOTot"), "vectors": ("compiler",), "cores": ("one", "all"),
+    },
     "four_buffer": TILES, "hybrid_grid": TILES, "deferred_mhat": TILES, "inline_transforms": TILES,
     "single_fused": {"tile": (2,)},
 }  # fmt: skip
@@ -58,22 +62,28 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class Menu:
     """The options recorded for one kernel of a structure, first what it has by default; each one's seconds alone on the
-    device, and what trying one took, its compilation included."""
+    device, what trying one took, its compilation included, and which share of the structure's time the kernel takes
+    with its default."""
 
     axes: str
     options: tuple[Options, ...]
     seconds: tuple[float, ...]
     try_s: float
+    share: float
 
     def to_json(self) -> list[Any]:
-        return [self.axes, self.options, self.seconds, self.try_s]
+        return [self.axes, self.options, self.seconds, self.try_s, self.share]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Menu:
-        axes, options, seconds, try_s = data
+        axes, options, seconds, try_s, share = data
         whole = KernelOptions.from_json({"axes": axes, "options": []})
         made = (KernelOptions.from_json({"axes": axes, "options": list(o)}).options for o in options)
-        return cls(whole.axes, tuple(made), tuple(seconds), try_s)
+        return cls(whole.axes, tuple(made), tuple(seconds), try_s, share)
+
+    def gain(self, chosen: int) -> float:
+        """How much of the structure's time is saved by these options instead of the default; negative if it is lost."""
+        return self.share * (1 - self.seconds[chosen] / self.seconds[0])
 
 
 Menus = Mapping[str, Menu]
@@ -83,7 +93,9 @@ Menus = Mapping[str, Menu]
 @dataclass(slots=True)
 class Recording:
     """`structures` are candidates without kernel options. `menus[shape][structure]`, both by number, has the options
-    recorded for the fastest of them, in all their combinations; `trials[shape]` what was measured. `beam` holds, by the
+    recorded for the fastest of them; `trials[shape]` what was measured, each as a whole. `composed` gives the other
+    combinations of a structure's options: kernels run one after the other, so that what options save on each alone adds
+    up. Some combinations are measured all the same, which shows how far that is true. `beam` holds, by the
     shape's number, what BEAM=2 came to on the better of tinygrad's own lowerings, over the anchor, and the seconds that
     it searched.
 
@@ -152,6 +164,24 @@ class Recording:
         choices = itertools.product(*(range(len(menu.options)) for menu in menus.values()))
         return [with_chosen(self.structures[structure], menus, chosen) for chosen in choices if any(chosen)]
 
+    def composed(self, shape: int) -> dict[Candidate, Trial]:
+        """What was not measured as a whole, but each of its kernels alone."""
+        known = self.trials[shape]
+        return {
+            candidate: made for structure in self.menus[shape] for candidate in self.combined(shape, structure)
+            if candidate not in known and (made := self.compose(shape, candidate)) is not None
+        }  # fmt: skip
+
+    def compose(self, shape: int, candidate: Candidate) -> Trial | None:
+        """The structure's trial with what the options save. None where the structure itself has no time."""
+        base = replace(candidate, kernel_options=())
+        whole, menus = self.trials[shape].get(base), self.menus[shape][self.structures.index(base)]
+        if whole is None or not whole.ok or not whole.ratio:
+            return None
+        chosen = zip(menus.values(), chosen_of(candidate, menus), strict=True)
+        ratio = whole.ratio * (1 - sum(menu.gain(at) for menu, at in chosen))
+        return replace(whole, ratio=round(ratio, 4), program=candidate.digest[:8], kernels=())
+
     def _rows(self) -> Iterator[list[Any]]:
         numbers = {candidate: number for number, candidate in enumerate(self.structures)}
         for shape, trials in enumerate(self.trials):
@@ -177,7 +207,7 @@ def chosen_of(candidate: Candidate, menus: Menus) -> list[int]:
     return [menu.options.index(made[r].options) if r in made else 0 for r, menu in menus.items()] if made else []
 
 
-def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: int, try_s: float) -> Menu:
+def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: int, try_s: float, share: float) -> Menu:
     """Of what a search over options tried on a kernel: none at all, where it begins too, its way from the default to
     the best, and then what it tried beside that way, in the order in which it did. Failures are left out, and what no
     step leads to."""
@@ -195,7 +225,7 @@ def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: i
     beside = (o for o in fine if o in before and before[o] in chosen)
     without = [()] if () in fine else []
     chosen = list(dict.fromkeys([default, *without, *chosen, *beside]))[: max(most, 1)]
-    return Menu(axes, tuple(chosen), tuple(round(fine[o], 9) for o in chosen), round(try_s, 3))
+    return Menu(axes, tuple(chosen), tuple(round(fine[o], 9) for o in chosen), round(try_s, 3), round(share, 4))
 
 
 def subspace(key: ConvKey) -> Space:
@@ -212,13 +242,20 @@ def _cut(item: Strategy, key: ConvKey) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
+    if key.device.cores == 1:  # there is nothing to divide
+        grid = {**grid, **({"cores": ("one",)} if "cores" in grid else {})}
     allowed = {p.name: grid.get(p.name, (p.default,)) for p in parameters_of(item.params)}
     fields = [(p.name, type(p.default), _narrowed(p, allowed[p.name])) for p in parameters_of(item.params)]
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
-    declared = (dict(candidate.params) for candidate in item.good(key))
+    only = {name: values[0] for name, values in allowed.items() if len(values) == 1 and name in grid}
+    declared = ({**params, **{n: only[n] for n in params.keys() & only}} for params in map(_params, item.good(key)))
     good = [values for values in declared if all(v in allowed[name] for name, v in values.items())]
     narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)
+
+
+def _params(candidate: Candidate) -> dict[str, Value]:
+    return dict(candidate.params)
 
 
 def _narrowed(parameter: Parameter, values: Sequence[Value]) -> Any:

@@ -63,12 +63,14 @@ class Measured(Space):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One shape of a recording; `beam` as there."""
+    """One shape of a recording; `beam` as there. `checked` are the times of candidates with options that were measured
+    as a whole, each over what the sum of its kernels comes to."""
 
     key: ConvKey
     space: Space
     menus: dict[Candidate, Menus]
     trials: dict[Candidate, Trial]
+    checked: tuple[float, ...]
     machine: str
     beam: tuple[float, float] | None
 
@@ -102,8 +104,8 @@ def recorded(path: Path, least: int) -> list[Recorded]:
     spec = DeviceSpec.from_json(recording.machine["device"])
     machine = f"{spec.arch}, {spec.cores} cores a slot, {recording.machine['slots']} slots at once"
     result = []
-    for number, (size, trials) in enumerate(zip(recording.shapes, recording.trials, strict=True)):
-        direct = trials.get(DIRECT)
+    for number, (size, measured) in enumerate(zip(recording.shapes, recording.trials, strict=True)):
+        direct, trials = measured.get(DIRECT), measured | recording.composed(number)
         if direct is not None and direct.ratio and len(trials) >= least:
             known = {c: over(trial, direct.ratio) for c, trial in trials.items()}
             beam = recording.beam.get(number)
@@ -111,8 +113,15 @@ def recorded(path: Path, least: int) -> list[Recorded]:
             key = ConvKey(shape=conv_shape(*size), device=spec)
             menus = {recording.structures[at]: made for at, made in recording.menus[number].items()}
             space = Measured(subspace(key).strategies, key, tuple(c for c in known if not c.kernel_options))
-            result.append(Recorded(key, space, menus, known, machine, beam))
+            result.append(Recorded(key, space, menus, known, checked(recording, number), machine, beam))
     return result
+
+
+def checked(recording: Recording, shape: int) -> tuple[float, ...]:
+    """What was measured as a whole and with options, over the sum of its kernels."""
+    measured = {c: t.ratio for c, t in recording.trials[shape].items() if c.kernel_options and t.ok and t.ratio}
+    summed = {c: made.ratio for c in measured if (made := recording.compose(shape, c)) is not None}
+    return tuple(measured[c] / ratio for c, ratio in summed.items() if ratio)
 
 
 def over(trial: Trial, direct: float) -> Trial:

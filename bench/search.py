@@ -68,7 +68,7 @@ def main() -> int:
     spaces = list(known(str(options.recording), options.least).values())
     if not spaces:
         sys.exit(f"search: {options.recording} has no shape with {options.least} candidates: record more")
-    console.print(f"{options.recording.name}: {spaces[0].machine}")
+    console.print(f"{options.recording.name}: {spaces[0].machine}; {sums(spaces)}")
     return replay(options, spaces, console) if options.what == "replay" else held_out(spaces, console)
 
 
@@ -137,6 +137,19 @@ def beam_table(options: argparse.Namespace, spaces: Sequence[Recorded], console:
             f"{geomean(overs[way]):.3f} of its time, geometric mean"
         )
     return statistics.median(shares["tune"]) <= SHARE
+
+
+def sums(spaces: Sequence[Recorded]) -> str:
+    """How well the sum of a candidate's kernels, each timed alone, stands for the whole."""
+    over = [ratio for item in spaces for ratio in item.checked]
+    total = sum(len(item.trials) for item in spaces)
+    if not over:
+        return f"{total} candidates, each measured as a whole"
+    low, middle, high = (float(np.quantile(over, q)) for q in (0.05, 0.5, 0.95))
+    return (
+        f"{total} candidates, those that were not measured as a whole as sums of their kernels: of {len(over)} that "
+        f"were both, the whole takes {middle:.3f} of the sum in the median, 5% to 95%: {low:.3f} to {high:.3f}"
+    )
 
 
 Found = tuple[Sequence[Seen], float]

@@ -58,7 +58,7 @@ def with_options(recording: Any, made: Any, shape: int, structure: int) -> None:
     a, b, c = (("UPCAST", axis, 4) for axis in range(3))
     gains = {(): 1.0, (a,): 0.9, (b,): 1.3, (a, c): 0.8, (a, b): 1.1, (c,): 0.97}
     seconds = tuple(0.5e-3 * whole.ratio * gain for gain in gains.values())
-    menu = recording.Menu("L4 L4 L4", tuple(gains), seconds, 0.2)
+    menu = recording.Menu("L4 L4 L4", tuple(gains), seconds, 0.2, 0.5)
     made.menus[shape][structure] = {"product": menu, "output": menu}
     for candidate in made.combined(shape, structure):
         factors = [gains[options.options] for _, options in candidate.kernel_options]
@@ -88,6 +88,21 @@ def test_the_search_itself_is_replayed(bench: tuple[Any, Any], tmp_path: Path) -
         assert best > 1.05 * space.best
 
 
+def test_kernels_that_were_timed_alone_add_up(bench: tuple[Any, Any], tmp_path: Path) -> None:
+    made = recorded(bench[0], tmp_path / "space.jsonl.gz")
+    measured = {c: made.trials[0].pop(c) for c in list(made.trials[0]) if c.kernel_options}
+    composed = made.composed(0)
+    assert composed.keys() == measured.keys()
+    assert all(composed[c].ratio == pytest.approx(measured[c].ratio, abs=2e-4) for c in measured)
+    kept = next(iter(measured))  # measured as a whole, it is not composed
+    made.trials[0][kept] = bench[0].Trial("ok", 2 * measured[kept].ratio, 0.8, 0.4, "")
+    made.write(tmp_path / "short.jsonl.gz")
+    space = bench[1].recorded(tmp_path / "short.jsonl.gz", 400)[0]
+    assert kept not in made.composed(0)
+    assert space.checked == pytest.approx((2.0,), rel=0.01)
+    assert len(space.trials) == len(made.structures) + len(measured)
+
+
 def test_shapes_are_guessed(bench: tuple[Any, Any], tmp_path: Path) -> None:
     recorded(bench[0], tmp_path / "space.jsonl.gz")
     spaces = bench[1].recorded(tmp_path / "space.jsonl.gz", 400)
@@ -100,7 +115,7 @@ def test_shapes_are_guessed(bench: tuple[Any, Any], tmp_path: Path) -> None:
 def test_a_menu_has_the_way_from_the_default_to_the_best(bench: tuple[Any, Any]) -> None:
     a, b, c, d = (("UPCAST", axis, 4) for axis in range(4))
     times = {(a,): 1.0, (): 3.0, (a, b): 0.9, (a, c): math.inf, (a, b, c): 0.5, (a, d): 2.0, (d, c, b): 0.1}
-    menu = bench[0].menu_of("L4 L4 L4", (a,), times, 4, 0.2)
+    menu = bench[0].menu_of("L4 L4 L4", (a,), times, 4, 0.2, 0.5)
     assert menu.options == ((a,), (), (a, b), (a, b, c))
     assert menu.seconds == (1.0, 3.0, 0.9, 0.5)
     structure = Candidate.of("four_buffer", tile=2)
