@@ -314,18 +314,19 @@ def test_a_lane_that_ended_by_a_bug_is_said_and_opened_anew(store: SqlStore, mon
 def test_threads_that_ended_are_said(store: SqlStore) -> None:
     jobs = JobRunner(store, lanes_of(), tune=Scripted())
     request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace()))
-    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=Readiness(store.expect_writable))
+    ready = Readiness(store.expect_writable, store.active_jobs)
+    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=ready)
     request.app.state.service = service
-    for said in (lambda: asyncio.run(health.healthz(request)), lambda: health.readyz(service)):
+    for said in (lambda: asyncio.run(health.healthz(request)), lambda: asyncio.run(health.readyz(request))):
         with pytest.raises(ProblemError, match="the job runner has ended"):
             said()
     jobs.start()
     assert asyncio.run(health.healthz(request))["status"] == "ok"
-    assert health.readyz(service)["status"] == "ready"
+    assert asyncio.run(health.readyz(request))["status"] == "ready"
     jobs._fault("local:CPU")
     assert asyncio.run(health.healthz(request))["status"] == "ok"  # no restart is needed for that
     with pytest.raises(ProblemError, match="the lane local:CPU ended by a bug") as refused:
-        health.readyz(service)
+        asyncio.run(health.readyz(request))
     assert refused.value.status == 503
     jobs.stop()
 
