@@ -13,6 +13,7 @@ from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.measurement import Measurement
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
+from db.jobs import parsed_key
 from db.migrate import HEAD
 from db.store import MERGED_AT_ONCE
 from strategies.candidate import Candidate
@@ -382,6 +383,20 @@ class StoreContract:
 
     # Jobs
 
+    def test_a_claim_reads_one_key_however_many_its_job_has(self, store: SqlStore) -> None:
+        job = store.submit([a_key(cout) for cout in range(1, 601)], BUDGET)
+        parsed_key.cache_clear()
+        claims = [_claim(store), _claim(store)]
+        assert [(claim.key, claim.index, claim.job.total_keys) for claim in claims] == [
+            (a_key(1), 0, 600), (a_key(2), 1, 600),
+        ]  # fmt: skip
+        assert parsed_key.cache_info().misses == 2
+        store.finish(claims[1])
+        store.release(claims[0])
+        again = store.job(job.id)
+        assert again is not None
+        assert again.states[:3] == (JobState.QUEUED, JobState.DONE, JobState.QUEUED)
+
     def test_a_job_from_queue_to_end(self, store: SqlStore, clock: Clock) -> None:
         keys = (a_key(8), a_key(4), a_key(8))
         queued = (JobState.QUEUED,) * 2
@@ -395,7 +410,7 @@ class StoreContract:
         first = store.claim("me")
         assert first is not None
         assert first.job == dataclasses.replace(
-            job, state=JobState.RUNNING, states=(JobState.RUNNING, JobState.QUEUED), started_at=1001.0
+            job, state=JobState.RUNNING, keys=keys[:1], states=(JobState.RUNNING,), omitted=1, started_at=1001.0
         )
         assert (first.index, first.key) == (0, keys[0])
         second = store.claim("me too")
