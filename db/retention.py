@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from autotune.measurement import Status
 from autotune.winner import WinnerState
 from db.keys import chunks
 from db.models import ACTIVE, AttemptRow, JobKeyRow, JobRow, MeasurementRow, TaskRow, WinnerRow, WorkerRow
@@ -22,6 +23,7 @@ from db.tasks import ACTIVE as TASK_ACTIVE
 ROWS_AT_ONCE = 1000
 PAUSE_S = 0.002
 """Between transactions: threads that wait to write to a file get their turn."""
+OK = str(Status.OK)
 SAID = (str(WinnerState.PINNED), str(WinnerState.REVOKED), str(WinnerState.BANNED))
 """What a person said of a decision holds for ever."""
 
@@ -83,13 +85,21 @@ def prunable(connection: Connection, when: When) -> dict[str, int]:
 
 
 def _old_measurement(before: float) -> ColumnElement[bool]:
-    """The last one of a candidate of a key stays: it is what a search needs to know of it."""
+    """The last one of a candidate of a key on a device stays: it is what a search needs to know of it. So does the last
+    that went well, which a crash or a timeout since then does not make untrue, and what a current winner rests on."""
     later = aliased(MeasurementRow)
-    followed = exists().where(
-        later.key_id == MeasurementRow.key_id, later.candidate == MeasurementRow.candidate,
+    follows = and_(
+        later.key_id == MeasurementRow.key_id, later.device_id == MeasurementRow.device_id,
+        later.candidate == MeasurementRow.candidate,
         tuple_(later.measured_at, later.id) > tuple_(MeasurementRow.measured_at, MeasurementRow.id),
+        or_(MeasurementRow.status != OK, later.status == OK),
     )  # fmt: skip
-    return (MeasurementRow.measured_at < before) & followed
+    # Its provenance names attempts. What LIKE takes for a wildcard in one may keep a row too many.
+    named = exists().where(
+        WinnerRow.key_id == MeasurementRow.key_id, WinnerRow.is_current,
+        WinnerRow.body.like(literal('%"').concat(MeasurementRow.attempt).concat('"%')),
+    )  # fmt: skip
+    return (MeasurementRow.measured_at < before) & exists().where(follows) & ~named
 
 
 def _old_winner(before: float) -> ColumnElement[bool]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import text
 
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
 from db.jobs import parsed_key
@@ -140,6 +141,24 @@ class StoreContract:
         assert store.prune(100.0)["measurements"] == 1
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a4"]
         assert not any(store.prune(100.0).values())
+
+    def test_what_went_well_and_what_a_winner_rests_on_stays(self, store: SqlStore) -> None:
+        def record(attempt: str, at: float, **changed: Any) -> None:
+            store.record(dataclasses.replace(a_measurement(attempt, measured_at=at), **changed))
+
+        here, there = a_key(), a_key(device=dataclasses.replace(CPU, driver="clang 19"))
+        for attempt, key in (("here", here), ("there", there)):
+            record(f"{attempt}-decided", 1.0, key=key)
+            record(f"{attempt}-older", 2.0, key=key)
+            record(f"{attempt}-ok", 3.0, key=key)
+            record(f"{attempt}-crashed", 4.0, key=key, status=Status.CRASHED)
+            record(f"{attempt}-last", 5.0, key=key, status=Status.TIMEOUT)
+        for attempts in ({"direct": "here-older"}, {"direct": "here-decided"}):
+            store.decide(dataclasses.replace(a_winner(decided_at=6.0), provenance={"attempts": attempts}))
+        assert store.prunable(100.0)["measurements"] == store.prune(100.0)["measurements"] == 5
+        assert {m.attempt for m in store.measurements(here)} == {
+            "here-decided", "here-ok", "here-last", "there-ok", "there-last",
+        }  # fmt: skip
 
     def test_what_is_old_is_found_however_much_of_it_stays(
         self, store: SqlStore, monkeypatch: pytest.MonkeyPatch
