@@ -301,7 +301,7 @@ class SqlStore:
             workers.register(connection, worker, self._now(connection))
 
     def heard(self, worker: str, *, in_use: bool, task: tuple[str, int] | None = None) -> bool:
-        """A worker lives; whether the attempt at a task that it works on still counts."""
+        """A worker lives; whether the attempt at a task that it works on still counts. Raises UnknownWorkerError."""
         with self._writing() as connection:
             now = self._now(connection)
             workers.heard(connection, worker, in_use, now)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, func, or_, select, update
 from autotune.fleet import Worker
 from db.address import insert_new
 from db.codec import decode, encode, plain
+from db.errors import UnknownWorkerError
 from db.models import WorkerRow
 from strategies.key import DeviceSpec
 
@@ -26,14 +27,15 @@ def register(connection: Connection, worker: Worker, now: float) -> None:
     """Say who it is. Names are never used twice."""
     insert_new(
         connection, WorkerRow, name=plain(worker.name), device=encode(worker.device.to_json()),
-        about=encode(worker.about), in_use=worker.in_use, started_at=now, seen_at=now,
+        about=encode(worker.about), in_use=worker.in_use, unfit=plain(worker.unfit), started_at=now, seen_at=now,
     )  # fmt: skip
 
 
 def heard(connection: Connection, name: str, in_use: bool, now: float) -> None:
-    """It lives."""
+    """It lives. Raises UnknownWorkerError: a machine may have slept until its worker's row was removed."""
     known = update(WorkerRow).where(WorkerRow.name == plain(name))
-    connection.execute(known.values(seen_at=now, in_use=in_use))
+    if connection.execute(known.values(seen_at=now, in_use=in_use)).rowcount == 0:
+        raise UnknownWorkerError(f"expected a worker that is known, found none called {name!r}: register it")
 
 
 def unfit(connection: Connection, name: str, reason: str) -> None:
