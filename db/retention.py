@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from autotune.measurement import Status
 from autotune.winner import WinnerState
+from db import tasks
 from db.keys import chunks
 from db.models import ACTIVE, AttemptRow, JobKeyRow, JobRow, MeasurementRow, TaskRow, WinnerRow, WorkerRow
 from db.tasks import ACTIVE as TASK_ACTIVE
@@ -26,8 +27,8 @@ PAUSE_S = 0.002
 OK = str(Status.OK)
 SAID = (str(WinnerState.PINNED), str(WinnerState.REVOKED), str(WinnerState.BANNED))
 """What a person said of a decision holds for ever."""
-
-
+ABANDONED_S, AT_ONCE = 86400.0, 100
+"""A task that nothing was heard of for so long is nobody's; so many of them end per transaction."""
 WORKERS_KEPT, CROWD_S = 20, 86400.0
 """Of a device so many workers stay, and whoever was heard of within a day: one that its supervisor starts over and over
 makes a row each time, and whoever opens lanes reads all of them every second."""
@@ -175,6 +176,8 @@ def _jobs(connection: Connection, when: When, after: int) -> Swept:
 
 def _tasks(connection: Connection, when: When, after: int) -> Swept:
     """By the index of their times: the first ones until none is left. With their attempts."""
+    if _abandoned(connection, when.now) == AT_ONCE:
+        return Swept(0, after)
     old = select(TaskRow.id).where(_old_task(when.before)).order_by(TaskRow.changed_at).limit(ROWS_AT_ONCE)
     ids = connection.execute(old).scalars().all()
     for chunk in chunks(ids):
@@ -183,16 +186,30 @@ def _tasks(connection: Connection, when: When, after: int) -> Swept:
     return Swept(len(ids), after if len(ids) == ROWS_AT_ONCE else None)
 
 
+def _abandoned(connection: Connection, now: float) -> int:
+    """End tasks of a service that was killed and has no successor: how many. One that waits for such a task all the
+    same asks for it anew."""
+    left = select(TaskRow.name).where(TASK_ACTIVE, TaskRow.changed_at < now - ABANDONED_S).order_by(TaskRow.changed_at)
+    names = connection.execute(left.limit(AT_ONCE).with_for_update(skip_locked=True)).scalars().all()
+    for name in names:
+        tasks.withdraw(connection, name, now)
+    return len(names)
+
+
 def _walk(
     connection: Connection, row: type, row_id: InstrumentedAttribute[int], old: ColumnElement[bool], after: int
 ) -> Swept:
-    """Look at the next ROWS_AT_ONCE rows and remove those that are old."""
+    """Look at the next ROWS_AT_ONCE rows and remove those that are old. Where none is, nothing is written: a statement
+    that removes nothing is one that triggers count, and whoever remembers winners would forget them."""
     page = select(row_id).where(row_id > after).order_by(row_id).limit(ROWS_AT_ONCE).subquery()
     last = connection.execute(select(func.max(page.c.id))).scalar()
     if last is None:
         return Swept(0, None)
     found = select(row_id).where(row_id > after, row_id <= last, old)
-    return Swept(connection.execute(delete(row).where(row_id.in_(found))).rowcount, last)
+    removed = 0
+    for chunk in chunks(connection.execute(found).scalars().all()):
+        removed += connection.execute(delete(row).where(row_id.in_(chunk), old)).rowcount
+    return Swept(removed, last)
 
 
 SWEEPS: dict[str, Sweep] = {

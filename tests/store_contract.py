@@ -188,6 +188,15 @@ class StoreContract:
         assert [winner_id for winner_id, _ in store.history(a_key())] == [ids[4], ids[2]]
         assert store.lookup([a_key(8).digest]) == {a_key(8).digest: a_winner(a_key(8))}
 
+    def test_where_nothing_is_old_no_winner_is_forgotten(self, store: SqlStore) -> None:
+        for at in (1.0, 2.0):
+            store.decide(a_winner(decided_at=at))
+        before = store.changes()
+        assert store.prune(1.5)["winners"] == 0
+        assert store.changes() == before
+        assert store.prune(3.0)["winners"] == 1
+        assert store.changes() > before
+
     @pytest.mark.parametrize("state", ["pinned", "revoked", "banned"])
     def test_what_a_person_said_of_a_winner_holds_for_ever(self, store: SqlStore, state: str) -> None:
         said = store.decide(a_winner(decided_at=1.0, tile=2))
