@@ -26,7 +26,7 @@ COPY db /src/db
 COPY api /src/api
 RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --no-build-isolation /src \
     && rm -rf /src \
-    && install --directory --mode=1777 /run/postgresql \
+    && install --directory --mode=1777 /run/postgresql /run/tinygrad-autotune \
     && useradd --system --uid 10001 --user-group --create-home --home-dir /var/lib/autotune autotune
 ENV PATH=/opt/autotune/bin:/usr/local/bin:/usr/bin:/bin
 ENV PYTHONUNBUFFERED=1
