@@ -44,7 +44,10 @@ COPY requirements/cuda.txt /src/requirements/cuda.txt
 RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement /src/requirements/cuda.txt \
     && rm -rf /src
 ENV NVRTC_PATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12
-ENV CPATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_runtime/include
+# What tinygrad gives NVRTC to include from is $CUDA_PATH/include.
+ENV CUDA_PATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_runtime
+# The PTX of this NVRTC is for drivers of its own release or later: with another the container does not start, and says so.
+ENV NVIDIA_REQUIRE_CUDA="cuda>=12.9"
 ENV NVIDIA_VISIBLE_DEVICES=all
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER autotune

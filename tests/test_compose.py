@@ -44,6 +44,8 @@ def test_it_is_what_the_specification_says(document: dict[str, Any]) -> None:
     schema = json.loads(Path(path).read_text())
     if "name" not in schema["properties"]:  # Debian's is of 2021
         document = {key: value for key, value in document.items() if key != "name"}
+    if "create_host_path" not in json.dumps(schema):
+        document = json.loads(json.dumps(document).replace('"create_host_path": false', ""))
     jsonschema.Draft7Validator(schema).validate(document)
 
 
@@ -96,6 +98,15 @@ def test_every_command_is_one_of_ours(document: dict[str, Any]) -> None:
     for name in ("migrate", "service", "worker", "cuda-worker"):
         assert parser.parse_args(document["services"][name]["command"]).run
     assert parser.parse_args(document["services"]["worker"]["healthcheck"]["test"][2:]).check
+
+
+def test_the_compiler_for_cuda_finds_its_headers_and_asks_for_a_driver_that_reads_what_it_writes() -> None:
+    found = {name: steps for name, _, steps in stages((ROOT / "Dockerfile").read_text())}
+    environ = dict(text.split("=", 1) for word, text in found["cuda"] if word == "ENV")
+    assert environ["CUDA_PATH"].endswith("/site-packages/nvidia/cuda_runtime")  # tinygrad: -I$CUDA_PATH/include
+    [release] = re.findall(r"nvidia-cuda-nvrtc-cu12==(\d+\.\d+)", (ROOT / "requirements" / "cuda.txt").read_text())
+    assert environ["NVIDIA_REQUIRE_CUDA"] == f'"cuda>={release}"'
+    assert f"CUDA {release}" in (ROOT / "docs" / "workers" / "README.md").read_text()
 
 
 def test_images_are_debian_and_end_without_root(document: dict[str, Any]) -> None:
