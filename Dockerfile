@@ -26,7 +26,7 @@ COPY db /src/db
 COPY api /src/api
 RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --no-build-isolation /src \
     && rm -rf /src \
-    && install --directory --mode=1777 /run/postgresql \
+    && install --directory --mode=1777 /run/postgresql /run/tinygrad-autotune \
     && useradd --system --uid 10001 --user-group --create-home --home-dir /var/lib/autotune autotune
 ENV PATH=/opt/autotune/bin:/usr/local/bin:/usr/bin:/bin
 ENV PYTHONUNBUFFERED=1
@@ -44,7 +44,10 @@ COPY requirements/cuda.txt /src/requirements/cuda.txt
 RUN /opt/autotune/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement /src/requirements/cuda.txt \
     && rm -rf /src
 ENV NVRTC_PATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12
-ENV CPATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_runtime/include
+# What tinygrad gives NVRTC to include from is $CUDA_PATH/include.
+ENV CUDA_PATH=/opt/autotune/lib/python3.11/site-packages/nvidia/cuda_runtime
+# The PTX of this NVRTC is for drivers of its own release or later: with another the container does not start, and says so.
+ENV NVIDIA_REQUIRE_CUDA="cuda>=12.9"
 ENV NVIDIA_VISIBLE_DEVICES=all
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER autotune

@@ -57,7 +57,7 @@ def create_app(
         authority=Authority(store),
         metrics=metrics,
         streams=Streams(settings.max_streams, metrics.streams),
-        readiness=Readiness(store.expect_writable),
+        readiness=Readiness(store.expect_writable, store.active_jobs),
         followed=Followed(store.named_jobs, jobs.POLL_S),
         shown_jobs=Shared(lambda: dashboard.shown_jobs(store, job_runner), dashboard.LOOK_S),
     )

@@ -98,6 +98,8 @@ class TokenGuard:
         """ASGI."""
         if scope["type"] != "http" or not self.settings.guarded:
             return await self.app(scope, receive, send)
+        if scope["path"] in OPEN and scope["method"] in SAFE_METHODS:
+            return await self.app(scope, receive, send)  # also while no token can be looked up
         need = needed(scope["method"], scope["path"], public_reads=self.settings.public_reads)
         secret = presented(Headers(scope=scope))
         try:

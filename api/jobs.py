@@ -83,6 +83,7 @@ class JobRunner:
         self.lanes_lost = 0
         """Threads of lanes that ended by a bug since the start."""
         self._faults: dict[str, float] = {}
+        self._failing = ""
         self._opener = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="jobs-beat", daemon=True)
 
@@ -97,14 +98,16 @@ class JobRunner:
         return not self.faults()
 
     def faults(self) -> list[str]:
-        """What is wrong with its threads, one line each. A lane that ended by a bug is named for LANE_FAULT_S."""
+        """What is wrong with it, one line each. A lane that ended by a bug is named for LANE_FAULT_S, a pass over the
+        queue that failed until one succeeds: no lane is opened meanwhile."""
         ended = [f"its thread {t.name!r} has ended" for t in (self._opener, self._keeper) if not t.is_alive()]
         with self._lock:
             since = time.monotonic() - LANE_FAULT_S
             lanes = {name for name, work in self._working.items() if work.dead} | {
                 name for name, at in self._faults.items() if at > since
             }
-        return ended + [f"the lane {name} ended by a bug: see the log" for name in sorted(lanes)]
+        failing = [f"it looks at the queue in vain: {reason}"] if (reason := self._failing) else []
+        return ended + failing + [f"the lane {name} ended by a bug: see the log" for name in sorted(lanes)]
 
     def start(self) -> None:
         """Begin, with what a killed service left behind."""
@@ -169,15 +172,16 @@ class JobRunner:
                         log.info("%d shapes were left unfinished: they go on", left)
                 self._store.expire()
                 self._open_lanes()
-                said = ""
+                said = self._failing = ""
                 self._wake.wait(IDLE_S)
             except DatabaseError as error:  # locked or full for a while
                 if str(error) != said:  # and perhaps for days
                     log.error("the job runner waits until the database works: %s", error)  # noqa: TRY400 - one line
-                said = str(error)
+                said = self._failing = str(error)
                 self._stopping.wait(BUSY_S)
-            except Exception:
+            except Exception as error:
                 log.exception("a bug in the job runner, which goes on")
+                self._failing = f"a bug ({type(error).__name__}), see the log"
                 self._stopping.wait(BUSY_S)
 
     def _keep(self) -> None:

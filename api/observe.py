@@ -6,17 +6,17 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.authority import OPEN
 from api.guard import SAFE_METHODS
 from api.logs import request_id
 from api.metrics import Metrics
 from api.problem import problem
-from api.protocol import MAX_CONNECTIONS
+from api.protocol import MAX_CONNECTIONS, REFUSED
 
 GIVEN_ID = re.compile(r"[-A-Za-z0-9._]{1,64}")
 QUIET = ("/lookup", "/healthz", "/readyz", "/metrics", "/static")
@@ -59,9 +59,11 @@ class Observer:
             await send(message)
 
         try:
-            if len(_connections(scope)) > MAX_CONNECTIONS:
+            if scope.get("state", {}).get(REFUSED) and scope["path"] not in OPEN:
                 detail = f"expected at most {MAX_CONNECTIONS} connections, found more: try again in a moment"
-                await problem(503, detail, retry_after_s=5)(scope, receive, observed)
+                answer = problem(503, detail, retry_after_s=5)
+                answer.headers["Connection"] = "close"  # the next one may find a place
+                await answer(scope, receive, observed)
             else:
                 await self.app(scope, receive, observed)
         except Exception as error:
@@ -74,11 +76,6 @@ class Observer:
             answered_s = answered_s or time.perf_counter() - started
             self.metrics.count(scope["method"], _route(scope), status, answered_s)
             _log(scope, status, answered_s)
-
-
-def _connections(scope: Scope) -> Collection[object]:
-    found: Collection[object] = getattr(scope["app"].state, "connections", ())
-    return found
 
 
 def _headers(given: list[tuple[bytes, bytes]], name: str, scheme: str) -> list[tuple[bytes, bytes]]:

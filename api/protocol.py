@@ -21,9 +21,12 @@ UNREAD_S = 30.0
 REST_S = 2.0
 """For the rest of a body that nobody reads, as its request was refused: long enough to read the answer."""
 MAX_CONNECTIONS = 256
-"""Beyond them 503, long before file descriptors run out: 1024 is a common limit, and the database has some too."""
+"""Long before file descriptors run out: 1024 is a common limit, and the database has some too. Whoever comes beyond
+them takes the place of one that is idle; where none is, 503."""
 MAX_REFUSED = 128
 """Further connections that are told so; others are closed without a word."""
+REFUSED = "autotune.refused"
+"""Set in the state of requests by a connection that found no place. Those that had theirs before keep it."""
 TOO_LATE = {
     "type": "about:blank", "title": "Request Timeout", "status": 408,
     "detail": f"expected a whole request within {HEAD_S:g} s, found only a part of its head: send it at once",
@@ -33,16 +36,43 @@ TOO_LATE = {
 class PatientProtocol(H11Protocol):
     """One connection, with a timer for the next head or what is left of a body, and one for what is not read."""
 
+    _idle_since = 0.0
     _waiting: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn; from here on the head is waited for."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS + MAX_REFUSED:
+        self._idle_since = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS and not self._find_place():
             transport.abort()
             return
         self._expect(HEAD_S)
+
+    def _find_place(self) -> bool:
+        """False if there is not even one to be refused in."""
+        others = [
+            connection for connection in self.connections
+            if isinstance(connection, PatientProtocol) and connection is not self
+            and not connection.transport.is_closing()
+        ]  # fmt: skip
+        if len(others) < MAX_CONNECTIONS:
+            return True
+        idle = min((other for other in others if other.idle), key=PatientProtocol.worth, default=None)
+        if idle is not None:
+            idle.transport.close()
+            return True
+        self.app_state = {**self.app_state, REFUSED: True}
+        return len(others) < MAX_CONNECTIONS + MAX_REFUSED
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost if it ends: nothing that was asked is unanswered, and all of the answer has left."""
+        return not self._answering and not self.transport.get_write_buffer_size()
+
+    def worth(self) -> tuple[bool, float]:
+        """Of those that are idle: less if it is not even amid a head, and the longer it has been so."""
+        return bool(self.conn.trailing_data[0]), self._idle_since
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn."""
@@ -58,6 +88,7 @@ class PatientProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """As uvicorn; what comes next is another head, or what is left of a body."""
+        self._idle_since = self.loop.time()
         super().on_response_complete()
         if self.transport.is_closing():
             self._expect(None)

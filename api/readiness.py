@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from db import DatabaseError
+from api.shared import Shared
 
 HOLDS_S = 1.0
 """So long an answer holds. Who asks needs no token, and each try is a write that others wait for."""
 
 
 class Readiness:
-    """Remembers what the last try said. Threads that ask at once wait for one try and share its answer."""
+    """Remembers what the last try said. All who ask at once wait for one try, in one thread, and share its answer."""
 
     def __init__(
-        self, attempt: Callable[[], None], *, clock: Callable[[], float] = time.monotonic, holds_s: float = HOLDS_S
-    ) -> None:
-        """`attempt` raises DatabaseError where the database takes no writes."""
-        self._attempt, self._clock, self._holds_s = attempt, clock, holds_s
-        self._lock = threading.Lock()
-        self._at = float("-inf")
-        self._said = ""
+        self, attempt: Callable[[], None], counts: Callable[[], Mapping[str, int]],
+        *, clock: Callable[[], float] = time.monotonic, holds_s: float = HOLDS_S,
+    ) -> None:  # fmt: skip
+        """`attempt` raises DatabaseError where the database takes no writes, `counts` says what there is to be done."""
 
-    def expect_writable(self) -> None:
+        def read() -> Mapping[str, int]:
+            attempt()
+            return counts()
+
+        self._shared = Shared(read, holds_s, clock=clock)
+
+    async def expect_writable(self) -> Mapping[str, int]:
         """Raises DatabaseError, with what the last try within HOLDS_S said, if the database takes no writes."""
-        with self._lock:
-            if self._clock() - self._at >= self._holds_s:
-                try:
-                    self._attempt()
-                    self._said = ""
-                except DatabaseError as error:
-                    self._said = str(error)
-                self._at = self._clock()
-            said = self._said
-        if said:
-            raise DatabaseError(said)
+        return await self._shared.get()

@@ -64,7 +64,6 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         super().__init__(config)
         self._app, self._on_ready = app, on_ready
-        app.state.connections = self.server_state.connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn, then `on_ready`."""

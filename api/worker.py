@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from autotune.job import target_of
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
 from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
-from db import DatabaseError, SqlStore
+from db import DatabaseError, SqlStore, UnknownWorkerError
 from db.queue import MEASURE
 from strategies.shape import JsonObject
 
@@ -256,10 +257,10 @@ class FleetWorker:
     def _give_up(self, reason: str, status: int) -> None:
         """Take no more work."""
         log.error("this worker takes no more work: %s", reason)
-        self._status = status
+        self._status, self._me = status, replace(self._me, unfit=one_line(reason, 500))
         self._stop_fetching()
         with contextlib.suppress(DatabaseError):  # then its silence says it
-            self._store.unfit(self.name, one_line(reason, 500))
+            self._store.unfit(self.name, self._me.unfit)
 
     def _give_back(self, task: str, attempt: int) -> None:
         with contextlib.suppress(DatabaseError):  # else whoever waits for it notices the silence
@@ -293,10 +294,18 @@ class FleetWorker:
                     self._stale.set()
             except DatabaseError:  # silence is what tells the others
                 continue
+            except UnknownWorkerError:
+                self._register_anew()
             except Exception as error:
                 # A worker that is silent but takes tasks is taken for dead by each: what it measures would be blamed.
                 log.exception("a bug: this worker cannot say that it lives")
                 self._abandon(f"it could not say that it lives: {type(error).__name__}: {error}")
+
+    def _register_anew(self) -> None:
+        """This machine slept, or was cut off, for so long that the worker was forgotten; unfit it is still."""
+        log.warning("this worker was forgotten, and registers once more")
+        with contextlib.suppress(DatabaseError):  # it is tried at the next beat
+            self._store.register(self._me)
 
     def _abandon(self, stuck: str) -> None:
         """End here: the thread that is stuck cannot be. Its child ends with us, and who waits notices the silence."""

@@ -122,8 +122,8 @@ class Job:
     """One request to tune one key or many. `progress` is what the search last said about itself.
 
     `states` has the state of each key, in order; `done_keys` counts those that have ended. `retry_of` is the job
-    whose unfinished keys this one tries again. In a list only its first keys are there: `omitted` counts the others,
-    and `waits_on` has a device of each kind that any of them waits for.
+    whose unfinished keys this one tries again. In a list only its first keys are there, in a Claim only its own:
+    `omitted` counts the others, and `waits_on` has a device of each kind that any of them waits for.
     """
 
     id: str
@@ -166,7 +166,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One key of a job, taken by one owner until it ends, is put back, or the owner falls silent."""
+    """One key of a job, taken by one owner until it ends, is put back, or the owner falls silent.
+
+    `job` has that key alone, the others are counted: of ten thousand each claim would read all. `index` is its place.
+    """
 
     job: Job
     index: int
@@ -174,7 +177,8 @@ class Claim:
 
     @property
     def key(self) -> ConvKey:
-        return self.job.keys[self.index]
+        [key] = self.job.keys
+        return key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,7 +218,10 @@ class Container:
             flags = "mode=1777,nosuid,nodev" + ("" if option == "exec" else ",noexec")
             mounts.append(f"mount -t tmpfs -o {flags} tmpfs {r}{target}")
         for entry in item.get("volumes", []):
-            volume, target = entry.split(":")
+            if isinstance(entry, dict):  # a folder of the host: one of ours here, with the rights that it is to have
+                volume, target = entry["source"].strip("/").replace("/", "-"), entry["target"]
+            else:
+                volume, target = entry.split(":")
             source = work / "volumes" / volume
             (image.root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)  # as an engine does
             if not source.exists():

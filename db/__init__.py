@@ -8,11 +8,12 @@ from db.errors import (
     DatabaseFromTheFutureError,
     DatabaseUnreachableError,
     NotADatabaseError,
+    UnknownWorkerError,
 )
 from db.store import SqlStore, open_store
 from db.tokens import Scope, Token
 
 __all__ = [
     "DatabaseBusyError", "DatabaseError", "DatabaseFromTheFutureError", "DatabaseUnreachableError",
-    "NotADatabaseError", "Scope", "SqlStore", "Token", "open_store",
+    "NotADatabaseError", "Scope", "SqlStore", "Token", "UnknownWorkerError", "open_store",
 ]  # fmt: skip

@@ -21,3 +21,7 @@ class DatabaseUnreachableError(DatabaseError):
 
 class DatabaseBusyError(DatabaseError):
     """Somebody else held it for longer than we wait. Trying again may help."""
+
+
+class UnknownWorkerError(LookupError):
+    """A worker of that name never registered, or was silent for so long that its row was removed."""

@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, insert, or_, select, true, update
 from sqlalchemy.orm import aliased
 
 from autotune.job import Budget, Claim, Job, JobState, QueueFullError, Submitter, Terms, Waiting, target_of
@@ -18,7 +19,7 @@ from db.address import insert_new
 from db.codec import MAX_ID, decode, digest, encode, plain
 from db.keys import chunks, keep_keys
 from db.models import ACTIVE, KEY_QUEUED, KEY_RUNNING, JobKeyRow, JobRow
-from strategies.key import ConvKey
+from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import JsonObject
 
 CACHED_KEYS = 10_000
@@ -134,7 +135,7 @@ def claim(connection: Connection, owner: str, target: str | None, busy: bool, no
     other = aliased(JobKeyRow)
     same_runs = exists().where(other.key_id == JobKeyRow.key_id, other.state == RUNNING)
     query = (
-        select(JobKeyRow.job_id, JobKeyRow.position)
+        select(JobKeyRow.job_id, JobKeyRow.position, JobKeyRow.body)
         .join(JobRow, JobRow.id == JobKeyRow.job_id)
         .where(
             KEY_QUEUED,
@@ -153,7 +154,10 @@ def claim(connection: Connection, owner: str, target: str | None, busy: bool, no
     connection.execute(taken.values(state=RUNNING, owner=plain(owner), seen_at=now))
     begun = update(JobRow).where(JobRow.id == found.job_id)
     connection.execute(begun.values(state=RUNNING, started_at=func.coalesce(JobRow.started_at, now)))
-    return Claim(job=_jobs(connection, JobRow.id == found.job_id)[0], index=found.position, owner=owner)
+    last = select(func.max(JobKeyRow.position)).where(JobKeyRow.job_id == found.job_id).scalar_subquery()
+    row = connection.execute(select(JobRow.__table__, last.label("last")).where(JobRow.id == found.job_id)).one()
+    job = job_of(row, [(parsed_key(found.body), JobState.RUNNING)], omitted=row.last)
+    return Claim(job=job, index=found.position, owner=owner)
 
 
 def beat(connection: Connection, owners: Collection[str], now: float) -> None:
@@ -291,13 +295,18 @@ def _jobs(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
     for chunk in chunks(list(keys)):
         for job_id, body, state in connection.execute(query.where(JobKeyRow.job_id.in_(chunk))):
             keys[job_id].append((parsed_key(body), JobState(state)))
-    return [
-        Job(
-            id=row.name, keys=tuple(key for key, _ in keys[row.id]), budget=Budget.from_json(decode(row.budget)),
-            terms=Terms(priority=row.priority, deadline=row.deadline, idle=row.idle),
-            state=JobState(row.state), states=tuple(state for _, state in keys[row.id]), done_keys=row.done_keys,
-            progress=decode(row.progress), error=row.error, created_at=row.created_at, started_at=row.started_at,
-            ended_at=row.ended_at, retry_of=row.retry_of,
-        )
-        for row in rows
-    ]  # fmt: skip
+    return [job_of(row, keys[row.id]) for row in rows]
+
+
+def job_of(
+    row: Row[Any], keys: Sequence[tuple[ConvKey, JobState]], *, omitted: int = 0,
+    waits_on: tuple[DeviceSpec, ...] | None = None,
+) -> Job:  # fmt: skip
+    """A row of `jobs` with those of its keys that were read."""
+    return Job(
+        id=row.name, keys=tuple(key for key, _ in keys), budget=Budget.from_json(decode(row.budget)),
+        terms=Terms(priority=row.priority, deadline=row.deadline, idle=row.idle), state=JobState(row.state),
+        states=tuple(state for _, state in keys), done_keys=row.done_keys, progress=decode(row.progress),
+        error=row.error, created_at=row.created_at, started_at=row.started_at, ended_at=row.ended_at,
+        retry_of=row.retry_of, omitted=omitted, waits_on=waits_on,
+    )  # fmt: skip

@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from autotune.job import Budget, Job, JobState, Terms
+from autotune.job import Job, JobState
 from autotune.winner import Winner
 from db.codec import MAX_ID, decode, plain
-from db.jobs import parsed_key
+from db.jobs import job_of, parsed_key
 from db.keys import chunks
 from db.models import CURRENT, KEY_QUEUED, DeviceRow, JobKeyRow, JobRow, KeyRow, WinnerRow
 from strategies.key import ConvKey, DeviceSpec, Policy
@@ -73,13 +73,8 @@ def _jobs(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
         keys[job_id].append((parsed_key(body), JobState(state)))
     waiting = _waiting(connection, [row.id for row in rows if row.state == str(JobState.QUEUED)])
     return [
-        Job(
-            id=row.name, keys=tuple(key for key, _ in keys[row.id]), omitted=row.last + 1 - len(keys[row.id]),
-            budget=Budget.from_json(decode(row.budget)),
-            terms=Terms(priority=row.priority, deadline=row.deadline, idle=row.idle), state=JobState(row.state),
-            states=tuple(state for _, state in keys[row.id]), done_keys=row.done_keys, progress=decode(row.progress),
-            error=row.error, created_at=row.created_at, started_at=row.started_at, ended_at=row.ended_at,
-            retry_of=row.retry_of, waits_on=tuple(waiting.get(row.id, ())),
+        job_of(
+            row, keys[row.id], omitted=row.last + 1 - len(keys[row.id]), waits_on=tuple(waiting.get(row.id, ())),
         )
         for row in rows
     ]  # fmt: skip

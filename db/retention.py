@@ -11,10 +11,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, literal, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from autotune.measurement import Status
 from autotune.winner import WinnerState
+from db import tasks
 from db.keys import chunks
 from db.models import ACTIVE, AttemptRow, JobKeyRow, JobRow, MeasurementRow, TaskRow, WinnerRow, WorkerRow
 from db.tasks import ACTIVE as TASK_ACTIVE
@@ -22,10 +24,11 @@ from db.tasks import ACTIVE as TASK_ACTIVE
 ROWS_AT_ONCE = 1000
 PAUSE_S = 0.002
 """Between transactions: threads that wait to write to a file get their turn."""
+OK = str(Status.OK)
 SAID = (str(WinnerState.PINNED), str(WinnerState.REVOKED), str(WinnerState.BANNED))
 """What a person said of a decision holds for ever."""
-
-
+ABANDONED_S, AT_ONCE = 86400.0, 100
+"""A task that nothing was heard of for so long is nobody's; so many of them end per transaction."""
 WORKERS_KEPT, CROWD_S = 20, 86400.0
 """Of a device so many workers stay, and whoever was heard of within a day: one that its supervisor starts over and over
 makes a row each time, and whoever opens lanes reads all of them every second."""
@@ -83,13 +86,21 @@ def prunable(connection: Connection, when: When) -> dict[str, int]:
 
 
 def _old_measurement(before: float) -> ColumnElement[bool]:
-    """The last one of a candidate of a key stays: it is what a search needs to know of it."""
+    """The last one of a candidate of a key on a device stays: it is what a search needs to know of it. So does the last
+    that went well, which a crash or a timeout since then does not make untrue, and what a current winner rests on."""
     later = aliased(MeasurementRow)
-    followed = exists().where(
-        later.key_id == MeasurementRow.key_id, later.candidate == MeasurementRow.candidate,
+    follows = and_(
+        later.key_id == MeasurementRow.key_id, later.device_id == MeasurementRow.device_id,
+        later.candidate == MeasurementRow.candidate,
         tuple_(later.measured_at, later.id) > tuple_(MeasurementRow.measured_at, MeasurementRow.id),
+        or_(MeasurementRow.status != OK, later.status == OK),
     )  # fmt: skip
-    return (MeasurementRow.measured_at < before) & followed
+    # Its provenance names attempts. What LIKE takes for a wildcard in one may keep a row too many.
+    named = exists().where(
+        WinnerRow.key_id == MeasurementRow.key_id, WinnerRow.is_current,
+        WinnerRow.body.like(literal('%"').concat(MeasurementRow.attempt).concat('"%')),
+    )  # fmt: skip
+    return (MeasurementRow.measured_at < before) & exists().where(follows) & ~named
 
 
 def _old_winner(before: float) -> ColumnElement[bool]:
@@ -165,6 +176,8 @@ def _jobs(connection: Connection, when: When, after: int) -> Swept:
 
 def _tasks(connection: Connection, when: When, after: int) -> Swept:
     """By the index of their times: the first ones until none is left. With their attempts."""
+    if _abandoned(connection, when.now) == AT_ONCE:
+        return Swept(0, after)
     old = select(TaskRow.id).where(_old_task(when.before)).order_by(TaskRow.changed_at).limit(ROWS_AT_ONCE)
     ids = connection.execute(old).scalars().all()
     for chunk in chunks(ids):
@@ -173,16 +186,30 @@ def _tasks(connection: Connection, when: When, after: int) -> Swept:
     return Swept(len(ids), after if len(ids) == ROWS_AT_ONCE else None)
 
 
+def _abandoned(connection: Connection, now: float) -> int:
+    """End tasks of a service that was killed and has no successor: how many. One that waits for such a task all the
+    same asks for it anew."""
+    left = select(TaskRow.name).where(TASK_ACTIVE, TaskRow.changed_at < now - ABANDONED_S).order_by(TaskRow.changed_at)
+    names = connection.execute(left.limit(AT_ONCE).with_for_update(skip_locked=True)).scalars().all()
+    for name in names:
+        tasks.withdraw(connection, name, now)
+    return len(names)
+
+
 def _walk(
     connection: Connection, row: type, row_id: InstrumentedAttribute[int], old: ColumnElement[bool], after: int
 ) -> Swept:
-    """Look at the next ROWS_AT_ONCE rows and remove those that are old."""
+    """Look at the next ROWS_AT_ONCE rows and remove those that are old. Where none is, nothing is written: a statement
+    that removes nothing is one that triggers count, and whoever remembers winners would forget them."""
     page = select(row_id).where(row_id > after).order_by(row_id).limit(ROWS_AT_ONCE).subquery()
     last = connection.execute(select(func.max(page.c.id))).scalar()
     if last is None:
         return Swept(0, None)
     found = select(row_id).where(row_id > after, row_id <= last, old)
-    return Swept(connection.execute(delete(row).where(row_id.in_(found))).rowcount, last)
+    removed = 0
+    for chunk in chunks(connection.execute(found).scalars().all()):
+        removed += connection.execute(delete(row).where(row_id.in_(chunk), old)).rowcount
+    return Swept(removed, last)
 
 
 SWEEPS: dict[str, Sweep] = {

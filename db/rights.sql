@@ -32,6 +32,8 @@ END $$;
 DO $$
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'autotune_worker') THEN
+    -- Who has no tables of their own can put none in the way of ours: temporary ones are searched first.
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC, autotune_worker', current_database());
     REVOKE ALL ON devices, keys, tasks, attempts, workers, measurements FROM autotune_worker;
     GRANT USAGE ON SCHEMA public TO autotune_worker;
     GRANT SELECT ON alembic_version, devices, keys, tasks, attempts, workers TO autotune_worker;
@@ -51,13 +53,15 @@ END $$;
 -- Row by row: who may not change measurements (a worker) may add one only as the result of the attempt that it is
 -- delivering, for the key that it was asked about; and an attempt counts only while it is the current one of its task.
 -- Not row-level security: pg_dump refuses tables that have it to whoever does not own them.
-CREATE OR REPLACE FUNCTION expect_delivered() RETURNS trigger LANGUAGE plpgsql AS $$
+-- The functions run as whoever inserts, and look at these tables, whatever that session's search_path or temporary tables.
+CREATE OR REPLACE FUNCTION expect_delivered() RETURNS trigger LANGUAGE plpgsql
+  SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-  IF has_table_privilege(current_user, 'measurements', 'UPDATE') THEN
+  IF has_table_privilege(current_user, 'public.measurements', 'UPDATE') THEN
     RETURN NEW;
   END IF;
-  PERFORM FROM tasks JOIN attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempt
-    JOIN keys ON keys.digest = tasks.key_digest
+  PERFORM FROM public.tasks JOIN public.attempts ON attempts.task_id = tasks.id AND attempts.attempt = tasks.attempt
+    JOIN public.keys ON keys.digest = tasks.key_digest
     WHERE tasks.state IN ('queued', 'running') AND attempts.counted AND keys.id = NEW.key_id
       AND strpos(attempts.result, '"attempt":"' || NEW.attempt || '"') > 0;
   IF NOT FOUND THEN
@@ -67,12 +71,13 @@ BEGIN
   RETURN NEW;
 END $$;
 
-CREATE OR REPLACE FUNCTION expect_current() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION expect_current() RETURNS trigger LANGUAGE plpgsql
+  SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-  IF NOT NEW.counted OR has_table_privilege(current_user, 'attempts', 'UPDATE') THEN
+  IF NOT NEW.counted OR has_table_privilege(current_user, 'public.attempts', 'UPDATE') THEN
     RETURN NEW;
   END IF;
-  PERFORM FROM tasks WHERE id = NEW.task_id AND attempt = NEW.attempt AND worker = NEW.worker AND state = 'running';
+  PERFORM FROM public.tasks WHERE id = NEW.task_id AND attempt = NEW.attempt AND worker = NEW.worker AND state = 'running';
   IF NOT FOUND THEN
     RAISE insufficient_privilege USING MESSAGE = 'permission denied: an attempt that is not the current one of its task';
   END IF;

@@ -101,8 +101,9 @@ class SqlStore:
     def prune(self, before: float, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, int]:
         """Remove what is older than `before` (epoch seconds); how much of what.
 
-        What is at work stays, and so do of measurements the last of each candidate of a key, of former winners those
-        superseded later than that or pinned, revoked or banned, of workers the last of each device. Workers that have
+        What is at work stays, and so do of measurements the last of each candidate of a key on a device, the last that
+        went well, and what a current winner rests on; of former winners those superseded later than that or pinned,
+        revoked or banned; of workers the last of each device. Workers that have
         not been heard of for a day go in any case, but the last twenty of each device. In small transactions: others
         may write in between, and `should_stop` is asked.
         """
@@ -300,7 +301,7 @@ class SqlStore:
             workers.register(connection, worker, self._now(connection))
 
     def heard(self, worker: str, *, in_use: bool, task: tuple[str, int] | None = None) -> bool:
-        """A worker lives; whether the attempt at a task that it works on still counts."""
+        """A worker lives; whether the attempt at a task that it works on still counts. Raises UnknownWorkerError."""
         with self._writing() as connection:
             now = self._now(connection)
             workers.heard(connection, worker, in_use, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, Row, and_, insert, literal_column, select, update
 
@@ -19,6 +20,8 @@ from db.models import AttemptRow, TaskRow, WorkerRow
 
 QUEUED, RUNNING = str(TaskState.QUEUED), str(TaskState.RUNNING)
 ACTIVE: ColumnClause[bool] = literal_column("tasks.state IN ('queued', 'running')")
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError)
+"""What parsing raises of what another release wrote, or nobody of ours."""
 SKEW_S = 2.0
 """By how much a worker's clock may be wrong before the times of its measurements are corrected."""
 
@@ -52,13 +55,22 @@ def tasks(connection: Connection, names: Collection[str]) -> list[Task]:
     )
     wanted = sorted({plain(name) for name in names})
     return [
-        Task(
+        _parsed(row) for chunk in chunks(wanted) for row in connection.execute(query.where(TaskRow.name.in_(chunk)))
+    ]
+
+
+def _parsed(row: Row[Any]) -> Task:
+    """What a worker wrote that nobody can read is that task's error: others are read with it."""
+    try:
+        return Task(
             id=row.name, state=TaskState(row.state), attempt=row.attempt, worker=row.worker, error=row.error or "",
             beat=row.changed_at, waiting=row.waiting, lost=tuple(worker for worker, _ in decode(row.lost)),
             measurements=tuple(Measurement.from_json(m) for m in decode(row.result or "[]")),
-        )
-        for chunk in chunks(wanted) for row in connection.execute(query.where(TaskRow.name.in_(chunk)))
-    ]  # fmt: skip
+        )  # fmt: skip
+    except UNREADABLE as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = f"expected a task and measurements of this release from worker {row.worker}, found {found}"
+        return Task(id=row.name, state=TaskState.DONE, attempt=row.attempt, worker=row.worker, error=said)
 
 
 def begin(
@@ -85,7 +97,7 @@ def _readable(row: Row[tuple[TaskRow]], worker: str, release: str, in_use: bool)
         )
     try:
         return Request.from_json(decode(row.request))
-    except (TypeError, ValueError, LookupError, AttributeError) as error:  # written by another release
+    except UNREADABLE as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Refusal(
             reason=f"needs worker release {row.release or 'another'}: worker {worker} of release {release} cannot read "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import text
 
 from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.winner import Winner, WinnerState
 from db import SqlStore, open_store
+from db.jobs import parsed_key
 from db.migrate import HEAD
 from db.store import MERGED_AT_ONCE
 from strategies.candidate import Candidate
@@ -140,6 +142,24 @@ class StoreContract:
         assert [m.attempt for m in store.measurements(a_key())] == ["other", "a4"]
         assert not any(store.prune(100.0).values())
 
+    def test_what_went_well_and_what_a_winner_rests_on_stays(self, store: SqlStore) -> None:
+        def record(attempt: str, at: float, **changed: Any) -> None:
+            store.record(dataclasses.replace(a_measurement(attempt, measured_at=at), **changed))
+
+        here, there = a_key(), a_key(device=dataclasses.replace(CPU, driver="clang 19"))
+        for attempt, key in (("here", here), ("there", there)):
+            record(f"{attempt}-decided", 1.0, key=key)
+            record(f"{attempt}-older", 2.0, key=key)
+            record(f"{attempt}-ok", 3.0, key=key)
+            record(f"{attempt}-crashed", 4.0, key=key, status=Status.CRASHED)
+            record(f"{attempt}-last", 5.0, key=key, status=Status.TIMEOUT)
+        for attempts in ({"direct": "here-older"}, {"direct": "here-decided"}):
+            store.decide(dataclasses.replace(a_winner(decided_at=6.0), provenance={"attempts": attempts}))
+        assert store.prunable(100.0)["measurements"] == store.prune(100.0)["measurements"] == 5
+        assert {m.attempt for m in store.measurements(here)} == {
+            "here-decided", "here-ok", "here-last", "there-ok", "there-last",
+        }  # fmt: skip
+
     def test_what_is_old_is_found_however_much_of_it_stays(
         self, store: SqlStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -167,6 +187,15 @@ class StoreContract:
         assert store.winner(a_key()) == a_winner(decided_at=3.0, tile=3)
         assert [winner_id for winner_id, _ in store.history(a_key())] == [ids[4], ids[2]]
         assert store.lookup([a_key(8).digest]) == {a_key(8).digest: a_winner(a_key(8))}
+
+    def test_where_nothing_is_old_no_winner_is_forgotten(self, store: SqlStore) -> None:
+        for at in (1.0, 2.0):
+            store.decide(a_winner(decided_at=at))
+        before = store.changes()
+        assert store.prune(1.5)["winners"] == 0
+        assert store.changes() == before
+        assert store.prune(3.0)["winners"] == 1
+        assert store.changes() > before
 
     @pytest.mark.parametrize("state", ["pinned", "revoked", "banned"])
     def test_what_a_person_said_of_a_winner_holds_for_ever(self, store: SqlStore, state: str) -> None:
@@ -382,6 +411,20 @@ class StoreContract:
 
     # Jobs
 
+    def test_a_claim_reads_one_key_however_many_its_job_has(self, store: SqlStore) -> None:
+        job = store.submit([a_key(cout) for cout in range(1, 601)], BUDGET)
+        parsed_key.cache_clear()
+        claims = [_claim(store), _claim(store)]
+        assert [(claim.key, claim.index, claim.job.total_keys) for claim in claims] == [
+            (a_key(1), 0, 600), (a_key(2), 1, 600),
+        ]  # fmt: skip
+        assert parsed_key.cache_info().misses == 2
+        store.finish(claims[1])
+        store.release(claims[0])
+        again = store.job(job.id)
+        assert again is not None
+        assert again.states[:3] == (JobState.QUEUED, JobState.DONE, JobState.QUEUED)
+
     def test_a_job_from_queue_to_end(self, store: SqlStore, clock: Clock) -> None:
         keys = (a_key(8), a_key(4), a_key(8))
         queued = (JobState.QUEUED,) * 2
@@ -395,7 +438,7 @@ class StoreContract:
         first = store.claim("me")
         assert first is not None
         assert first.job == dataclasses.replace(
-            job, state=JobState.RUNNING, states=(JobState.RUNNING, JobState.QUEUED), started_at=1001.0
+            job, state=JobState.RUNNING, keys=keys[:1], states=(JobState.RUNNING,), omitted=1, started_at=1001.0
         )
         assert (first.index, first.key) == (0, keys[0])
         second = store.claim("me too")

@@ -467,14 +467,28 @@ def test_a_request_of_many_devices_is_refused(http: httpx.Client) -> None:
         assert (answer.status_code, "16 different devices" in answer.json()["detail"]) == (422, True)
 
 
-def test_connections_have_a_limit_below_that_of_the_system(tmp_path: Path) -> None:
+def test_who_keeps_a_connection_without_using_it_makes_room(tmp_path: Path) -> None:
     with served(tmp_path / "a.db") as own, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
-        for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(socket.create_connection(address))
-        assert httpx.get(own.url + "/healthz").status_code == 503
-        stack.close()
-        until(lambda: httpx.get(own.url + "/healthz").status_code == 200)
+        idle = [stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS + 100)]
+        for path in ("/healthz", "/readyz", "/winners"):
+            assert httpx.get(own.url + path).status_code == 200
+        assert idle[0].recv(1) == b""  # who has been idle for longest goes first
+
+
+def test_connections_have_a_limit_below_that_of_the_system(tmp_path: Path) -> None:
+    """All of them in use: whoever comes later is refused, whoever was there before is answered."""
+    with served(tmp_path / "a.db") as own, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
+        busy = [stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS)]
+        for sock in busy:
+            sock.sendall(b"POST /lookup HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n")
+        refused = until(lambda: found if (found := httpx.get(own.url + "/winners")).status_code == 503 else None)
+        assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "5")
+        assert [httpx.get(own.url + path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+        busy[-1].sendall(b"{}")
+        assert busy[-1].recv(1000).startswith(b"HTTP/1.1 422")
+        assert httpx.get(own.url + "/winners").status_code == 200  # in its place: that one is idle now
 
 
 def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from image import stages, substituted  # noqa: E402
 
 from api.dispatch import build_parser  # noqa: E402
+from autotune.shared_folder import FOLDER  # noqa: E402
 
 ROLES, SECRET = ("OWNER", "SERVICE", "WORKER"), 'a "secret": #'
 SCHEMAS = (
@@ -43,6 +44,8 @@ def test_it_is_what_the_specification_says(document: dict[str, Any]) -> None:
     schema = json.loads(Path(path).read_text())
     if "name" not in schema["properties"]:  # Debian's is of 2021
         document = {key: value for key, value in document.items() if key != "name"}
+    if "create_host_path" not in json.dumps(schema):
+        document = json.loads(json.dumps(document).replace('"create_host_path": false', ""))
     jsonschema.Draft7Validator(schema).validate(document)
 
 
@@ -59,9 +62,23 @@ def test_every_service_is_contained_watched_and_restarted(document: dict[str, An
         assert (item["restart"], item["read_only"], item["cap_drop"]) == (restart, True, ["ALL"]), name
         assert name == "migrate" or item["healthcheck"]["test"][0] == "CMD"
         assert all(port.startswith("127.0.0.1:") for port in item.get("ports", []))
-        assert {volume.partition(":")[0] for volume in item["volumes"]} <= document["volumes"].keys()
+        named = {volume.partition(":")[0] for volume in item["volumes"] if isinstance(volume, str)}
+        assert named <= document["volumes"].keys()
         assert "secret" not in json.dumps({**item, "environment": None})
     assert document["services"]["cuda-worker"]["profiles"] == ["cuda"]
+
+
+def test_whatever_measures_meets_at_the_hosts_locks(document: dict[str, Any]) -> None:
+    """Not those of a container alone, whose /tmp is its own."""
+    for name in ("service", "worker", "cuda-worker"):
+        item = document["services"][name]
+        [locks] = [volume for volume in item["volumes"] if isinstance(volume, dict)]
+        assert (locks["type"], locks["source"], locks["bind"]) == ("bind", str(FOLDER), {"create_host_path": False})
+        assert item["environment"]["AUTOTUNE_LOCKS"] == locks["target"]
+        assert not any(locks["target"].startswith(entry.partition(":")[0]) for entry in item["tmpfs"])
+    assert f"--mode=1777 /run/postgresql {locks['target']}" in (ROOT / "Dockerfile").read_text()
+    for page in ("docker-compose.yml", "docs/workers/README.md"):
+        assert f"mkdir -p -m 1777 {FOLDER}" in (ROOT / page).read_text()
 
 
 def test_nobody_is_more_than_they_must_be(document: dict[str, Any]) -> None:
@@ -81,6 +98,15 @@ def test_every_command_is_one_of_ours(document: dict[str, Any]) -> None:
     for name in ("migrate", "service", "worker", "cuda-worker"):
         assert parser.parse_args(document["services"][name]["command"]).run
     assert parser.parse_args(document["services"]["worker"]["healthcheck"]["test"][2:]).check
+
+
+def test_the_compiler_for_cuda_finds_its_headers_and_asks_for_a_driver_that_reads_what_it_writes() -> None:
+    found = {name: steps for name, _, steps in stages((ROOT / "Dockerfile").read_text())}
+    environ = dict(text.split("=", 1) for word, text in found["cuda"] if word == "ENV")
+    assert environ["CUDA_PATH"].endswith("/site-packages/nvidia/cuda_runtime")  # tinygrad: -I$CUDA_PATH/include
+    [release] = re.findall(r"nvidia-cuda-nvrtc-cu12==(\d+\.\d+)", (ROOT / "requirements" / "cuda.txt").read_text())
+    assert environ["NVIDIA_REQUIRE_CUDA"] == f'"cuda>={release}"'
+    assert f"CUDA {release}" in (ROOT / "docs" / "workers" / "README.md").read_text()
 
 
 def test_images_are_debian_and_end_without_root(document: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from autotune.job import Budget, JobState, Terms, target_of
 from autotune.measurement import Status
 from autotune.runner import NoWorkerError
 from autotune.session import TuneCancelledError
-from db import SqlStore, open_store
+from db import SqlStore, UnknownWorkerError, open_store
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import ConvShape, JsonObject
 
@@ -377,6 +377,38 @@ def test_the_last_worker_of_a_device_is_known_however_many_came_and_went(store: 
     assert "mac" in [worker.name for worker in store.workers()]
     assert store.prune(5000.0)["workers"] == 19
     assert [w.name for w in store.workers() if w.device == crowd] == ["crowd-299"]
+
+
+def test_a_worker_that_was_forgotten_registers_once_more(store: SqlStore, start: Start) -> None:
+    process = start(driver("forgotten"))
+    known = until(lambda: [w for w in store.workers() if w.about.get("pid") == process.pid])[0]
+    with store._writing() as connection:
+        connection.execute(text("DELETE FROM workers WHERE name = :name"), {"name": known.name})
+    again = until(lambda: [w for w in store.workers() if w.name == known.name])[0]
+    assert (again.fit, again.device) == (True, known.device)
+    with pytest.raises(UnknownWorkerError, match="'nobody'"):
+        store.heard("nobody", in_use=False)
+    store.register(dataclasses.replace(known, name="unfit", unfit="it was stuck"))
+    assert [w.unfit for w in store.workers() if w.name == "unfit"] == ["it was stuck"]
+
+
+def test_what_a_killed_service_asked_for_ends_after_a_day(tmp_path: Path) -> None:
+    with new_database("postgresql", tmp_path) as other, ExitStack() as stack:
+        now = [0.0]
+        store = stack.enter_context(open_store(other, clock=lambda: now[0]))
+        store.prepare_queue()
+        names = [store.post(queue_of(DEVICE), request(FINE, seed=seed)) for seed in range(3)]
+        assert store.begin(names[1], 1, "w")
+        now[0] = 86000.0
+        last = store.post(queue_of(DEVICE), request(FINE, seed=3))
+        now[0] = 86500.0
+        assert store.prune(0.0)["tasks"] == 0
+        assert [store.task(name).state for name in names] == [TaskState.CANCELLED] * 3
+        assert store.task(last).state is TaskState.QUEUED
+        with store._reading() as connection:
+            queued = connection.execute(text("SELECT args->>'task' FROM procrastinate_jobs WHERE status = 'todo'"))
+            assert set(queued.scalars()) == {last}
+        assert store.prune(now[0] + 1.0)["tasks"] == 3
 
 
 def test_old_tasks_go_with_their_attempts(address: str, tmp_path: Path) -> None:

@@ -314,18 +314,19 @@ def test_a_lane_that_ended_by_a_bug_is_said_and_opened_anew(store: SqlStore, mon
 def test_threads_that_ended_are_said(store: SqlStore) -> None:
     jobs = JobRunner(store, lanes_of(), tune=Scripted())
     request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace()))
-    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=Readiness(store.expect_writable))
+    ready = Readiness(store.expect_writable, store.active_jobs)
+    service: Any = SimpleNamespace(jobs=jobs, store=store, readiness=ready)
     request.app.state.service = service
-    for said in (lambda: asyncio.run(health.healthz(request)), lambda: health.readyz(service)):
+    for said in (lambda: asyncio.run(health.healthz(request)), lambda: asyncio.run(health.readyz(request))):
         with pytest.raises(ProblemError, match="the job runner has ended"):
             said()
     jobs.start()
     assert asyncio.run(health.healthz(request))["status"] == "ok"
-    assert health.readyz(service)["status"] == "ready"
+    assert asyncio.run(health.readyz(request))["status"] == "ready"
     jobs._fault("local:CPU")
     assert asyncio.run(health.healthz(request))["status"] == "ok"  # no restart is needed for that
     with pytest.raises(ProblemError, match="the lane local:CPU ended by a bug") as refused:
-        health.readyz(service)
+        asyncio.run(health.readyz(request))
     assert refused.value.status == 503
     jobs.stop()
 
@@ -373,8 +374,10 @@ def test_a_disk_that_is_full_for_long_is_said_once_and_loses_nothing(
         assert SqlStore.claim(store, "killed") is not None
         jobs = JobRunner(store, lanes_of(), tune=scripted_tune(0.0))
         jobs.start()  # even with a job to put back: the service must come up to say what is wrong
+        until(jobs.faults)
         time.sleep(0.3)
-        assert jobs.alive
+        assert jobs.running
+        assert jobs.faults() == ["it looks at the queue in vain: expected room on the disk, found none"]
         said = [
             (r.getMessage().count("room on the disk"), r.exc_info) for r in caplog.records if r.levelname == "ERROR"
         ]
@@ -382,6 +385,22 @@ def test_a_disk_that_is_full_for_long_is_said_once_and_loses_nothing(
         store.room = True
         until(lambda: state_of(store, job_id) is JobState.DONE)
         jobs.stop()
+
+
+def test_a_pass_that_fails_by_a_bug_is_said_until_one_succeeds(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BUSY_S", "IDLE_S"):
+        monkeypatch.setattr(f"api.jobs.{name}", 0.05)
+    waiting, broken = store.waiting, [True]
+    monkeypatch.setattr(store, "waiting", lambda: 1 // 0 if broken else waiting())
+    jobs, job_id = work(store, Scripted(), [key_of()])
+    until(jobs.faults)
+    assert jobs.faults() == ["it looks at the queue in vain: a bug (ZeroDivisionError), see the log"]
+    broken.clear()
+    until(lambda: state_of(store, job_id) is JobState.DONE)
+    until(lambda: jobs.alive)
+    jobs.stop()
 
 
 def test_devices_are_released_when_there_is_nothing_to_do(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

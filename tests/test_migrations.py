@@ -171,6 +171,21 @@ def test_jobs_survive_the_way_back_and_forward(engine: Engine, address: str) -> 
         assert again.key == a_key(8)
 
 
+def test_on_the_way_back_no_key_of_a_job_is_lost(engine: Engine, address: str) -> None:
+    with open_store(address) as store:
+        job = store.submit([a_key(cout) for cout in (4, 8, 16, 32)], Budget(trials=1))
+        claims = [claim for _ in range(4) if (claim := store.claim("me"))]
+        for index in (0, 2, 3):  # an older release knows how many have ended, and takes them for the first ones
+            store.finish(claims[index])
+    with engine.begin() as connection:
+        downgrade(connection, "0002")
+        assert connection.execute(text("SELECT state, done_keys FROM jobs")).all() == [("queued", 1)]
+    with open_store(address) as store:
+        back = store.job(job.id)
+        assert back is not None
+        assert back.states == (JobState.DONE, *[JobState.QUEUED] * 3)
+
+
 def test_threads_of_one_process_migrate_databases_of_their_own(tmp_path: Path) -> None:
     def fresh(number: int) -> str:
         with open_store(tmp_path / f"{number}.db") as store:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import re
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -192,18 +195,39 @@ def test_however_often_it_is_asked_the_database_is_written_to_once_a_second() ->
         if wrong[0]:
             raise DatabaseError(wrong[0])
 
-    readiness = Readiness(attempt, clock=lambda: now[0])
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: readiness.expect_writable(), range(100)))
-    wrong[0] = "full"
-    readiness.expect_writable()
-    now[0] = 1.5
-    for _ in range(3):
-        with pytest.raises(DatabaseError, match="full"):
-            readiness.expect_writable()
-    wrong[0], now[0] = "", 3.0
-    readiness.expect_writable()
+    counted = iter([{"queued": 1}, {"queued": 2}])
+
+    async def ask() -> None:
+        readiness = Readiness(attempt, lambda: next(counted), clock=lambda: now[0])
+        assert await asyncio.gather(*(readiness.expect_writable() for _ in range(100))) == [{"queued": 1}] * 100
+        wrong[0] = "full"
+        await readiness.expect_writable()
+        now[0] = 1.5
+        for _ in range(3):
+            with pytest.raises(DatabaseError, match="full"):
+                await readiness.expect_writable()
+        wrong[0], now[0] = "", 3.0
+        assert await readiness.expect_writable() == {"queued": 2}
+
+    asyncio.run(ask())
     assert tried == [0.0, 1.5, 3.0]
+
+
+def test_however_many_ask_whether_it_is_ready_they_wait_in_one_thread(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with served(path) as own, ThreadPoolExecutor(60) as threads:
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        time.sleep(1.1)  # what it said last no longer holds
+        asked = [threads.submit(httpx.get, own.url + "/readyz", timeout=30) for _ in range(60)]
+        time.sleep(1.0)
+        began = time.monotonic()
+        assert own.http.get("/winners").status_code == 200
+        took_s = time.monotonic() - began
+        assert not any(answer.done() for answer in asked)
+        holder.close()
+        assert took_s < 2.0
+        assert {answer.result(30).status_code for answer in asked} == {200}
 
 
 def test_hardly_any_room_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ def running(process: subprocess.Popen[Any], number: signal.Signals = signal.SIGI
             process.stdout.close()
 
 
-def accepts(home: Path) -> bool:
-    command = [PROGRAMS[-1] / "pg_isready", "--quiet", f"--host={home}", "--dbname=autotune"]
+def accepts(home: Path, port: int = 5432) -> bool:
+    command = [PROGRAMS[-1] / "pg_isready", "--quiet", f"--host={home}", f"--port={port}", "--dbname=autotune"]
     return subprocess.run(command, check=False).returncode == 0
 
 
@@ -137,6 +137,35 @@ def test_a_shape_is_tuned_and_nobody_is_more_than_they_must_be(home: Path) -> No
             psycopg.connect(host=str(home), dbname="autotune", user="postgres", password="")
         status, text = said(autotune(home, "owner", "migrate"))  # again, as at an upgrade
         assert status == 0, text
+
+
+def test_from_elsewhere_only_with_tls(home: Path) -> None:
+    import psycopg
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            route.connect(("192.0.2.1", 9))  # sends nothing: it says which address this machine has beyond loopback
+        except OSError:
+            pytest.skip("needs an address beyond loopback")
+        outside = route.getsockname()[0]
+    with socket.socket() as free:
+        free.bind((outside, 0))
+        port = free.getsockname()[1]
+
+    def encrypted(host: str, mode: str) -> bool:
+        with psycopg.connect(
+            host=host, port=port, dbname="autotune", user="autotune_worker", password=SECRETS["worker"], sslmode=mode
+        ) as session:
+            [found] = session.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone() or ()
+        return bool(found)
+
+    with running(server(home, PGLISTEN=f"127.0.0.1,{outside}", PGPORT=str(port))):
+        until(lambda: accepts(home, port), 60)
+        assert encrypted("127.0.0.1", "prefer")
+        assert not encrypted("127.0.0.1", "disable")
+        assert encrypted(outside, "prefer")
+        with pytest.raises(psycopg.OperationalError, match="no encryption"):
+            encrypted(outside, "disable")
 
 
 def test_a_start_that_was_killed_is_begun_anew_and_foreign_files_are_left_alone(home: Path) -> None:

@@ -123,6 +123,7 @@ class TestQueueRunner(RunnerContract):
 def test_only_the_current_attempt_counts(store: SqlStore) -> None:
     other = DeviceSpec(device="CPU", arch="nobody")
     asked = request(FINE, key=key(arch="nobody"))
+    store.register(Worker(name="a", device=other))
     task_id = store.post(queue_of(other), asked)
     assert store.begin(task_id, 1, "a") == asked
     assert store.begin(task_id, 1, "b") is None

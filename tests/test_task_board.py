@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from databases import new_database
-from sqlalchemy import event
+from sqlalchemy import event, text
 from values import CPU, a_key, a_measurement
 
 from api.fleet import FleetLanes
@@ -70,6 +70,42 @@ def test_the_lanes_of_a_service_share_a_board(tmp_path: Path) -> None:
         offer = FleetLanes(store).offer([Waiting(target=target_of(CPU), device=CPU, keys=1, since=0.0)])
         boards = {id(getattr(lane.runner(False), "_board", None)) for lane in offer.lanes}
         assert (len(offer.lanes), len(boards)) == (2, 1)
+
+
+def test_a_row_that_cannot_be_read_is_one_workers_or_one_tasks_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with new_database("postgresql", tmp_path) as address, open_store(address) as store:
+        store.prepare_queue()
+        for name in ("fine", "odd", "odder"):
+            store.register(Worker(name=name, device=CPU))
+        requests = [
+            Request(key=a_key(cout), candidates=(Candidate.of("hybrid_grid", tile=4),), rounds=1) for cout in (1, 2, 3)
+        ]
+        names = [store.post(queue_of(CPU), request) for request in requests]
+        for name, request in zip(names, requests, strict=True):
+            assert store.begin(name, 1, "fine") == request
+            assert store.deliver(name, 1, "fine", [a_measurement(name, request.key)])
+        with store._writing() as connection:
+            for statement in (
+                """UPDATE workers SET device = '{"device": "CPU", "colour": "red"}' WHERE name = 'odd'""",
+                "UPDATE workers SET about = '7' WHERE name = 'odder'",
+                f"UPDATE attempts SET result = '[{{}}]' FROM tasks WHERE tasks.id = task_id AND name = '{names[0]}'",
+                f"UPDATE tasks SET lost = '[7]' WHERE name = '{names[1]}'",
+            ):
+                connection.execute(text(statement))
+        lanes = FleetLanes(store)
+        for _ in range(2):
+            offer = lanes.offer([Waiting(target=target_of(CPU), device=CPU, keys=1, since=0.0)])
+        assert [lane.name for lane in offer.lanes] == ["fine"]
+        assert sorted(record.args[0] for record in caplog.records if record.args) == ["odd", "odder"]  # once
+        board = TaskBoard(store.tasks)
+        with board.follow(names[0]), board.follow(names[1]), board.follow(names[2]):
+            found = [board.look(name) for name in names]
+        assert [task is not None and task.state for task in found] == [TaskState.DONE] * 3
+        said = [task.error if task is not None else "" for task in found]
+        assert "from worker fine, found KeyError" in said[0]
+        assert ("from worker fine, found TypeError" in said[1], said[2]) == (True, "")
 
 
 def test_a_failure_is_shared_for_a_while_and_then_tried_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from api.settings import Settings, SettingsError
 from autotune.bundle import dump
 from autotune.client import Client, ServiceError
 from autotune.sources import HttpSource, SourceError
-from db import Scope, open_store
+from db import DatabaseError, Scope, open_store
 
 NAME = "autotune.test"
 NEEDED = {
@@ -102,13 +103,42 @@ def test_every_route_is_thought_of(tmp_path: Path) -> None:
     assert NEEDED.keys() <= found.keys()
 
 
-def test_a_token_that_is_none_is_refused_even_where_none_is_needed(service: Served, secrets: dict[str, str]) -> None:
+def test_whether_it_lives_and_is_ready_is_said_whatever_token_comes(service: Served, database: Path) -> None:
+    with open_store(database) as store:
+        token, revoked = store.create_token("gone", Scope.READ)
+        store.revoke_token(token.id)
+    for path in ("/healthz", "/readyz"):
+        for secret in ("autotune_nonsense", revoked):
+            assert service.http.get(path, headers=bearer(secret)).status_code == 200
+
+
+def test_whether_it_lives_is_said_without_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: str) -> None:
+        raise DatabaseError("gone")
+
+    with open_store(tmp_path / "a.db") as store:
+        lanes, settings = LocalLanes(OneDevice(), lambda _: NoRunner()), Settings(db="a", hosts=(NAME,))
+        app = create_app(store, lanes, settings, devices=OneDevice())
+        monkeypatch.setattr(app.state.service.authority, "find", gone)
+
+        async def ask() -> list[int]:
+            async with app.router.lifespan_context(app):
+                transport = httpx.ASGITransport(app=app)
+                async with httpx.AsyncClient(transport=transport, base_url=f"http://{NAME}") as client:
+                    return [
+                        (await client.get(path, headers=bearer("x"))).status_code for path in ("/healthz", "/winners")
+                    ]
+
+        assert asyncio.run(ask()) == [200, 503]
+
+
+def test_a_token_that_is_none_is_refused(service: Served, secrets: dict[str, str]) -> None:
     for headers in (
         bearer("autotune_nonsense"),
         {"Authorization": b"Bearer \xe9"},
         {"Authorization": "Basic nonsense"},
     ):
-        assert service.http.get("/healthz", headers=headers).status_code == 401
+        assert service.http.get("/winners", headers=headers).status_code == 401
     assert service.http.get("/winners", headers={"Authorization": "Digest x"}).status_code == 401
     assert service.http.get("/winners", auth=("anyone", secrets["read"])).status_code == 200
 

@@ -76,7 +76,8 @@ FORBIDDEN = [
     "UPDATE keys SET shape = ''", "UPDATE tasks SET request = '{}'", "UPDATE attempts SET counted = true",
     "INSERT INTO keys DEFAULT VALUES", "INSERT INTO devices DEFAULT VALUES", "UPDATE workers SET name = 'mine'",
     "SELECT body FROM measurements", "UPDATE alembic_version SET version_num = '9999'", "CREATE TABLE mine (id int)",
-    "DROP TABLE workers", "CREATE ROLE another", "COPY workers TO PROGRAM 'id'", "SELECT pg_read_file('/etc/passwd')",
+    "CREATE TEMP TABLE measurements (id int)", "DROP TABLE workers", "CREATE ROLE another",
+    "COPY workers TO PROGRAM 'id'", "SELECT pg_read_file('/etc/passwd')",
 ]  # fmt: skip
 
 
@@ -117,6 +118,22 @@ def test_a_measurement_needs_an_attempt_of_its_own(owner: SqlStore, worker: SqlS
     assert owner.counts()["attempts"] == 2  # evidence
 
 
+def test_a_table_of_its_own_stands_in_for_none_of_ours(owner: SqlStore, worker: SqlStore) -> None:
+    """Where somebody lets it make temporary tables, which are searched first."""
+    owner.submit([a_key(8)], Budget(trials=1))
+    with owner._writing() as connection:
+        database = connection.execute(text("SELECT current_database()")).scalar_one()
+        connection.execute(text(f"GRANT TEMPORARY ON DATABASE {database} TO autotune_worker"))
+    for table, row in (("measurements", PLANTED), ("attempts", FORGED.replace("attempts", "public.attempts"))):
+        owner.post(QUEUE, REQUEST)
+        planted = f"CREATE TEMP TABLE {table} (id int); SET LOCAL search_path = pg_temp, public; {row}"
+        with pytest.raises(DatabaseError, match="permission denied"), worker._writing() as connection:
+            connection.exec_driver_sql(planted)
+    assert owner.measurements(a_key(8)) == []
+
+
+PLANTED = """INSERT INTO public.measurements (attempt, key_id, device_id, status, candidate, measured_at, body)
+SELECT digest, id, device_id, 'ok', 'direct', 0, '{}' FROM public.keys"""
 FORGED = "INSERT INTO attempts SELECT id, attempt, 'w:1', true, '[]', '', 0 FROM tasks"
 
 

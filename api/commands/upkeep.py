@@ -22,9 +22,10 @@ PRUNE_EXAMPLES = """examples:
   autotune prune --older-than 180d
 
 What goes: measurements, winners that were superseded that long ago, jobs and tasks that have ended, workers that are
-gone. What stays: every current winner, what somebody pinned, revoked or banned, the last measurement of each candidate,
-from which a search goes on, and the last worker of each device. Of workers that were not heard of for a day the last
-twenty of each device stay, however old the others are. A service does this itself, once a day, for what is older than
+gone. What stays: every current winner and the measurements it rests on, what somebody pinned, revoked or banned, of
+each candidate on each device the last measurement, from which a search goes on, and the last that went well, and the
+last worker of each device. Of workers that were not heard of for a day the last twenty of each device stay, however old
+the others are. A service does this itself, once a day, for what is older than
 AUTOTUNE_RETENTION (1y; 0: never)."""
 
 

@@ -29,14 +29,15 @@ async def healthz(request: Request) -> dict[str, Any]:
 
 
 @router.get("/readyz", responses={503: {"model": Problem}})
-def readyz(service: Service = Depends(get_service)) -> dict[str, Any]:
+async def readyz(request: Request) -> dict[str, Any]:
     """The database takes writes and the job runner works, each lane of it."""
-    service.readiness.expect_writable()
+    service = get_service(request)
+    active = await service.readiness.expect_writable()
     if not service.jobs.running:
         raise ProblemError(503, RUNNER_ENDED)
     if faults := service.jobs.faults():
         raise ProblemError(503, f"the job runner does not work as it should: {'; '.join(faults)}")
-    return {"status": "ready", **service.store.active_jobs()}
+    return {"status": "ready", **active}
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {METRICS_TYPE: {}}}})

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The entry point of the image `database`: makes the cluster when there is none, then becomes the server.
-# Unix sockets for the containers beside it; TCP for workers on the host and beyond, with a password, and beyond this
-# machine with TLS (self-signed: replace server.crt and server.key in the data directory by your own).
+# Unix sockets for the containers beside it; TCP for workers on the host and beyond, with a password, and from outside of
+# this container with TLS (self-signed: replace server.crt and server.key in the data directory by your own). libpq uses
+# it unasked where a server has it.
 # Three roles: autotune_owner owns the tables and migrates, autotune_service has their rows, autotune_worker what workers
 # need (db/rights.sql). The superuser has no password and no way in but from within this container.
 set -eu
@@ -33,10 +34,12 @@ if [ ! -s "$data/PG_VERSION" ]; then
   openssl req -new -x509 -days 3650 -nodes -subj /CN=autotune-database \
     -keyout "$new/server.key" -out "$new/server.crt" 2>/dev/null
   cat >"$new/pg_hba.conf" <<'RULES'
-local all      postgres peer
-local autotune all      scram-sha-256
-host  all      postgres all reject
-host  autotune all      all scram-sha-256
+local   all      postgres              peer
+local   autotune all                   scram-sha-256
+host    all      postgres all          reject
+host    autotune all      127.0.0.1/32 scram-sha-256
+host    autotune all      ::1/128      scram-sha-256
+hostssl autotune all      all          scram-sha-256
 RULES
   # Single-user mode: one statement a line, and no server that anybody could reach before it is set up.
   "$programs/postgres" --single -D "$new" postgres >/dev/null <<STATEMENTS

@@ -45,6 +45,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.add_column("jobs", sa.Column("owner", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("jobs", sa.Column("seen_at", sa.Float))
+    # Older releases go on behind the first `done_keys` keys: what ended after one that has not, they tune once more.
+    op.execute(
+        "UPDATE jobs SET done_keys = coalesce((SELECT min(position) FROM job_keys WHERE job_keys.job_id = jobs.id "
+        "AND job_keys.state IN ('queued', 'running')), done_keys) WHERE state IN ('queued', 'running')"
+    )
     op.execute("UPDATE jobs SET state = 'queued' WHERE state = 'running'")
     op.drop_index("ix_job_keys_running", "job_keys")
     op.drop_index("ix_job_keys_queued", "job_keys")
