@@ -10,10 +10,13 @@ import pytest
 from graphs import WINOGRAD, counted, kernel_count, normal
 from tinygrad import Tensor, Variable, dtypes, nn
 from tinygrad.helpers import Context
+from tinygrad.uop.ops import AxisType, UOp
 
 import autotune
 from autotune.models import resnet18
 from strategies.graph.find import find_convolutions
+from strategies.graph.match import _axes
+from strategies.graph.rebuild import expression
 from strategies.shape import ConvShape
 
 X, W = (2, 4, 8, 9), (6, 4, 3, 3)
@@ -156,6 +159,15 @@ def test_every_convolution_of_resnet18_is_found() -> None:
         kernels[shape.kernel] += count
     assert kernels == {(7, 7): 1, (3, 3): 16, (1, 1): 3}
     assert sum(shape.stride == (2, 2) for shape in found) == 7
+
+
+@pytest.mark.parametrize(("bound", "strides"), [(1, [2]), (2, [])])
+def test_a_gate_of_strided_windows(bound: int, strides: list[int]) -> None:
+    """`2*f + k < 1` is written `f + k < 1`, which is the same. `f + k < 2` is not `2*f + k < 2`: what is read at a
+    position would depend on the output that reads it."""
+    f, k = UOp.range(4, 0, AxisType.WEAK), UOp.range(3, 1, AxisType.REDUCE)
+    activation = (f + k < bound).where((f * 2 + k).cast(dtypes.float32), UOp.const(0.0))
+    assert [axis.stride for axis in _axes(expression(activation), k.cast(dtypes.float32), (k,))] == strides
 
 
 LEFT: dict[str, Build] = {
