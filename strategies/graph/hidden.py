@@ -8,7 +8,6 @@ values of their ranges, not recognised by how they are written.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +15,11 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.buffers import staged
+from strategies.graph.digits import digits
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv, conjuncts, extent, is_static_range, match
 from strategies.graph.rebuild import BOUNDARY, expression, gated, rebuild
+from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import MAX_SPATIAL_DIMS
 
 MAX_POINTS = 1 << 13
@@ -31,7 +32,7 @@ class Spelling:
 
     reduce: UOp
     place: Callable[[UOp], UOp]
-    merged: Mapping[UOp, UOp] = field(default_factory=dict)
+    merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
     """See `Conv.merged`."""
 
 
@@ -129,11 +130,11 @@ def _scatter(s: UOp, conditions: Sequence[UOp], gradient: UOp, weight: UOp) -> _
         s: [value for value in range(extent(s)) for _ in range(extent(out))],
         out: [value for _ in range(extent(s)) for value in range(extent(out))],
     }
-    tap_at, position_at = _table(tap, grid), _table(at, grid)
-    tables = [_table(condition, grid) for condition in mine]
-    if tap_at is None or position_at is None or any(table is None for table in tables):
+    tap_at, position_at = table(tap, grid), table(at, grid)
+    tables = [table(condition, grid) for condition in mine]
+    if tap_at is None or position_at is None or any(values is None for values in tables):
         return None
-    valid = [n for n in range(len(grid[s])) if all(table is not None and table[n] is True for table in tables)]
+    valid = [n for n in range(len(grid[s])) if all(values is not None and values[n] is True for values in tables)]
     reached = [(grid[out][n], tap_at[n], position_at[n]) for n in valid]
     if not reached or any(None in point for point in reached):
         return None
@@ -200,14 +201,14 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     replacements: dict[UOp, UOp] = {}
     where: dict[UOp, UOp] = {}  # from the convolution's ranges to the consumer's indexes
     gates: list[UOp] = []
-    merged: dict[UOp, UOp] = {}
+    merged: dict[UOp, tuple[UOp, int]] = {}
     for r in loops:
-        if digits := _digits(r, product):
-            for digit in digits:
+        if pieces := digits(r, product):
+            for digit in pieces:
                 replacements |= digit.replaced(index := digit.fresh(ranges))
                 where |= digit.places(index)
-            if digits[0].piece is r and digits[0].coarse is not None:
-                merged[r] = digits[0].coarse
+            if pieces[0].piece is r and pieces[0].coarse is not None:
+                merged[r] = pieces[0].coarse, pieces[0].size // pieces[0].inner
         elif bounds := _bounds(r, conditions):
             first, end = bounds
             new = ranges.new(end - first)
@@ -228,77 +229,15 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Digit:
-    """A piece that a flat range is cut into, of `size` values. Where there is a `coarse` one too, which is this one
-    divided by `inner`, it is two loops: the coarse one and what is left of the piece."""
-
-    piece: UOp
-    size: int
-    coarse: UOp | None = None
-    inner: int = 1
-
-    def fresh(self, ranges: Ranges) -> tuple[UOp, ...]:
-        """Ranges of its own, the outer one first."""
-        sizes = (self.size,) if self.coarse is None else (self.size // self.inner, self.inner)
-        return tuple(map(ranges.new, sizes))
-
-    def replaced(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
-        if self.coarse is None:
-            return {self.piece: index[0]}
-        return {self.piece: index[0] * self.inner + index[1], self.coarse: index[0]}
-
-    def places(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
-        """Where the ranges are, in the graph's own."""
-        if self.coarse is None:
-            return {index[0]: self.piece}
-        return {index[0]: self.piece // self.inner, index[1]: self.piece % self.inner}
-
-
-def _digits(r: UOp, product: UOp) -> list[_Digit]:
-    """The pieces that a flat range is cut into: every combination occurs once. Empty if it is not cut."""
-    cuts = [u for u in expression(product) if u.op in (Ops.FLOORDIV, Ops.FLOORMOD) and list(u.ranges) == [r]]
-    if not cuts:
-        return []
-    inner = {s for u in cuts for s in u.toposort() if s is not u}
-    pieces = [u for u in cuts if u not in inner]
-    if r in rebuild(product, dict.fromkeys(pieces, UOp.const(0))).ranges:
-        pieces.append(r)  # read as it is too
-    grid = {r: list(range(extent(r)))}
-    tables: dict[UOp, list[int]] = {}
-    for piece in pieces:
-        if (table := _table(piece, grid)) is None or None in table:
-            return []
-        tables[piece] = table
-    sizes = {piece: 1 + max(table) for piece, table in tables.items()}
-    coarse = {fine: each for each in pieces for fine in pieces if _divides(tables[each], tables[fine])}
-    digits = [
-        _Digit(piece=p, size=sizes[p], coarse=coarse.get(p), inner=sizes[p] // sizes[coarse[p]] if p in coarse else 1)
-        for p in pieces
-        if p not in coarse.values()
-    ]
-    combinations = set(zip(*(tables[digit.piece] for digit in digits), strict=True))
-    whole = len(combinations) == math.prod(digit.size for digit in digits) == extent(r)
-    # of three that divide each other, one would be left over
-    told = len(digits) + sum(digit.coarse is not None for digit in digits) == len(pieces) > 1
-    return digits if whole and told else []
-
-
-def _divides(coarse: Sequence[int], fine: Sequence[int]) -> bool:
-    """Whether one piece is another divided by more than 1, and no more than divided, evenly."""
-    few, many = 1 + max(coarse), 1 + max(fine)
-    return (
-        1 < few < many and many % few == 0 and all(a == b // (many // few) for a, b in zip(coarse, fine, strict=True))
-    )
-
-
 def _bounds(r: UOp, conditions: Sequence[UOp]) -> tuple[int, int] | None:
     """The part of the range outside of which conditions on it alone make everything zero; None if that is nowhere."""
     alone = [condition for condition in conditions if list(condition.ranges) == [r]]
-    tables = [_table(condition, {r: list(range(extent(r)))}) for condition in alone]
-    if not tables or any(table is None for table in tables):
+    if extent(r) > MAX_VALUES:
         return None
-    inside = [at for at in range(extent(r)) if all(table is not None and table[at] is True for table in tables)]
+    tables = [table(condition, {r: list(range(extent(r)))}) for condition in alone]
+    if not tables or any(values is None for values in tables):
+        return None
+    inside = [at for at in range(extent(r)) if all(values is not None and values[at] is True for values in tables)]
     if len(inside) < 2 or len(inside) == extent(r) or inside[-1] - inside[0] + 1 != len(inside):
         return None
     return inside[0], inside[-1] + 1
@@ -331,7 +270,7 @@ def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None
             scatter = next((each for each in scatters if each.summed in condition.ranges), None)
             if scatter is None:
                 kept.append(condition)
-            elif (table := _table(condition, scatter.grid)) is None or any(table[n] is not True for n in scatter.valid):
+            elif (held := table(condition, scatter.grid)) is None or any(held[n] is not True for n in scatter.valid):
                 return None
         if len(kept) < len(conjuncts(u.src[0])):
             if kept:
@@ -351,33 +290,6 @@ def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
             value = value.src[0]
         else:
             return conditions, value
-
-
-_OPERATORS: Mapping[Ops, Callable[..., object]] = {
-    Ops.ADD: operator.add, Ops.MUL: operator.mul, Ops.FLOORDIV: operator.floordiv, Ops.FLOORMOD: operator.mod,
-    Ops.CMPLT: operator.lt, Ops.CMPNE: operator.ne, Ops.AND: operator.and_, Ops.OR: operator.or_,
-}  # fmt: skip
-
-
-def _table(u: UOp, grid: Mapping[UOp, list[int]]) -> list[int] | None:
-    """An index expression at every point of the grid; None where it is Invalid, or in all if it holds anything else."""
-    points = len(next(iter(grid.values())))
-    tables: dict[UOp, list[int | None]] = {r: list(values) for r, values in grid.items()}
-    for node in u.toposort():
-        if node in tables:
-            continue
-        if node.op is Ops.CONST:
-            tables[node] = [node.val if isinstance(node.val, int) else None] * points
-        elif node.op is Ops.WHERE and all(s in tables for s in node.src):
-            tables[node] = [b if a else c for a, b, c in zip(*(tables[s] for s in node.src), strict=True)]
-        elif (apply := _OPERATORS.get(node.op)) is not None and all(s in tables for s in node.src):
-            pairs = zip(*(tables[s] for s in node.src), strict=True)
-            tables[node] = [None if a is None or b is None else apply(a, b) for a, b in pairs]  # type: ignore[misc]
-        elif node.op is not Ops.RANGE and not node.src:
-            tables[node] = [None] * points
-        else:
-            return None
-    return tables[u]  # type: ignore[return-value]
 
 
 FORMS: tuple[Form, ...] = (input_gradient, moved_output)

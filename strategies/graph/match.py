@@ -81,9 +81,9 @@ class Conv:
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value
     """What is put in the graph for a value of `reduce`."""
-    merged: Mapping[UOp, UOp] = field(default_factory=dict)
-    """Loops of the graph that are groups and their outputs in one, each with the group, where that is all that `reduce`
-    spells otherwise: with these loops apart the graph would have it as it is."""
+    merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
+    """Loops of the graph that are groups and their outputs in one, each with the group and how many there are, where
+    that is all that `reduce` spells otherwise: with these loops apart the graph would have it as it is."""
 
     @property
     def node(self) -> UOp:

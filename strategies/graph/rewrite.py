@@ -73,7 +73,7 @@ def _apart(nodes: Iterable[UOp], convs: Iterable[Conv], ranges: Ranges) -> dict[
         for r in 6: y[r] = relu(x of group r // 3 * w[r])
         for g in 2: for o in 3: y[g*3 + o] = relu(x of group g * w[g*3 + o])
     """
-    merged = {r: group for conv in convs for r, group in conv.merged.items()}
+    merged = {r: group for conv in convs for r, (group, _) in conv.merged.items()}
     private = _private(nodes) if merged else frozenset[UOp]()
     replacements: dict[UOp, UOp] = {}
     for u in nodes if merged else ():
