@@ -73,6 +73,37 @@ def test_what_becomes_of_the_output_hides_nothing(name: str) -> None:
     assert relative(found[0], expected) < TOLERANCE
 
 
+PADDED_BEHIND: dict[str, tuple[Build, ConvShape]] = {
+    "contiguous": (
+        lambda: X.conv2d(W, BIAS).relu().pad((1, 1, 1, 1)).contiguous(), ConvShape.of((2, 4, 8, 9), (6, 4, 3, 3)),
+    ),
+    "max pooling": (lambda: pooled(X.conv2d(W, BIAS)), ConvShape.of((2, 4, 8, 9), (6, 4, 3, 3))),
+    "groups": (
+        lambda: pooled(X.conv2d(W[:, :2], BIAS, groups=2)), ConvShape.of((2, 4, 8, 9), (6, 2, 3, 3), groups=2),
+    ),
+    "1x1": (lambda: pooled(X.conv2d(W[:, :, :1, :1], BIAS)), ConvShape.of((2, 4, 8, 9), (6, 4, 1, 1))),
+}  # fmt: skip
+
+
+def pooled(y: Tensor) -> Tensor:
+    y = y.relu().max_pool2d(3, 2, padding=1)  # type: ignore[assignment]
+    return y.contiguous()
+
+
+@pytest.mark.parametrize("name", PADDED_BEHIND)
+def test_padded_behind_though_it_is_not_padded_itself(name: str) -> None:
+    """What pads the output gates the load of the input, which has no other gate."""
+    build, shape = PADDED_BEHIND[name]
+    assert find_convolutions(build) == {shape: 1}
+    with Context(NOOPT=1):
+        expected = build().numpy()
+        found: list[Array] = []
+        with autotune.forced("four_buffer" if shape.kernel == (3, 3) else "im2col"):
+            did = counted(lambda: found.append(build().numpy()))
+    assert (did.applied, did.fallbacks) == (1, 0)
+    assert relative(found[0], expected) < TOLERANCE
+
+
 @pytest.fixture
 def tabulated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many points each table has that is made."""

@@ -119,6 +119,13 @@ PLAIN: dict[str, tuple[Build, ConvShape]] = {
         lambda: max_pool(e(*X).conv2d(e(6, 4, 5, 5), padding=2).relu().pad((1, 1, 1, 1)), stride=2, padding=0),
         of(X, (6, 4, 5, 5), padding=3),
     ),
+    "not padded, stride 2, padded behind": (
+        lambda: max_pool(e(2, 4, 9, 11).conv2d(e(*W), e(6), stride=2).relu(), stride=2),
+        of((2, 4, 9, 11), W, stride=2),
+    ),
+    "1x1, padded behind": (
+        lambda: e(*X).conv2d(e(6, 4, 1, 1), e(6)).relu().pad((1, 1, 1, 1)).contiguous(), of(X, (6, 4, 1, 1)),
+    ),
     "1x1": (lambda: e(*X).conv2d(e(6, 4, 1, 1)), of(X, (6, 4, 1, 1))),
     "1x1 stride 2": (lambda: e(*X).conv2d(e(6, 4, 1, 1), stride=2), of(X, (6, 4, 1, 1), stride=2)),
     "1x1 stride 2 of what was computed": (

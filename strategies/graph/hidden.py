@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tinygrad.dtype import dtypes
-from tinygrad.uop.ops import AxisType, Ops, UOp
+from tinygrad.uop.ops import AxisType, Ops, UOp, graph_rewrite
+from tinygrad.uop.symbolic import sym
 
 from strategies.graph.buffers import staged
 from strategies.graph.digits import digits
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv, conjuncts, extent, is_static_range, match
-from strategies.graph.rebuild import BOUNDARY, expression, gated, rebuild
+from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression, gated, rebuild
 from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import MAX_SPATIAL_DIMS
 
@@ -34,6 +35,8 @@ class Spelling:
     place: Callable[[UOp], UOp]
     merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
     """See `Conv.merged`."""
+    padded_behind: bool = False
+    """Whether it lacks outputs that the graph has for what consumes it pads it, and which are nobody's else."""
 
 
 Form = Callable[[UOp, Ranges], Spelling | None]
@@ -42,16 +45,16 @@ Form = Callable[[UOp, Ranges], Spelling | None]
 def find(reduce: UOp, ranges: Ranges) -> Conv | None:
     """The convolution that this REDUCE computes, as it stands or as one of the forms below; None if it is none."""
     best = match(reduce)
-    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS and not _may_merge(best):
+    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS and not _repeats_input(best):
         return best
     for form in FORMS:
         spelling = form(reduce, ranges)
         conv = match(spelling.reduce) if spelling is not None else None
         if spelling is None or conv is None:
             continue
-        if best is None or _rank(conv) > _rank(best):
+        if best is None or _rank(conv) > _rank(best) or (spelling.padded_behind and _rank(conv) == _rank(best)):
             best = replace(conv, stands_for=reduce, place=spelling.place, merged=spelling.merged)
-    return best
+    return None if best is not None and _repeats_input(best) else best
 
 
 def _winograd_axes(conv: Conv) -> int:
@@ -63,11 +66,21 @@ def _rank(conv: Conv) -> tuple[int, int]:
     return _winograd_axes(conv), -math.prod(map(extent, conv.groups))
 
 
-def _may_merge(conv: Conv) -> bool:
-    """Whether what looks like its groups may be groups and their outputs, merged into one loop."""
-    return any(
-        u.op is Ops.FLOORDIV and u.src[0] in conv.groups for u in (expression(conv.activation) if conv.groups else ())
-    )
+def _repeats_input(conv: Conv) -> bool:
+    """Whether what looks like its groups are groups and their outputs in one loop: each has one output, and what is
+    read does not tell those of a group from each other. Its shape would have the input's channels several times."""
+    if not conv.groups or math.prod(map(extent, conv.couts)) > 1:
+        return False
+    loads = [u for u in expression(conv.activation) if u.op is Ops.INDEX]
+    indexes = [index.get_idx() for load in loads for index in load.src[1:]]
+    divided = [
+        u
+        for index in indexes
+        for u in expression(index)
+        if u.op is Ops.FLOORDIV and u.ranges and all(r in conv.groups for r in u.ranges)
+    ]
+    told = {r for index in indexes for r in rebuild(index, dict.fromkeys(divided, UOp.const(0))).ranges}
+    return any(r not in told for u in divided for r in u.ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +211,8 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     if not all(map(is_static_range, loops)):
         return None
     conditions = [condition for operand in product.src for condition in _ungated(operand)[0]]
+    behind = [condition for operand in product.src for condition in _loaded_where(operand)]
+    padded_behind = False
     replacements: dict[UOp, UOp] = {}
     where: dict[UOp, UOp] = {}  # from the convolution's ranges to the consumer's indexes
     gates: list[UOp] = []
@@ -209,8 +224,9 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
                 where |= digit.places(index)
             if pieces[0].piece is r and pieces[0].coarse is not None:
                 merged[r] = pieces[0].coarse, pieces[0].size // pieces[0].inner
-        elif bounds := _bounds(r, conditions):
+        elif bounds := _bounds(r, [*conditions, *behind]):
             first, end = bounds
+            padded_behind = padded_behind or bounds != _bounds(r, conditions)
             new = ranges.new(end - first)
             replacements[r], where[new] = new + first, r - first
             gates += [(r < first).ne(UOp.const(True)), r < end]
@@ -225,6 +241,7 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     return Spelling(
         reduce=reduce.replace(src=(value, *reduce.src[1:])),
         place=lambda new: gated(staged(new, list(where), device=str(reduce.device)).read(list(where.values())), gates),
+        padded_behind=padded_behind,
         merged={} if gates or len(merged) + sum(w in loops for w in where.values()) < len(loops) else merged,
     )
 
@@ -249,7 +266,7 @@ def _simple(value: UOp) -> UOp:
     for u in expression(value):
         sources = tuple(done.get(s, s) for s in u.src)
         if u.op is Ops.INDEX:
-            sources = (sources[0], *(index.simplify() for index in sources[1:]))
+            sources = (sources[0], *map(_simple_index, sources[1:]))
         elif u.op is Ops.WHERE and not any(s.op in BOUNDARY for c in expression(sources[0]) for s in c.src):
             sources = (sources[0].simplify(), *sources[1:])
             if sources[0].op is Ops.CONST:
@@ -257,6 +274,15 @@ def _simple(value: UOp) -> UOp:
                 continue
         done[u] = u if sources == u.src else u.replace(src=sources)
     return done.get(value, value)
+
+
+def _simple_index(index: UOp) -> UOp:
+    """`(5*k + f)*2 % 9` is `k + 2*f` for few k and f, which the product shows once it is multiplied out. Sums elsewhere
+    stay together: they are what tells an axis."""
+    index = index.simplify()
+    divisions = {u: graph_rewrite(u, sym) for u in expression(index) if u.op in DIVISIONS}
+    gone = {u: new for u, new in divisions.items() if not any(each.op in DIVISIONS for each in new.toposort())}
+    return rebuild(index, gone) if gone else index
 
 
 def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None:
@@ -270,13 +296,24 @@ def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None
             scatter = next((each for each in scatters if each.summed in condition.ranges), None)
             if scatter is None:
                 kept.append(condition)
-            elif (held := table(condition, scatter.grid)) is None or any(held[n] is not True for n in scatter.valid):
+            elif (values := table(condition, scatter.grid)) is None or any(
+                values[n] is not True for n in scatter.valid
+            ):
                 return None
         if len(kept) < len(conjuncts(u.src[0])):
             if kept:
                 return None  # a choice by other ranges as well: nothing that autograd writes
             result[u] = rebuild(u.src[1], result)
     return result
+
+
+def _loaded_where(operand: UOp) -> list[UOp]:
+    """The conditions outside of which an operand that is a load reads nothing, which is 0. The padding of a convolution
+    is there too, beside the choice of a 0 that `_ungated` finds; what pads its output is there alone."""
+    load = _ungated(operand)[1]
+    if load.op is not Ops.INDEX:
+        return []
+    return [each for index in load.src[1:] for each in conjuncts(index.get_valid())]
 
 
 def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
