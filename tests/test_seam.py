@@ -98,6 +98,25 @@ def test_the_rewriter_sees_every_convolution_of_a_graph_at_once() -> None:
     assert seen == [[shape, shape], [shape]]
 
 
+def test_where_nothing_is_wanted_the_rewriter_is_not_asked() -> None:
+    """Nor where that is to be seen only once tinygrad's STAGEs are gone, which hide what products read."""
+    asked: list[list[bool]] = []
+    calls: list[int] = []
+
+    def wanted(convs: Sequence[Conv]) -> list[bool]:
+        asked.append([False] * len(convs))
+        return asked[-1]
+
+    def called(convs: Sequence[Conv], _: Ranges) -> list[None]:
+        calls.append(len(convs))
+        return [None] * len(convs)
+
+    seam.attach(seam.Attachment(rewriter=called, wanted=wanted))
+    twice = Tensor.empty(8, 16).relu() * 2 + 1
+    conv().schedule_linear(twice @ twice.T, twice.T @ twice)
+    assert (asked, calls) == ([[False]], [])
+
+
 def test_a_rewriter_that_raises() -> None:
     def broken(convs: Sequence[Conv], ranges: Ranges) -> list[None]:
         raise UnknownStrategyError("no such thing")
