@@ -350,11 +350,13 @@ def test_a_graph_whose_kernels_do_not_compile_is_scheduled_alone(threads: int) -
 
 def test_two_threads_schedule_while_a_third_switches() -> None:
     """Right numbers, no stale schedule, no deadlock: every schedule of the switching thread is of its own lowering."""
-    x, w = normal(1, 4, 12, 12), normal(4, 4, 3, 3, seed=1)
+    # an input for each thread: of one graph that two have, the tensors of both are scheduled by either, run by one
+    x, *others = (normal(1, 4, 12, 12) for _ in range(3))
+    w = normal(4, 4, 3, 3, seed=1)
     expected = x.conv2d(w, padding=1).relu().numpy()
     stop, compiling = threading.Event(), threading.Lock()
 
-    def compute() -> int:
+    def compute(x: Tensor) -> int:
         rounds = 0
         while not stop.is_set():
             y = x.conv2d(w, padding=1).relu()
@@ -369,7 +371,7 @@ def test_two_threads_schedule_while_a_third_switches() -> None:
     plain = Context(CACHELEVEL=0, NOOPT=1)  # its cache of compiled kernels belongs to one thread
     counts = {"four_buffer": 4, "single_fused": 1, "inline_transforms": 2, "direct": 1}
     with plain, ThreadPoolExecutor(2) as pool:
-        threads = [pool.submit(compute) for _ in range(2)]
+        threads = [pool.submit(compute, each) for each in others]
         try:
             for turn in range(len(counts)):
                 name = list(counts)[turn % len(counts)]
