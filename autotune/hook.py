@@ -77,14 +77,14 @@ class Hook:
             self._explain(report for _, report in lowered)
             return [new for new, _ in lowered]
 
-    def _wanted(self, convs: Sequence[Conv]) -> bool:
-        """Whether any of them is to be replaced. Where none is, this was all, and is reported."""
+    def _wanted(self, convs: Sequence[Conv]) -> list[bool]:
+        """Which of them are to be replaced. Where none is, this was all, and is reported."""
         with self._timed():
             known = self._known(convs)
-            if any(answer.candidate is not None and answer.candidate != DIRECT for _, answer in known):
-                return True
-            self._explain(_left(conv, each, answer) for conv, (each, answer) in zip(convs, known, strict=True))
-            return False
+            wanted = [answer.candidate is not None and answer.candidate != DIRECT for _, answer in known]
+            if not any(wanted):
+                self._explain(_left(conv, each, answer) for conv, (each, answer) in zip(convs, known, strict=True))
+            return wanted
 
     def _known(self, convs: Sequence[Conv]) -> list[tuple[tuple[ConvKey, ...], Answer]]:
         """The keys of each convolution and what is known of them: nothing, if anything goes wrong."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,16 @@ from graphs import TOLERANCE, Array, counted, examples, normal, relative
 from hypothesis import given
 from hypothesis import strategies as st
 from tinygrad import Tensor, dtypes
+from tinygrad.dtype import Invalid
 from tinygrad.helpers import Context
+from tinygrad.uop.ops import AxisType, UOp
 
 import autotune
+from strategies.graph import digits, hidden
 from strategies.graph.find import find_convolutions
+from strategies.graph.kron import Ranges
+from strategies.graph.match import extent
+from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import ConvShape
 
 X, W, MORE = normal(2, 4, 8, 9), normal(6, 4, 3, 3, seed=1), normal(8, 4, 3, 3, seed=2)
@@ -65,6 +71,108 @@ def test_what_becomes_of_the_output_hides_nothing(name: str) -> None:
             did = counted(lambda: found.append(build().numpy()))
     assert (did.applied, did.fallbacks) == (1, 0)
     assert relative(found[0], expected) < TOLERANCE
+
+
+PADDED_BEHIND: dict[str, tuple[Build, ConvShape]] = {
+    "contiguous": (
+        lambda: X.conv2d(W, BIAS).relu().pad((1, 1, 1, 1)).contiguous(), ConvShape.of((2, 4, 8, 9), (6, 4, 3, 3)),
+    ),
+    "max pooling": (lambda: pooled(X.conv2d(W, BIAS)), ConvShape.of((2, 4, 8, 9), (6, 4, 3, 3))),
+    "groups": (
+        lambda: pooled(X.conv2d(W[:, :2], BIAS, groups=2)), ConvShape.of((2, 4, 8, 9), (6, 2, 3, 3), groups=2),
+    ),
+    "1x1": (lambda: pooled(X.conv2d(W[:, :, :1, :1], BIAS)), ConvShape.of((2, 4, 8, 9), (6, 4, 1, 1))),
+}  # fmt: skip
+
+
+def pooled(y: Tensor) -> Tensor:
+    y = y.relu().max_pool2d(3, 2, padding=1)  # type: ignore[assignment]
+    return y.contiguous()
+
+
+@pytest.mark.parametrize("name", PADDED_BEHIND)
+def test_padded_behind_though_it_is_not_padded_itself(name: str) -> None:
+    """What pads the output gates the load of the input, which has no other gate."""
+    build, shape = PADDED_BEHIND[name]
+    assert find_convolutions(build) == {shape: 1}
+    with Context(NOOPT=1):
+        expected = build().numpy()
+        found: list[Array] = []
+        with autotune.forced("four_buffer" if shape.kernel == (3, 3) else "im2col"):
+            did = counted(lambda: found.append(build().numpy()))
+    assert (did.applied, did.fallbacks) == (1, 0)
+    assert relative(found[0], expected) < TOLERANCE
+
+
+@pytest.fixture
+def tabulated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many points each table has that is made."""
+    sizes: list[int] = []
+
+    def recording(u: UOp, grid: Mapping[UOp, list[int]]) -> list[int] | None:
+        sizes.append(len(next(iter(grid.values()))))
+        return table(u, grid)
+
+    for module in (digits, hidden):
+        monkeypatch.setattr(module, "table", recording)
+    return sizes
+
+
+def test_the_merged_loops_of_a_product_of_matrices_are_not_tabulated(tabulated: list[int]) -> None:
+    def build() -> Tensor:
+        return (Tensor.empty(1024, 8) @ Tensor.empty(8, 1024)).reshape(-1) + Tensor.empty(1 << 20)
+
+    assert not find_convolutions(build)
+    assert not tabulated
+
+
+def test_a_long_range_is_not_tabulated(tabulated: list[int]) -> None:
+    """Whatever it is cut into, and whatever gates it."""
+
+    def build() -> Tensor:
+        y = (Tensor.empty(512, 8) @ Tensor.empty(8, 512)).flip(1).reshape(-1)
+        return y.pad((3, 3)).contiguous()
+
+    assert not find_convolutions(build)
+    assert all(size <= MAX_VALUES for size in tabulated)
+
+
+@pytest.mark.parametrize(
+    ("cut", "sizes"),
+    [
+        (lambda r: [r // 20, r // 4 % 5, r % 4], [3, 5, 4]),
+        (lambda r: [r % 20 // 4, r % 4, r // 20], [5, 4, 3]),
+        (lambda r: [r // 10, r], [6, 10]),
+        (lambda r: [r // 20, r // 10 % 2, r % 20], [3, 2, 10]),
+        (lambda r: [(r * -1 + 59) // 20, (r * -1 + 59) % 20], [3, 20]),
+        (lambda r: [r // 20, r % 4], []),
+        (lambda r: [r // 20, r // 10], []),
+        (lambda r: [r // 7, r % 7], []),
+        (lambda r: [r // 20, r // 10, r], []),
+        (lambda r: [r // 20, r % 10, r // 4 % 5], []),
+    ],
+)
+def test_the_digits_of_a_flat_range(
+    cut: Callable[[UOp], list[UOp]], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by numbers or by a table: the same."""
+    r = UOp.range(60, 0, AxisType.WEAK)
+    product = UOp.usum(*(piece * 100**n for n, piece in enumerate(cut(r))))
+
+    def found() -> list[int]:
+        ranges = Ranges(1)
+        return [extent(each) for digit in digits.digits(r, product) for each in digit.fresh(ranges)]
+
+    assert sorted(found()) == sorted(sizes)
+    monkeypatch.setattr(digits, "_place", lambda *_: None)
+    assert sorted(found()) == sorted(sizes)
+
+
+def test_a_choice_by_what_is_not_known_is_not_known() -> None:
+    r = UOp.range(4, 0, AxisType.WEAK)
+    nothing = UOp.const(Invalid)
+    condition = (r < 2).where(r < 1, nothing)
+    assert table(condition.where(r + 1, r + 2), {r: [0, 1, 2, 3]}) == [1, 3, None, None]
 
 
 def test_pixels_shuffled() -> None:

@@ -10,10 +10,13 @@ import pytest
 from graphs import WINOGRAD, counted, kernel_count, normal
 from tinygrad import Tensor, Variable, dtypes, nn
 from tinygrad.helpers import Context
+from tinygrad.uop.ops import AxisType, UOp
 
 import autotune
 from autotune.models import resnet18
 from strategies.graph.find import find_convolutions
+from strategies.graph.match import _axes
+from strategies.graph.rebuild import expression
 from strategies.shape import ConvShape
 
 X, W = (2, 4, 8, 9), (6, 4, 3, 3)
@@ -116,6 +119,13 @@ PLAIN: dict[str, tuple[Build, ConvShape]] = {
         lambda: max_pool(e(*X).conv2d(e(6, 4, 5, 5), padding=2).relu().pad((1, 1, 1, 1)), stride=2, padding=0),
         of(X, (6, 4, 5, 5), padding=3),
     ),
+    "not padded, stride 2, padded behind": (
+        lambda: max_pool(e(2, 4, 9, 11).conv2d(e(*W), e(6), stride=2).relu(), stride=2),
+        of((2, 4, 9, 11), W, stride=2),
+    ),
+    "1x1, padded behind": (
+        lambda: e(*X).conv2d(e(6, 4, 1, 1), e(6)).relu().pad((1, 1, 1, 1)).contiguous(), of(X, (6, 4, 1, 1)),
+    ),
     "1x1": (lambda: e(*X).conv2d(e(6, 4, 1, 1)), of(X, (6, 4, 1, 1))),
     "1x1 stride 2": (lambda: e(*X).conv2d(e(6, 4, 1, 1), stride=2), of(X, (6, 4, 1, 1), stride=2)),
     "1x1 stride 2 of what was computed": (
@@ -156,6 +166,15 @@ def test_every_convolution_of_resnet18_is_found() -> None:
         kernels[shape.kernel] += count
     assert kernels == {(7, 7): 1, (3, 3): 16, (1, 1): 3}
     assert sum(shape.stride == (2, 2) for shape in found) == 7
+
+
+@pytest.mark.parametrize(("bound", "strides"), [(1, [2]), (2, [])])
+def test_a_gate_of_strided_windows(bound: int, strides: list[int]) -> None:
+    """`2*f + k < 1` is written `f + k < 1`, which is the same. `f + k < 2` is not `2*f + k < 2`: what is read at a
+    position would depend on the output that reads it."""
+    f, k = UOp.range(4, 0, AxisType.WEAK), UOp.range(3, 1, AxisType.REDUCE)
+    activation = (f + k < bound).where((f * 2 + k).cast(dtypes.float32), UOp.const(0.0))
+    assert [axis.stride for axis in _axes(expression(activation), k.cast(dtypes.float32), (k,))] == strides
 
 
 LEFT: dict[str, Build] = {

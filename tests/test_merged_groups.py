@@ -6,6 +6,7 @@ loops of the layer alone, so that options found for it fit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_several_in_a_row_with_other_groups() -> None:
 
 
 def test_two_in_one_kernel_whose_groups_differ() -> None:
-    """Their loop can be divided for one of them: the other one is computed all the same."""
+    """Their loop is divided for neither: both are computed all the same."""
     x, one, two = normal(1, 6, 8, 8), normal(12, 3, 3, 3, seed=1), normal(12, 2, 3, 3, seed=2)
 
     def build() -> Tensor:
@@ -148,6 +149,65 @@ def test_two_in_one_kernel_whose_groups_differ() -> None:
             did = counted(lambda: found.append(build().numpy()))
     assert (did.applied, did.fallbacks) == (2, 0)
     assert relative(found[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("groups", [(2, 3), (3, 2), (2, 1), (4, 6), (2, 2)])
+def test_two_in_one_kernel_keep_their_keys(groups: tuple[int, ...]) -> None:
+    """Dividing a loop for one would leave the other what is left of two loops for its groups."""
+    x, bias = normal(1, 12, 10, 10), normal(1, 12, 1, 1, seed=1)
+    weights = [normal(12, 12 // each, 3, 3, seed=each) for each in groups]
+
+    def build() -> Tensor:
+        first, second = (x.conv2d(w, groups=each) for w, each in zip(weights, groups, strict=True))
+        return (first + second + bias).relu()
+
+    shapes = [ConvShape.of((1, 12, 10, 10), (12, 12 // each, 3, 3), groups=each) for each in groups]
+    assert find_convolutions(build) == Counter(shapes)
+
+
+def test_one_that_is_left_alone_keeps_its_kernel(tmp_path: Path) -> None:
+    """Of a graph in which another convolution is replaced."""
+    x, w = normal(1, 6, 12, 12), normal(8, 3, 3, 3, seed=1)
+    more, bias = normal(5, 8, 3, 3, seed=2), normal(8, seed=3)
+
+    def schedule() -> list[bytes]:
+        y = x.conv2d(w, bias, groups=2).relu().conv2d(more)
+        return [call.src[0].key for call in y.schedule_linear().src]
+
+    plain = schedule()
+    key = ConvKey(shape=ConvShape.of((1, 8, 10, 10), (5, 8, 3, 3)), device=describe_device("CPU"))
+    winner = replace(a_winner(key, decided_at=1.0, state="verified"), candidate=Candidate.of("blocked"))
+    path = tmp_path / "winners.json"
+    bundle.write(path, [winner])
+    tuned: list[bytes] = []
+    with autotune.tuned(str(path)):
+        did = counted(lambda: tuned.extend(schedule()))
+    assert (did.applied, did.misses) == (1, 1)
+    assert set(plain) & set(tuned) == {plain[0]}
+
+
+BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "a norm of other groups": lambda y: (
+        (y.reshape(2, 3, -1) - y.reshape(2, 3, -1).mean(-1, keepdim=True)).reshape(y.shape) * 2
+    ),
+    "a part of its channels": lambda y: y[:, 1:10].relu(),
+    "two put together": lambda y: y.cat(y.relu(), dim=1),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_no_key_where_its_groups_are_not_to_be_told(name: str) -> None:
+    """Rather than one of as many groups as it has outputs, with the input's channels several times."""
+    layer = Layer(ConvShape.of((2, 12, 10, 10), (12, 6, 3, 3), groups=2))
+    found = find_convolutions(lambda: BEHIND[name](layer.conv(layer.x)).contiguous())
+    assert all(shape == layer.shape for shape in found)
+
+
+def test_a_depthwise_convolution_of_shuffled_channels() -> None:
+    """Its input is read through divisions too, and each of its groups is one."""
+    x, w = normal(2, 3, 4, 8, 8), normal(12, 1, 3, 3, seed=1)
+    shape = ConvShape.of((2, 12, 8, 8), (12, 1, 3, 3), groups=12)
+    assert find_convolutions(lambda: x.transpose(1, 2).reshape(2, 12, 8, 8).conv2d(w, groups=12).relu()) == {shape: 1}
 
 
 @pytest.mark.parametrize("name", ["two groups", "depthwise with a multiplier", "stride 2"])

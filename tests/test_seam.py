@@ -98,6 +98,25 @@ def test_the_rewriter_sees_every_convolution_of_a_graph_at_once() -> None:
     assert seen == [[shape, shape], [shape]]
 
 
+def test_where_nothing_is_wanted_the_rewriter_is_not_asked() -> None:
+    """Nor where that is to be seen only once tinygrad's STAGEs are gone, which hide what products read."""
+    asked: list[list[bool]] = []
+    calls: list[int] = []
+
+    def wanted(convs: Sequence[Conv]) -> list[bool]:
+        asked.append([False] * len(convs))
+        return asked[-1]
+
+    def called(convs: Sequence[Conv], _: Ranges) -> list[None]:
+        calls.append(len(convs))
+        return [None] * len(convs)
+
+    seam.attach(seam.Attachment(rewriter=called, wanted=wanted))
+    twice = Tensor.empty(8, 16).relu() * 2 + 1
+    conv().schedule_linear(twice @ twice.T, twice.T @ twice)
+    assert (asked, calls) == ([[False]], [])
+
+
 def test_a_rewriter_that_raises() -> None:
     def broken(convs: Sequence[Conv], ranges: Ranges) -> list[None]:
         raise UnknownStrategyError("no such thing")
@@ -331,11 +350,13 @@ def test_a_graph_whose_kernels_do_not_compile_is_scheduled_alone(threads: int) -
 
 def test_two_threads_schedule_while_a_third_switches() -> None:
     """Right numbers, no stale schedule, no deadlock: every schedule of the switching thread is of its own lowering."""
-    x, w = normal(1, 4, 12, 12), normal(4, 4, 3, 3, seed=1)
+    # an input for each thread: of one graph that two have, the tensors of both are scheduled by either, run by one
+    x, *others = (normal(1, 4, 12, 12) for _ in range(3))
+    w = normal(4, 4, 3, 3, seed=1)
     expected = x.conv2d(w, padding=1).relu().numpy()
     stop, compiling = threading.Event(), threading.Lock()
 
-    def compute() -> int:
+    def compute(x: Tensor) -> int:
         rounds = 0
         while not stop.is_set():
             y = x.conv2d(w, padding=1).relu()
@@ -350,7 +371,7 @@ def test_two_threads_schedule_while_a_third_switches() -> None:
     plain = Context(CACHELEVEL=0, NOOPT=1)  # its cache of compiled kernels belongs to one thread
     counts = {"four_buffer": 4, "single_fused": 1, "inline_transforms": 2, "direct": 1}
     with plain, ThreadPoolExecutor(2) as pool:
-        threads = [pool.submit(compute) for _ in range(2)]
+        threads = [pool.submit(compute, each) for each in others]
         try:
             for turn in range(len(counts)):
                 name = list(counts)[turn % len(counts)]

@@ -38,7 +38,7 @@ def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") 
     if strategy.lower is None and "convolution" not in conv.options:
         return None
     apart = conv.shared and not LAST.isdisjoint(conv.options)
-    new = _apart(conv, strategy, params, ranges) if apart else _lowered(conv, strategy, params, ranges)
+    new = _lowered_alone(conv, strategy, params, ranges) if apart else _lowered(conv, strategy, params, ranges)
     if new is None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
     return new
@@ -50,7 +50,7 @@ def _lowered(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) -> Low
     return Lowered(value=request_options(conv.reduce, "convolution", conv.options["convolution"]))
 
 
-def _apart(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) -> Lowered | None:
+def _lowered_alone(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) -> Lowered | None:
     """The lowering in loops and a buffer of its own.
 
     Options were found for a kernel that computes nothing but this convolution. One that two of them share, such as a

@@ -8,17 +8,19 @@ values of their ranges, not recognised by how they are written.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tinygrad.dtype import dtypes
-from tinygrad.uop.ops import AxisType, Ops, UOp
+from tinygrad.uop.ops import AxisType, Ops, UOp, graph_rewrite
+from tinygrad.uop.symbolic import sym
 
 from strategies.graph.buffers import staged
+from strategies.graph.digits import digits
 from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv, conjuncts, extent, is_static_range, match
-from strategies.graph.rebuild import BOUNDARY, expression, gated, rebuild
+from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression, gated, rebuild
+from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import MAX_SPATIAL_DIMS
 
 MAX_POINTS = 1 << 13
@@ -31,8 +33,10 @@ class Spelling:
 
     reduce: UOp
     place: Callable[[UOp], UOp]
-    merged: Mapping[UOp, UOp] = field(default_factory=dict)
+    merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
     """See `Conv.merged`."""
+    padded_behind: bool = False
+    """Whether it lacks outputs that the graph has for what consumes it pads it, and which are nobody's else."""
 
 
 Form = Callable[[UOp, Ranges], Spelling | None]
@@ -41,16 +45,16 @@ Form = Callable[[UOp, Ranges], Spelling | None]
 def find(reduce: UOp, ranges: Ranges) -> Conv | None:
     """The convolution that this REDUCE computes, as it stands or as one of the forms below; None if it is none."""
     best = match(reduce)
-    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS and not _may_merge(best):
+    if best is not None and _winograd_axes(best) == MAX_SPATIAL_DIMS and not _repeats_input(best):
         return best
     for form in FORMS:
         spelling = form(reduce, ranges)
         conv = match(spelling.reduce) if spelling is not None else None
         if spelling is None or conv is None:
             continue
-        if best is None or _rank(conv) > _rank(best):
+        if best is None or _rank(conv) > _rank(best) or (spelling.padded_behind and _rank(conv) == _rank(best)):
             best = replace(conv, stands_for=reduce, place=spelling.place, merged=spelling.merged)
-    return best
+    return None if best is not None and _repeats_input(best) else best
 
 
 def _winograd_axes(conv: Conv) -> int:
@@ -62,11 +66,21 @@ def _rank(conv: Conv) -> tuple[int, int]:
     return _winograd_axes(conv), -math.prod(map(extent, conv.groups))
 
 
-def _may_merge(conv: Conv) -> bool:
-    """Whether what looks like its groups may be groups and their outputs, merged into one loop."""
-    return any(
-        u.op is Ops.FLOORDIV and u.src[0] in conv.groups for u in (expression(conv.activation) if conv.groups else ())
-    )
+def _repeats_input(conv: Conv) -> bool:
+    """Whether what looks like its groups are groups and their outputs in one loop: each has one output, and what is
+    read does not tell those of a group from each other. Its shape would have the input's channels several times."""
+    if not conv.groups or math.prod(map(extent, conv.couts)) > 1:
+        return False
+    loads = [u for u in expression(conv.activation) if u.op is Ops.INDEX]
+    indexes = [index.get_idx() for load in loads for index in load.src[1:]]
+    divided = [
+        u
+        for index in indexes
+        for u in expression(index)
+        if u.op is Ops.FLOORDIV and u.ranges and all(r in conv.groups for r in u.ranges)
+    ]
+    told = {r for index in indexes for r in rebuild(index, dict.fromkeys(divided, UOp.const(0))).ranges}
+    return any(r not in told for u in divided for r in u.ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +143,11 @@ def _scatter(s: UOp, conditions: Sequence[UOp], gradient: UOp, weight: UOp) -> _
         s: [value for value in range(extent(s)) for _ in range(extent(out))],
         out: [value for _ in range(extent(s)) for value in range(extent(out))],
     }
-    tap_at, position_at = _table(tap, grid), _table(at, grid)
-    tables = [_table(condition, grid) for condition in mine]
-    if tap_at is None or position_at is None or any(table is None for table in tables):
+    tap_at, position_at = table(tap, grid), table(at, grid)
+    tables = [table(condition, grid) for condition in mine]
+    if tap_at is None or position_at is None or any(values is None for values in tables):
         return None
-    valid = [n for n in range(len(grid[s])) if all(table is not None and table[n] is True for table in tables)]
+    valid = [n for n in range(len(grid[s])) if all(values is not None and values[n] is True for values in tables)]
     reached = [(grid[out][n], tap_at[n], position_at[n]) for n in valid]
     if not reached or any(None in point for point in reached):
         return None
@@ -197,19 +211,22 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     if not all(map(is_static_range, loops)):
         return None
     conditions = [condition for operand in product.src for condition in _ungated(operand)[0]]
+    behind = [condition for operand in product.src for condition in _loaded_where(operand)]
+    padded_behind = False
     replacements: dict[UOp, UOp] = {}
     where: dict[UOp, UOp] = {}  # from the convolution's ranges to the consumer's indexes
     gates: list[UOp] = []
-    merged: dict[UOp, UOp] = {}
+    merged: dict[UOp, tuple[UOp, int]] = {}
     for r in loops:
-        if digits := _digits(r, product):
-            for digit in digits:
+        if pieces := digits(r, product):
+            for digit in pieces:
                 replacements |= digit.replaced(index := digit.fresh(ranges))
                 where |= digit.places(index)
-            if digits[0].piece is r and digits[0].coarse is not None:
-                merged[r] = digits[0].coarse
-        elif bounds := _bounds(r, conditions):
+            if pieces[0].piece is r and pieces[0].coarse is not None:
+                merged[r] = pieces[0].coarse, pieces[0].size // pieces[0].inner
+        elif bounds := _bounds(r, [*conditions, *behind]):
             first, end = bounds
+            padded_behind = padded_behind or bounds != _bounds(r, conditions)
             new = ranges.new(end - first)
             replacements[r], where[new] = new + first, r - first
             gates += [(r < first).ne(UOp.const(True)), r < end]
@@ -224,81 +241,20 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     return Spelling(
         reduce=reduce.replace(src=(value, *reduce.src[1:])),
         place=lambda new: gated(staged(new, list(where), device=str(reduce.device)).read(list(where.values())), gates),
+        padded_behind=padded_behind,
         merged={} if gates or len(merged) + sum(w in loops for w in where.values()) < len(loops) else merged,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Digit:
-    """A piece that a flat range is cut into, of `size` values. Where there is a `coarse` one too, which is this one
-    divided by `inner`, it is two loops: the coarse one and what is left of the piece."""
-
-    piece: UOp
-    size: int
-    coarse: UOp | None = None
-    inner: int = 1
-
-    def fresh(self, ranges: Ranges) -> tuple[UOp, ...]:
-        """Ranges of its own, the outer one first."""
-        sizes = (self.size,) if self.coarse is None else (self.size // self.inner, self.inner)
-        return tuple(map(ranges.new, sizes))
-
-    def replaced(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
-        if self.coarse is None:
-            return {self.piece: index[0]}
-        return {self.piece: index[0] * self.inner + index[1], self.coarse: index[0]}
-
-    def places(self, index: tuple[UOp, ...]) -> dict[UOp, UOp]:
-        """Where the ranges are, in the graph's own."""
-        if self.coarse is None:
-            return {index[0]: self.piece}
-        return {index[0]: self.piece // self.inner, index[1]: self.piece % self.inner}
-
-
-def _digits(r: UOp, product: UOp) -> list[_Digit]:
-    """The pieces that a flat range is cut into: every combination occurs once. Empty if it is not cut."""
-    cuts = [u for u in expression(product) if u.op in (Ops.FLOORDIV, Ops.FLOORMOD) and list(u.ranges) == [r]]
-    if not cuts:
-        return []
-    inner = {s for u in cuts for s in u.toposort() if s is not u}
-    pieces = [u for u in cuts if u not in inner]
-    if r in rebuild(product, dict.fromkeys(pieces, UOp.const(0))).ranges:
-        pieces.append(r)  # read as it is too
-    grid = {r: list(range(extent(r)))}
-    tables: dict[UOp, list[int]] = {}
-    for piece in pieces:
-        if (table := _table(piece, grid)) is None or None in table:
-            return []
-        tables[piece] = table
-    sizes = {piece: 1 + max(table) for piece, table in tables.items()}
-    coarse = {fine: each for each in pieces for fine in pieces if _divides(tables[each], tables[fine])}
-    digits = [
-        _Digit(piece=p, size=sizes[p], coarse=coarse.get(p), inner=sizes[p] // sizes[coarse[p]] if p in coarse else 1)
-        for p in pieces
-        if p not in coarse.values()
-    ]
-    combinations = set(zip(*(tables[digit.piece] for digit in digits), strict=True))
-    whole = len(combinations) == math.prod(digit.size for digit in digits) == extent(r)
-    # of three that divide each other, one would be left over
-    told = len(digits) + sum(digit.coarse is not None for digit in digits) == len(pieces) > 1
-    return digits if whole and told else []
-
-
-def _divides(coarse: Sequence[int], fine: Sequence[int]) -> bool:
-    """Whether one piece is another divided by more than 1, and no more than divided, evenly."""
-    few, many = 1 + max(coarse), 1 + max(fine)
-    return (
-        1 < few < many and many % few == 0 and all(a == b // (many // few) for a, b in zip(coarse, fine, strict=True))
     )
 
 
 def _bounds(r: UOp, conditions: Sequence[UOp]) -> tuple[int, int] | None:
     """The part of the range outside of which conditions on it alone make everything zero; None if that is nowhere."""
     alone = [condition for condition in conditions if list(condition.ranges) == [r]]
-    tables = [_table(condition, {r: list(range(extent(r)))}) for condition in alone]
-    if not tables or any(table is None for table in tables):
+    if extent(r) > MAX_VALUES:
         return None
-    inside = [at for at in range(extent(r)) if all(table is not None and table[at] is True for table in tables)]
+    tables = [table(condition, {r: list(range(extent(r)))}) for condition in alone]
+    if not tables or any(values is None for values in tables):
+        return None
+    inside = [at for at in range(extent(r)) if all(values is not None and values[at] is True for values in tables)]
     if len(inside) < 2 or len(inside) == extent(r) or inside[-1] - inside[0] + 1 != len(inside):
         return None
     return inside[0], inside[-1] + 1
@@ -310,7 +266,7 @@ def _simple(value: UOp) -> UOp:
     for u in expression(value):
         sources = tuple(done.get(s, s) for s in u.src)
         if u.op is Ops.INDEX:
-            sources = (sources[0], *(index.simplify() for index in sources[1:]))
+            sources = (sources[0], *map(_simple_index, sources[1:]))
         elif u.op is Ops.WHERE and not any(s.op in BOUNDARY for c in expression(sources[0]) for s in c.src):
             sources = (sources[0].simplify(), *sources[1:])
             if sources[0].op is Ops.CONST:
@@ -318,6 +274,15 @@ def _simple(value: UOp) -> UOp:
                 continue
         done[u] = u if sources == u.src else u.replace(src=sources)
     return done.get(value, value)
+
+
+def _simple_index(index: UOp) -> UOp:
+    """`(5*k + f)*2 % 9` is `k + 2*f` for few k and f, which the product shows once it is multiplied out. Sums elsewhere
+    stay together: they are what tells an axis."""
+    index = index.simplify()
+    divisions = {u: graph_rewrite(u, sym) for u in expression(index) if u.op in DIVISIONS}
+    gone = {u: new for u, new in divisions.items() if not any(each.op in DIVISIONS for each in new.toposort())}
+    return rebuild(index, gone) if gone else index
 
 
 def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None:
@@ -331,13 +296,24 @@ def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None
             scatter = next((each for each in scatters if each.summed in condition.ranges), None)
             if scatter is None:
                 kept.append(condition)
-            elif (table := _table(condition, scatter.grid)) is None or any(table[n] is not True for n in scatter.valid):
+            elif (values := table(condition, scatter.grid)) is None or any(
+                values[n] is not True for n in scatter.valid
+            ):
                 return None
         if len(kept) < len(conjuncts(u.src[0])):
             if kept:
                 return None  # a choice by other ranges as well: nothing that autograd writes
             result[u] = rebuild(u.src[1], result)
     return result
+
+
+def _loaded_where(operand: UOp) -> list[UOp]:
+    """The conditions outside of which an operand that is a load reads nothing, which is 0. The padding of a convolution
+    is there too, beside the choice of a 0 that `_ungated` finds; what pads its output is there alone."""
+    load = _ungated(operand)[1]
+    if load.op is not Ops.INDEX:
+        return []
+    return [each for index in load.src[1:] for each in conjuncts(index.get_valid())]
 
 
 def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
@@ -351,33 +327,6 @@ def _ungated(value: UOp) -> tuple[list[UOp], UOp]:
             value = value.src[0]
         else:
             return conditions, value
-
-
-_OPERATORS: Mapping[Ops, Callable[..., object]] = {
-    Ops.ADD: operator.add, Ops.MUL: operator.mul, Ops.FLOORDIV: operator.floordiv, Ops.FLOORMOD: operator.mod,
-    Ops.CMPLT: operator.lt, Ops.CMPNE: operator.ne, Ops.AND: operator.and_, Ops.OR: operator.or_,
-}  # fmt: skip
-
-
-def _table(u: UOp, grid: Mapping[UOp, list[int]]) -> list[int] | None:
-    """An index expression at every point of the grid; None where it is Invalid, or in all if it holds anything else."""
-    points = len(next(iter(grid.values())))
-    tables: dict[UOp, list[int | None]] = {r: list(values) for r, values in grid.items()}
-    for node in u.toposort():
-        if node in tables:
-            continue
-        if node.op is Ops.CONST:
-            tables[node] = [node.val if isinstance(node.val, int) else None] * points
-        elif node.op is Ops.WHERE and all(s in tables for s in node.src):
-            tables[node] = [b if a else c for a, b, c in zip(*(tables[s] for s in node.src), strict=True)]
-        elif (apply := _OPERATORS.get(node.op)) is not None and all(s in tables for s in node.src):
-            pairs = zip(*(tables[s] for s in node.src), strict=True)
-            tables[node] = [None if a is None or b is None else apply(a, b) for a, b in pairs]  # type: ignore[misc]
-        elif node.op is not Ops.RANGE and not node.src:
-            tables[node] = [None] * points
-        else:
-            return None
-    return tables[u]  # type: ignore[return-value]
 
 
 FORMS: tuple[Form, ...] = (input_gradient, moved_output)

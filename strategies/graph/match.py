@@ -81,9 +81,9 @@ class Conv:
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value
     """What is put in the graph for a value of `reduce`."""
-    merged: Mapping[UOp, UOp] = field(default_factory=dict)
-    """Loops of the graph that are groups and their outputs in one, each with the group, where that is all that `reduce`
-    spells otherwise: with these loops apart the graph would have it as it is."""
+    merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
+    """Loops of the graph that are groups and their outputs in one, each with the group and how many there are, where
+    that is all that `reduce` spells otherwise: with these loops apart the graph would have it as it is."""
 
     @property
     def node(self) -> UOp:
@@ -248,8 +248,9 @@ def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
         return None
     out, strides = outs.pop(), [stride for _, stride in positions]
     stride = max(strides)
-    # a gate `2*f + k < 1` reaches us as `f + k < 1`; what is read must be read at one stride, and forwards
-    compared = (all(u.op is Ops.CMPLT for u in consumers.get(s, ())) for s in sums)
+    # a gate `2*f + k < 1` reaches us as `f + k < 1`, which is the same; `f + k < 2` would not be `2*f + k < 2`. What is
+    # read must be read at one stride, and forwards
+    compared = (all(map(_is_below_one, consumers.get(s, ()))) for s in sums)
     if min(strides) < 1 or any(each != stride and not only for each, only in zip(strides, compared, strict=True)):
         return None
     axis = Axis(out=out, tap=tap, sums=tuple(sums), stride=stride, dilation=dilation)
@@ -259,6 +260,10 @@ def _axis(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> Axis | None:
         return None
     # else a product of matrices whose index happens to be flat
     return axis if windows_share(axis.size, axis.taps, axis.stride, dilation) else None
+
+
+def _is_below_one(u: UOp) -> bool:
+    return u.op is Ops.CMPLT and u.src[1].op is Ops.CONST and u.src[1].val == 1
 
 
 def _scaled(tap: UOp, consumers: Mapping[UOp, list[UOp]]) -> tuple[UOp, int]:

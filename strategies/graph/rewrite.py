@@ -15,17 +15,26 @@ from strategies.graph.hidden import find
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent, is_static_range, zero_gates
-from strategies.graph.rebuild import BOUNDARY, expression
+from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression
 from strategies.shape import MAX_SPATIAL_DIMS
 
 Rewriter = Callable[[Sequence[Conv], Ranges], Sequence[Lowered | None]]
 """Gets every convolution of a graph at once, returns for each what replaces its REDUCE, or None to leave it."""
 
 
-def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bool] = lambda _: True) -> UOp:
+Wanted = Callable[[Sequence[Conv]], Sequence[bool]]
+"""Says of every convolution of a graph whether it will be replaced."""
+
+
+def all_wanted(convs: Sequence[Conv]) -> list[bool]:
+    return [True] * len(convs)
+
+
+def rewrite(sink: UOp, rewriter: Rewriter, wanted: Wanted = all_wanted) -> UOp:
     """`sink` with the convolutions that `rewriter` answers for replaced; `sink` itself if there are none.
 
-    `wanted` is asked first, where that is cheap: whether any of these will be. If not, `rewriter` is not asked.
+    `wanted` is asked first, as soon as convolutions are known, and again where more is to be seen of them. If none is,
+    `rewriter` is not asked.
     """
     nodes = sink.toposort()
     if not any(u.op is Ops.REDUCE and u.arg[0] is Ops.ADD for u in nodes):
@@ -35,7 +44,7 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
     passing = _passing(nodes)
     if not any(_hides_operands(reduce, conv, passing) for reduce, conv in found.items()):
         convs = [conv for conv in found.values() if conv is not None]
-        if not convs or not wanted(convs):
+        if not convs or not any(wanted(convs)):
             return sink
     # removable STAGEs hide operands from each other wherever a value has several consumers, as in autograd's graphs
     clean = graph_rewrite(
@@ -44,12 +53,12 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Callable[[Sequence[Conv]], bo
     nodes = clean.toposort()
     ranges = _fresh(nodes)
     convs = _convolutions(nodes, ranges)
-    if apart := _apart(nodes, convs, ranges):
-        clean = _replace(clean, apart, {}, ranges)
+    if not convs or not any(will := wanted(convs)):
+        return sink
+    if divided := _divided(nodes, convs, [conv for conv, each in zip(convs, will, strict=True) if each], ranges):
+        clean = _replace(clean, divided, {}, ranges)
         nodes = clean.toposort()
         convs = _convolutions(nodes, ranges)
-    if not convs:
-        return sink
     shared, private = _sharing(nodes, {conv.node for conv in convs}), _private(nodes)
     convs = [replace(conv, shared=conv.node in shared, private=private.intersection(conv.loops)) for conv in convs]
     kernels = _kernels(nodes, convs)
@@ -66,14 +75,15 @@ def _convolutions(nodes: Iterable[UOp], ranges: Ranges) -> list[Conv]:
     return [conv for u in nodes if u.op is Ops.REDUCE and (conv := find(u, ranges)) is not None]
 
 
-def _apart(nodes: Iterable[UOp], convs: Iterable[Conv], ranges: Ranges) -> dict[UOp, UOp]:
-    """The loops that are a grouped convolution's groups and outputs in one (`Conv.merged`) as two, where one kernel
-    alone has them. All its loops are new then: tinygrad nests them in the order in which they were made.
+def _divided(nodes: Iterable[UOp], convs: Iterable[Conv], wanted: Iterable[Conv], ranges: Ranges) -> dict[UOp, UOp]:
+    """The loops that are the groups and outputs of a `wanted` convolution in one (`Conv.merged`) as two, where one
+    kernel alone has them. All its loops are new then: tinygrad nests them in the order in which they were made.
 
         for r in 6: y[r] = relu(x of group r // 3 * w[r])
         for g in 2: for o in 3: y[g*3 + o] = relu(x of group g * w[g*3 + o])
     """
-    merged = {r: group for conv in convs for r, group in conv.merged.items()}
+    merged = {r: parts for conv in wanted for r, parts in conv.merged.items()}
+    merged = {r: parts for r, parts in merged.items() if all(_bears(conv, r, parts) for conv in convs)}
     private = _private(nodes) if merged else frozenset[UOp]()
     replacements: dict[UOp, UOp] = {}
     for u in nodes if merged else ():
@@ -81,13 +91,21 @@ def _apart(nodes: Iterable[UOp], convs: Iterable[Conv], ranges: Ranges) -> dict[
         if merged.keys().isdisjoint(loops) or not all(map(is_static_range, loops)) or not private.issuperset(loops):
             continue
         for r in loops:
-            if (group := merged.get(r)) is None:
+            if r not in merged:
                 replacements[r] = ranges.new(extent(r), r.arg[-1])
-            else:
-                replacements[group] = ranges.new(extent(group), r.arg[-1])
-                inner = extent(r) // extent(group)
-                replacements[r] = replacements[group] * inner + ranges.new(inner, r.arg[-1])
+                continue
+            group, count = merged[r]
+            replacements[group] = ranges.new(count, r.arg[-1])
+            inner = extent(r) // count
+            replacements[r] = replacements[group] * inner + ranges.new(inner, r.arg[-1])
     return replacements
+
+
+def _bears(conv: Conv, r: UOp, parts: tuple[UOp, int]) -> bool:
+    """Whether a convolution is found as well once a loop is divided: it has the same groups there, or does not cut the
+    loop. One that cuts it elsewhere would have what is left of two loops for groups."""
+    mine = conv.merged.get(r)
+    return mine == parts if mine else not any(u.op in DIVISIONS and r in u.ranges for u in expression(conv.node.src[0]))
 
 
 def _fresh(nodes: Iterable[UOp]) -> Ranges:

@@ -46,7 +46,7 @@ from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.rewrite import Rewriter, rewrite
+from strategies.graph.rewrite import Rewriter, Wanted, all_wanted, rewrite
 
 SUPPORTED = "0.14"
 _NAMES = (
@@ -68,8 +68,8 @@ _numbers = itertools.count(1)
 class Attachment:
     """What acts on every graph that is scheduled.
 
-    `wanted` may be asked before the rewriter whether it would replace any of these convolutions; where it says no, the
-    rewriter is not asked, and most of what looking costs is saved.
+    `wanted` is asked before the rewriter which of these convolutions it would replace; where that is none, the rewriter
+    is not asked, and most of what looking costs is saved. What is not to be replaced keeps its loops.
 
     `before` is called ahead of each schedule, cached or not, and may call `changed`; `scheduled` after it, with the
     graph's key, which is another one under other flags. Where a rewritten graph cannot be scheduled, or later not be
@@ -80,7 +80,7 @@ class Attachment:
     """
 
     rewriter: Rewriter
-    wanted: Callable[[Sequence[Conv]], bool] = lambda _: True
+    wanted: Wanted = all_wanted
     before: Callable[[], None] = lambda: None
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
