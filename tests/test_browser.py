@@ -16,6 +16,7 @@ from api.dashboard.places import place_id
 from autotune.winner import Interval
 from db import Scope, open_store
 from db.winners import decide
+from strategies.graph.device import describe_device
 
 pytest.importorskip("playwright", reason="the dashboard's tests need playwright")
 if CHROMIUM is None:
@@ -206,13 +207,21 @@ def test_history_over_versions(browser: Browser, tmp_path: Path) -> None:
     assert said == []
 
 
-def test_kernels_are_shown_against_the_floor(page: Page) -> None:
-    page.goto(a_shape(page, "CPU 7x7"))
-    page.get_by_role("button", name="Show the floor and the source").click()
-    expect(page.locator(".shown")).to_contain_text("of it is reached", timeout=120_000)
-    page.locator(".shown summary").first.click()
-    expect(page.locator(".shown .code .kt").first).to_be_visible()
-    accessible(page)
+def test_kernels_are_shown_against_the_floor(browser: Browser, tmp_path: Path) -> None:
+    """Of a winner as if it had been found here: kernels are timed on the key's own device and no other."""
+    one = next(w for w in measured() if w.key.device.device == "CPU" and w.key.shape.spatial == (7, 7))
+    key = replace(one.key, device=describe_device("CPU"))
+    with open_store(tmp_path / "a.db") as store:
+        store.decide(replace(one, key=key))
+    said: list[str] = []
+    with serving(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.goto(f"/shape/{key.digest}")
+        page.get_by_role("button", name="Show the floor and the source").click()
+        expect(page.locator(".shown")).to_contain_text("of it is reached", timeout=120_000)
+        page.locator(".shown summary").first.click()
+        expect(page.locator(".shown .code .kt").first).to_be_visible()
+        accessible(page)
+    assert said == []
 
 
 def test_a_job_from_the_form_to_its_end(page: Page) -> None:

@@ -116,7 +116,7 @@ GRAPHS: dict[str, tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "output permuted": (1, lambda x, w, v: x.conv2d(w, padding=1).permute(0, 2, 3, 1).contiguous()),
     "output shrunk": (1, lambda x, w, v: x.conv2d(w, padding=1)[:, 1:3, 1:5]),
     "every second output": (0, lambda x, w, v: x.conv2d(w, padding=1)[:, :, ::2, ::2]),
-    "output padded": (0, lambda x, w, v: x.conv2d(w).pad((1, 0, 0, 2))),
+    "output padded": (1, lambda x, w, v: x.conv2d(w).pad((1, 0, 0, 2))),
     "concatenated input": (1, lambda x, w, v: Tensor.cat(x[:, :1], x[:, 2:4], x[:, :1], dim=1).conv2d(w, padding=1)),
     "concatenated output": (2, lambda x, w, v: Tensor.cat(x.conv2d(w), x.conv2d(v), dim=1)),
     "shared input": (2, lambda x, w, v: x.conv2d(w, padding=1)[:, :3] * x.conv2d(v, padding=1)),

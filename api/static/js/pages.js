@@ -34,7 +34,7 @@ export function enhance(part) {
   const signal = controller.signal;
   if (part.querySelector("[data-events], #tune")) import("./jobs.js").then((module) => module.enhance(part, signal));
   if (part.querySelector("[data-chart]")) import("./charts.js").then((module) => module.enhance(part, signal));
-  if (part.querySelector("[data-load]")) import("./lazy.js").then((module) => module.enhance(part, signal));
+  if (part.querySelector("[data-load], [data-show], [data-patch]")) import("./lazy.js").then((module) => module.enhance(part, signal));
 }
 
 function filter(form) {
