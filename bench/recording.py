@@ -169,13 +169,15 @@ class Recording:
         known = self.trials[shape]
         return {
             candidate: made for structure in self.menus[shape] for candidate in self.combined(shape, structure)
-            if candidate not in known and (made := self.compose(shape, candidate)) is not None
+            if candidate not in known and (made := self._summed(shape, structure, candidate)) is not None
         }  # fmt: skip
 
     def compose(self, shape: int, candidate: Candidate) -> Trial | None:
         """The structure's trial with what the options save. None where the structure itself has no time."""
-        base = replace(candidate, kernel_options=())
-        whole, menus = self.trials[shape].get(base), self.menus[shape][self.structures.index(base)]
+        return self._summed(shape, self.structures.index(replace(candidate, kernel_options=())), candidate)
+
+    def _summed(self, shape: int, structure: int, candidate: Candidate) -> Trial | None:
+        whole, menus = self.trials[shape].get(self.structures[structure]), self.menus[shape][structure]
         if whole is None or not whole.ok or not whole.ratio:
             return None
         chosen = zip(menus.values(), chosen_of(candidate, menus), strict=True)
@@ -242,20 +244,17 @@ def _cut(item: Strategy, key: ConvKey) -> Strategy:
     grid = GRID.get(item.name)
     if grid is None:
         return item
-    if key.device.cores == 1:  # there is nothing to divide
-        grid = {**grid, **({"cores": ("one",)} if "cores" in grid else {})}
+    if key.device.cores == 1 and "cores" in grid:  # there is nothing to divide
+        grid = {**grid, "cores": ("one",)}
     allowed = {p.name: grid.get(p.name, (p.default,)) for p in parameters_of(item.params)}
     fields = [(p.name, type(p.default), _narrowed(p, allowed[p.name])) for p in parameters_of(item.params)]
     narrowed = dataclasses.make_dataclass(item.params.__name__, fields, frozen=True, kw_only=True)
     only = {name: values[0] for name, values in allowed.items() if len(values) == 1 and name in grid}
-    declared = ({**params, **{n: only[n] for n in params.keys() & only}} for params in map(_params, item.good(key)))
+    presets = (dict(candidate.params) for candidate in item.good(key))
+    declared = ({**params, **{name: only[name] for name in params.keys() & only}} for params in presets)
     good = [values for values in declared if all(v in allowed[name] for name, v in values.items())]
     narrowed.presets = tuple(good)
     return dataclasses.replace(item, params=narrowed)
-
-
-def _params(candidate: Candidate) -> dict[str, Value]:
-    return dict(candidate.params)
 
 
 def _narrowed(parameter: Parameter, values: Sequence[Value]) -> Any:
