@@ -11,7 +11,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from graphs import kernel_count, on_device, relative, slow
-from tinygrad import Tensor, Variable, dtypes
+from tinygrad import Device, Tensor, Variable, dtypes
+from tinygrad.codegen import full_rewrite_to_sink
+from tinygrad.codegen.late.linearizer import linearize
+from tinygrad.device import Compiler
+from tinygrad.runtime.support import compiler_cuda
 from tinygrad.uop.ops import UOp
 
 import autotune
@@ -20,7 +24,15 @@ from autotune.verify import bound
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.program import Program
-from strategies.graph.tensor_matmul import GROUP, Operand, Tiling, product_store, tensor_core, tensor_matmul
+from strategies.graph.tensor_matmul import (
+    GROUP,
+    Operand,
+    Tiling,
+    arranged,
+    product_store,
+    tensor_core,
+    tensor_matmul,
+)  # fmt: skip
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
@@ -41,6 +53,9 @@ def nvidia() -> Iterator[None]:
         (Tiling(rows=16, columns=16, depth=16, warp_rows=16, warp_columns=16), (1, 1, 1, 2)),
         slow(Tiling(rows=32, columns=64, depth=32, warp_rows=16, warp_columns=32), (1, 2, 1, 1)),  # two warps each way
         slow(Tiling(rows=16, columns=32, depth=32, warp_rows=16, warp_columns=16, parts=2), (2, 1, 2, 3)),
+        (Tiling(rows=16, columns=16, depth=16, warp_rows=16, warp_columns=16, stages=3), (1, 1, 1, 5)),
+        slow(Tiling(rows=16, columns=32, depth=32, warp_rows=16, warp_columns=16, parts=2, stages=4), (1, 1, 1, 2)),
+        slow(Tiling(rows=16, columns=16, depth=16, warp_rows=16, warp_columns=16, stages=4), (1, 1, 1, 1)),
     ],
     ids=str,
 )
@@ -59,7 +74,9 @@ def test_matmul(by: Tiling, blocks: tuple[int, int, int, int], nvidia: None) -> 
         return Operand(size=batch * k * rows, group=group)
 
     c = Tensor.full((by.parts, batch, m, n), float("nan"), device="PYTHON").contiguous().realize()
-    packed = [x.reshape(batch, k // GROUP, GROUP, -1).transpose(0, 1, 3, 2).flatten() for x in (a, b)]
+    left, right = (x.reshape(batch, k // GROUP, GROUP, -1).transpose(0, 1, 3, 2) for x in (a, b))
+    rows, numbers = arranged(*np.indices((m, GROUP)))
+    packed = (left[:, :, rows, numbers].flatten(), right.flatten())
     operands = [Tensor(x, device="PYTHON").cast(dtypes.bfloat16).realize() for x in packed]
     store = product_store(by.parts, batch, m, n, dtypes.float32)
     kernel = tensor_matmul(
@@ -67,6 +84,39 @@ def test_matmul(by: Tiling, blocks: tuple[int, int, int, int], nvidia: None) -> 
     )
     result = Tensor.custom_kernel(c, *operands, fxn=lambda *_: kernel)[0]
     np.testing.assert_array_equal(result.numpy().sum(0), np.einsum("bkm,bkn->bmn", a, b))
+
+
+class Unbuilt(Compiler):
+    """In place of NVIDIA's compiler, which is not everywhere: the source is what the test is about."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_copies_in_cuda(stages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than two stages copies are only started, those of a later step while this one is multiplied; a step has
+    one barrier and waits for what was begun longest ago."""
+    monkeypatch.setattr(compiler_cuda, "NVRTCCompiler", Unbuilt)
+    by = Tiling(rows=16, columns=32, depth=32, warp_rows=16, warp_columns=16, stages=stages)
+    with on_device("NULL:CUDA:sm_80"):
+        core = tensor_core("NULL", dtypes.float16)
+        assert core is not None
+        operand = Operand(size=4096, group=lambda _item, step, index, row: (step * 2 + index) * 32 + row)
+        store = product_store(1, 1, 16, 32, dtypes.float32)
+        kernel = tensor_matmul(1, 16, 32, 8, operand, operand, by, store, core=core, device="NULL", name="product")
+        renderer = Device["NULL"].renderer
+        source = renderer.render(linearize(full_rewrite_to_sink(kernel, renderer)))
+    begin, loop = source[: source.rindex("for (")], source[source.rindex("for (") :]
+    parts = [part.count("cp.async.cg") for part in (begin, loop)]
+    vectors = 2 * 16 * 2 // by.threads + 2 * 32 * 2 // by.threads
+    assert parts == ([0, 0] if stages == 2 else [vectors * (stages - 1), vectors])
+    assert loop.count("__syncthreads") == 1
+    if stages > 2:
+        told = [loop.index(word) for word in ("cp.async.cg", "commit_group", "wait_group", "__syncthreads")]
+        assert told == sorted(told)
+        assert f"wait_group {stages - 2};" in begin
+        assert f"wait_group {stages - 2};" in loop
 
 
 @pytest.mark.parametrize(

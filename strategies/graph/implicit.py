@@ -33,6 +33,7 @@ from strategies.graph.tensor_matmul import (
     Operand,
     Store,
     Tiling,
+    arranged,
     product_store,
     tensor_core,
     tensor_matmul,
@@ -199,16 +200,17 @@ def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
 def _weight(conv: Conv, sixteens: int, m: int, ranges: Ranges) -> Held:
     """W. Sixteen lanes have the 16 channels of a cout; what only pads a block repeats the last cout."""
     groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(sixteens)
-    inner, row = threads([GROUP, m], ranges)
+    inner, line = threads([GROUP, m], ranges)
     taps = [ranges.new(axis.taps, AxisType.UPCAST) for axis in conv.axes]
-    where, gates = _channels(conv, outer * GROUP + inner)
+    row, number = arranged(line, inner)
+    where, gates = _channels(conv, outer * GROUP + number)
     couts = _count(conv.couts)
     cout = unflatten(row.minimum(couts - 1) if m > couts else row, _extents(conv.couts))
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.couts, cout, strict=True))
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
     body = gated(rebuild(conv.weight, where), gates).cast(conv.dtype)
     shape = [*_extents(conv.groups), sixteens, *(axis.taps for axis in conv.axes), m, GROUP]
-    return _filled(conv, "GHAT", body, [*groups, outer, *taps, row, inner], shape, ranges)
+    return _filled(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
 
 
 def _filled(conv: Conv, role: str, body: UOp, axes: Sequence[UOp], sizes: Sequence[int], ranges: Ranges) -> Held:

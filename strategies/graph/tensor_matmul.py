@@ -4,14 +4,19 @@
 
     each workgroup: one block of C, `rows` x `columns`, of one part of K
         for each step, `depth` of K: the threads together
-            begin to read what the next step needs
+            begin to copy what a later step needs, `stages` - 1 ahead
             multiply what this one has in shared memory, each warp its own `warp_rows` x `warp_columns`
-            put what was read to the other half of shared memory
+
+With two stages, what the next step needs is read into registers and put to the other half of shared memory when this
+step is done. With more of them a thread only starts copies, which go on by themselves (`cp.async`, NVIDIA from compute
+capability 8.0): registers are free for sums, and memory may take as long as several steps do. Where there is no such
+instruction, stages are copied at once, to the same effect.
 
 Operands lie in groups of 16 along K, a multiple of which a step takes: `Operand.group` says where the group of a row
 is, so a convolution's windows need no buffer of their own. Sixteen numbers of a row are what one instruction takes, and
 which of them a lane calls its first is free as long as both operands agree: a lane reads four neighbours at once. Which
-column is which is free too: two instructions together give a lane four columns that are neighbours in memory.
+column is which is free too: two instructions together give a lane four columns that are neighbours in memory. A, which
+is made for this, has the numbers of 16 rows in the order in which a lane's registers want them: see `arranged`.
 
 The instruction is `mma.sync` m16n8k16 (NVIDIA, "PTX ISA", section on matrix fragments): lane l has, at
 k = 2 (l % 4) + {0, 1, 8, 9}, row l / 4 of A and the one eight below it, and column l / 4 of B; of C it has columns
@@ -20,28 +25,44 @@ k = 2 (l % 4) + {0, 1, 8, 9}, row l / 4 of A and the one eight below it, and col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tinygrad.codegen.opt.tc import TensorCore
 from tinygrad.dtype import AddrSpace, DType, dtypes
-from tinygrad.uop.ops import AxisType, KernelInfo, UOp
+from tinygrad.renderer.cstyle import CUDARenderer
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.device import opened
 
 GROUP = 16
 """Numbers along K that lie together: what one instruction multiplies."""
 VECTOR = 4
-"""Numbers that a thread copies at once, and that a lane holds of a group: 8 bytes, tinygrad's longest of halves."""
+"""Numbers that a lane holds of a group, and that a thread copies at once through registers: 8 bytes, tinygrad's longest
+of halves."""
+COPIED = 8
+"""Numbers that an asynchronous copy takes: 16 bytes, which go past the first cache."""
 CORE_ROWS, CORE_COLUMNS = 16, 8
 JOINED = 2
 """Instructions whose columns are dealt out together, so that a lane has 2 x 2 neighbours, a vector."""
 WARP = 32
 
+# PTX ISA, "Data movement: asynchronous copies". To shared memory, from global memory, past the first cache; of 16 bytes
+# as many as the last operand says, the others are zeros.
+START = (
+    'asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" '
+    ':: "r"((unsigned int)__cvta_generic_to_shared({0})), "l"({1}), "r"({2}) : "memory");'
+)
+COMMIT = 'asm volatile("cp.async.commit_group;" ::: "memory");'
+WAIT = 'asm volatile("cp.async.wait_group COUNT;" ::: "memory");'
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
-    """What a workgroup and a warp compute; `depth` of K at a time, K divided into `parts` that are not added up."""
+    """What a workgroup and a warp compute; `depth` of K at a time, K divided into `parts` that are not added up.
+
+    `stages` steps of both operands are in shared memory at a time.
+    """
 
     rows: int
     columns: int
@@ -49,6 +70,7 @@ class Tiling:
     warp_rows: int
     warp_columns: int
     parts: int = 1
+    stages: int = 2
 
     @property
     def threads(self) -> int:
@@ -56,13 +78,18 @@ class Tiling:
 
     @property
     def shared_bytes(self) -> int:
-        """Of two steps of both operands, in two bytes a number."""
-        return 4 * self.depth * (self.rows + self.columns)
+        """Of all stages of both operands, in two bytes a number."""
+        return 2 * self.stages * self.depth * (self.rows + self.columns)
+
+    @property
+    def copied(self) -> int:
+        """Numbers that a thread copies at once."""
+        return COPIED if self.stages > 2 else VECTOR
 
     @property
     def copies(self) -> int:
         """Vectors that a thread copies in a step."""
-        return self.depth * (self.rows + self.columns) // (VECTOR * self.threads)
+        return self.depth * (self.rows + self.columns) // (self.copied * self.threads)
 
     @property
     def groups(self) -> int:
@@ -76,7 +103,7 @@ class Tiling:
             return f"{self.warp_rows} x {self.warp_columns} x {self.depth} is no multiple of 16 x 16 x 16"
         if self.threads > 1024:
             return f"{self.threads} threads, there are at most 1024"
-        if self.depth * self.rows % (self.threads * VECTOR) or self.depth * self.columns % (self.threads * VECTOR):
+        if any(self.depth * lines % (self.threads * self.copied) for lines in (self.rows, self.columns)):
             return f"{self.threads} threads cannot share the copying of {self.depth} x {self.rows} + {self.columns}"
         return None
 
@@ -126,16 +153,18 @@ def tensor_matmul(
     row, column = warp // warps_across * by.warp_rows, warp % warps_across * by.warp_columns
     high, low = lane // 4, lane % 4
 
-    copies = [
-        _Copy(by, size, UOp.placeholder((2, by.groups, size, GROUP), core.dtype_in, slot=slot,
-                                        addrspace=AddrSpace.LOCAL), thread, operand, slot + 1, item, first)
-        for slot, (operand, size, first) in enumerate(
-            ((left, by.rows, down * by.rows), (right, by.columns, across * by.columns))
+    copies = tuple(
+        _Copy(
+            by=by, operand=operand, slot=slot, size=size, item=item, first=at * size, thread=thread, place=place,
+            dtype=core.dtype_in, by_themselves=isinstance(opened(device).renderer, CUDARenderer),
         )
-    ]  # fmt: skip
-    begun = UOp.barrier(*(store for copy in copies for store in copy.stores(part * steps, UOp.const(0))))
+        for slot, (operand, size, at, place) in enumerate(
+            ((left, by.rows, down, _as_it_is), (right, by.columns, across, _place))
+        )
+    )  # fmt: skip
     step = UOp.range(steps, 0, AxisType.REDUCE) if steps > 1 else UOp.const(0)
-    rows, columns = (copy.shared.after(begun)[step % 2] for copy in copies)
+    staged = _pipelined if by.stages > 2 else _in_turn
+    (rows, columns), end = staged(copies, step, part * steps, steps)
 
     blocks_down, blocks_across = by.warp_rows // CORE_ROWS, by.warp_columns // CORE_COLUMNS
     sums = UOp.placeholder((blocks_down, blocks_across, 4), dtypes.float32, slot=0, addrspace=AddrSpace.REG)
@@ -148,18 +177,13 @@ def tensor_matmul(
     }  # fmt: skip
     kind = opened(device).renderer.target.device
     for group in range(by.groups):
-        a = [_rows_of(rows, group, row + i * CORE_ROWS + high, low) for i in range(blocks_down)]
+        a = [_rows_of(rows, group, row + i * CORE_ROWS, high, low) for i in range(blocks_down)]
         b = [_column_of(columns, group, column, j, high, low) for j in range(blocks_across)]
         now = {
             (i, j): UOp.wmma(a[i], b[j], total, core.dims, kind, core.threads) for (i, j), total in now.items()
         }  # fmt: skip
     added = [sums[i, j, e].store(value.index(UOp.const(e))) for (i, j), value in now.items() for e in range(4)]
-    if steps > 1:
-        following = part * steps + (step + 1).minimum(steps - 1)
-        added += [store for copy in copies for store in copy.stores(following, (step + 1) % 2)]
-        done = UOp.group(*added).barrier().end(step)
-    else:
-        done = UOp.group(*added)
+    done = end(added)
 
     sums, stores = sums.after(done), []
     for i in range(blocks_down):
@@ -174,34 +198,119 @@ def tensor_matmul(
     return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Copy:
-    """What the threads together copy of one operand, one step at a time, to one of two halves of shared memory."""
+    """What the threads together copy of one operand, one step at a time, to one of the stages in shared memory: `size`
+    rows (columns) from `first` on, each to its `place`; `by_themselves` if the device has copies that a thread only
+    starts."""
 
     by: Tiling
-    size: int
-    shared: UOp
-    thread: UOp
     operand: Operand
     slot: int
+    size: int
     item: UOp
     first: UOp
+    thread: UOp
+    place: Callable[[UOp], UOp]
+    dtype: DType
+    by_themselves: bool
 
-    def stores(self, step: UOp, half: UOp) -> list[UOp]:
-        source = UOp.placeholder((self.operand.size,), self.shared.dtype, slot=self.slot)
-        vectors = GROUP // VECTOR
-        stores = []
+    @property
+    def shared(self) -> UOp:
+        """stages x groups x size x 16."""
+        shape = (self.by.stages, self.by.groups, self.size, GROUP)
+        return UOp.placeholder(shape, self.dtype, slot=self.slot, addrspace=AddrSpace.LOCAL)
+
+    def stores(self, step: UOp, stage: UOp, *after: UOp) -> list[UOp]:
+        """Reads and stores, each of a number."""
+        return [
+            to[e].store(source[e]) for to, source in self._vectors(step, stage, *after) for e in range(self.by.copied)
+        ]
+
+    def starts(self, step: UOp, stage: UOp, wanted: UOp, *after: UOp) -> list[UOp]:
+        """Copies that go on by themselves; where they are not wanted, nothing is read."""
+        count = wanted.where(UOp.const(2 * COPIED, dtypes.int32), UOp.const(0, dtypes.int32))
+        return [
+            UOp(Ops.CUSTOM, dtypes.void, (to[0], source[0], count, *after), START)
+            for to, source in self._vectors(step, stage, *after)
+        ]
+
+    def _vectors(self, step: UOp, stage: UOp, *after: UOp) -> Iterator[tuple[list[UOp], list[UOp]]]:
+        """Where this thread's vectors of a step go, and where they come from."""
+        source = UOp.placeholder((self.operand.size,), self.dtype, slot=self.slot + 1)
+        shared, copied = self.shared.after(*after), self.by.copied
+        vectors = GROUP // copied
         for turn in range(self.by.groups * self.size * vectors // self.by.threads):
             unit = self.thread + turn * self.by.threads
             group, row, vector = unit // (vectors * self.size), unit // vectors % self.size, unit % vectors
-            at = self.operand.group(self.item, step, group, self.first + row) * GROUP + vector * VECTOR
-            place, first = _place(row), vector * VECTOR
-            stores += [self.shared[half, group, place, first + e].store(source[at + e]) for e in range(VECTOR)]
-        return stores
+            at = self.operand.group(self.item, step, group, self.first + row) * GROUP + vector * copied
+            place, first = self.place(row), vector * copied
+            yield (
+                [shared[stage, group, place, first + e] for e in range(copied)],
+                [source[at + e] for e in range(copied)],
+            )
+
+
+Lines = tuple[UOp, ...]
+"""Of both operands, what a step multiplies: groups x rows (or columns) x 16 in shared memory."""
+End = Callable[[Sequence[UOp]], UOp]
+"""From a step's stores of its sums to what the steps have done."""
+
+
+def _in_turn(copies: Sequence[_Copy], step: UOp, first: UOp, steps: int) -> tuple[Lines, End]:
+    """Two stages: what the next step needs is read while this one multiplies, and put beside it at the end."""
+    begun = UOp.barrier(*(store for copy in copies for store in copy.stores(first, UOp.const(0))))
+
+    def end(added: Sequence[UOp]) -> UOp:
+        if steps == 1:
+            return UOp.group(*added)
+        following = first + (step + 1).minimum(steps - 1)
+        stores = (store for copy in copies for store in copy.stores(following, (step + 1) % 2))
+        return UOp.group(*added, *stores).barrier().end(step)
+
+    return tuple(copy.shared.after(begun)[step % 2] for copy in copies), end
+
+
+def _pipelined(copies: Sequence[_Copy], step: UOp, first: UOp, steps: int) -> tuple[Lines, End]:
+    """A step begins the copies of the stage that the step before it has done with, and waits for the next step's.
+
+    One barrier a step says both: that everybody's copies are there, and that nobody multiplies what is overwritten.
+    """
+    stages = copies[0].by.stages
+    ahead = stages - 1
+    begun: tuple[UOp, ...] = ()
+    for stage in range(ahead):
+        begun = _batch(copies, first + min(stage, steps - 1), UOp.const(stage), UOp.const(stage < steps), *begun)
+    ready = UOp.barrier(*_arrived(copies, *begun))
+    if steps == 1:
+        return tuple(copy.shared.after(ready)[0] for copy in copies), lambda added: UOp.group(*added)
+    coming = step + ahead
+    started = _batch(copies, first + coming.minimum(steps - 1), coming % stages, coming < steps, ready)
+    lines = tuple(copy.shared.after(ready)[step % stages] for copy in copies)
+    return lines, lambda added: UOp.barrier(*_arrived(copies, *started, *added)).end(step)
+
+
+def _batch(copies: Sequence[_Copy], step: UOp, stage: UOp, wanted: UOp, *after: UOp) -> tuple[UOp, ...]:
+    """The copies of one step, to be waited for together; if they are not wanted, an empty batch."""
+    if not copies[0].by_themselves:
+        return tuple(store for copy in copies for store in copy.stores(step, stage, *after))
+    starts = (start for copy in copies for start in copy.starts(step, stage, wanted, *after))
+    return (UOp(Ops.CUSTOM, dtypes.void, tuple(starts), COMMIT),)
+
+
+def _arrived(copies: Sequence[_Copy], *begun: UOp) -> tuple[UOp, ...]:
+    """That the oldest batch is there: each step begins one, and `stages` - 2 may be on their way."""
+    if not copies[0].by_themselves:
+        return begun
+    return (UOp(Ops.CUSTOM, dtypes.void, begun, WAIT.replace("COUNT", str(copies[0].by.stages - 2))),)
+
+
+def _as_it_is(row: UOp) -> UOp:
+    return row
 
 
 def _place(row: UOp) -> UOp:
-    """Where a row lies in shared memory: rows four apart, which lanes read together, must not share a bank."""
+    """Where a column lies in shared memory: columns four apart, which lanes read together, must not share a bank."""
     return row // 4 * 4 + (row % 4 + row // 4 % 2 * 2) % 4
 
 
@@ -210,20 +319,25 @@ def _column(j: int, pair: UOp, width: int) -> UOp:
     return pair * (width * JOINED) + j // JOINED * (CORE_COLUMNS * JOINED) + j % JOINED * width
 
 
-def _rows_of(rows: UOp, group: int, row: UOp, low: UOp) -> UOp:
+def arranged(line: UOp, number: UOp) -> tuple[UOp, UOp]:
+    """Which row of A and which of its 16 numbers is in memory as this number of this line.
+
+    Four neighbours are two of a row and the same two of the row eight below: a lane's registers are four at a time.
+    """
+    row = line // CORE_ROWS * CORE_ROWS + line % 8 + number % 4 // 2 * 8
+    return row, number // 4 * 4 + line % CORE_ROWS // 8 * 2 + number % 2
+
+
+def _rows_of(rows: UOp, group: int, first: UOp, high: UOp, low: UOp) -> UOp:
     """What a lane holds of 16 rows of A."""
-    upper, lower = (_four(rows, group, at, low) for at in (row, row + 8))
-    return UOp.stack(*upper[:2], *lower[:2], *upper[2:], *lower[2:])
+    lines = (first + high, first + 8 + high)
+    return UOp.stack(*(rows[group, line, low * VECTOR + e] for line in lines for e in range(VECTOR)))
 
 
 def _column_of(columns: UOp, group: int, first: UOp, j: int, high: UOp, low: UOp) -> UOp:
     """What a lane holds of eight columns of B."""
-    return UOp.stack(*_four(columns, group, first + _column(j, high // 2, 2) + high % 2, low))
+    place = _place(first + _column(j, high // 2, 2) + high % 2)
+    return UOp.stack(*(columns[group, place, low * VECTOR + e] for e in range(VECTOR)))
 
 
-def _four(lines: UOp, group: int, row: UOp, low: UOp) -> Sequence[UOp]:
-    place, first = _place(row), low * VECTOR
-    return [lines[group, place, first + e] for e in range(VECTOR)]
-
-
-__all__ = ["GROUP", "Operand", "Store", "Tiling", "product_store", "tensor_core", "tensor_matmul"]
+__all__ = ["GROUP", "Operand", "Store", "Tiling", "arranged", "product_store", "tensor_core", "tensor_matmul"]

@@ -16,20 +16,19 @@ from strategies.parameter import param, parameters_of
 from strategies.registry import strategy
 
 DTYPES = ("float16", "bfloat16")
-MOST_COPIES = 24
-"""Vectors that a thread copies in a step, of presets: as many registers hold what is read ahead, twice."""
 LEAST = 8
 """Channels and couts of a group: of fewer, the sixteens that an instruction takes are mostly filled up with zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorCores:
-    cout_block: int = param(128, (32, 64, 128), "couts of a workgroup")
+    cout_block: int = param(128, (32, 64, 128, 256), "couts of a workgroup")
     window_block: int = param(128, (32, 64, 96, 128, 192, 256), "outputs of a workgroup, of each of its couts")
     depth: int = param(32, (16, 32, 64), "channels copied to shared memory at a time")
     couts: int = param(64, (16, 32, 64), "couts of a warp")
-    windows: int = param(64, (16, 32, 48, 64), "outputs of a warp, of each of its couts")
+    windows: int = param(64, (16, 32, 48, 64, 96), "outputs of a warp, of each of its couts")
     parts: int = param(1, (1, 2, 3, 4, 6, 9, 12, 18), "parts of the sum over channels and taps, added up afterwards")
+    stages: int = param(2, (2, 3, 4, 5, 6), "steps that are in shared memory, or on their way there, at a time")
 
     @staticmethod
     def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
@@ -40,25 +39,32 @@ class TensorCores:
     def tiling(self) -> Tiling:
         return Tiling(
             rows=self.cout_block, columns=self.window_block, depth=self.depth,
-            warp_rows=self.couts, warp_columns=self.windows, parts=self.parts,
+            warp_rows=self.couts, warp_columns=self.windows, parts=self.parts, stages=self.stages,
         )  # fmt: skip
 
 
 PRESETS = 8
+FEWEST, MOST, LEAST_SUMS = 3, 6, 32 * 32
+"""Stages, and sums of a warp, of presets: copies go on by themselves, and what is read from shared memory is used."""
 MULTIPROCESSORS = 64
 """Where a key does not say how many there are."""
 SHARED_BYTES, STATIC_BYTES, REGISTERS = 227 << 10, 48 << 10, 1 << 16
 """Of a multiprocessor of compute capability 9.0; of one workgroup, without asking the driver; of 32 bits."""
 STEP, DEEP_STEP = 900, 1400
-"""Cycles that a step takes at least, waiting for memory; of depth 64."""
-SLOWER_COPIES, SLOWER_SUMS = 1.9, 1.5
-"""How much longer than at the rates of the data sheet, 128 bytes of shared memory and 1024 products a cycle.
+"""Cycles that a step of two stages takes at least, waiting for memory; of depth 64."""
+PIPELINED_STEP, PIPELINED_CHANNEL = 160, 16
+"""Of more stages, and for each channel of its depth."""
+SLOWER_COPIES, SLOWER_SUMS = 0.15, 1.3
+"""How much of the time that the data sheet says, 128 bytes of shared memory and 1024 products a cycle: the products
+take longer, and of the copies most happens meanwhile."""
+CACHE_BYTES = 45
+"""What a multiprocessor gets from the second cache in a cycle.
 
-These four are fitted by eye to kernels timed on an H200. The estimate only says where a search begins: what wins is
-timed.
+These are fitted to 538 kernels timed on an H200, those of two stages by eye. The estimate only says where a search
+begins: what wins is timed.
 """
 MEGAHERTZ = 1800
-SPLIT_US = 3.0
+SPLIT_US = 0.9
 """What a product in parts costs beside its traffic: the rest of the kernel is then another one."""
 
 
@@ -69,35 +75,39 @@ def estimate_us(key: ConvKey, params: TensorCores) -> float:
     windows = -(-shape.batch * math.prod(shape.output) // by.columns)
     groups = shape.groups * -(-(shape.cout // shape.groups) // by.rows) * windows * by.parts
     steps = math.prod(shape.kernel) * -(-(shape.cin // shape.groups) // by.depth) // by.parts
-    registers = min(255.0, 1.45 * by.warp_rows * by.warp_columns / 32 + 32)
+    registers = min(255.0, 1.2 * by.warp_rows * by.warp_columns / 32 + 60)
     together = min(REGISTERS / (by.threads * registers), SHARED_BYTES / (by.shared_bytes + 1024), 2048 / by.threads)
     waves, rest = divmod(groups, (key.device.cores or MULTIPROCESSORS) * max(1, int(together)))
     copied = by.threads // 32 * (by.warp_rows + by.warp_columns) + by.rows + by.columns
-    busy = max(SLOWER_COPIES * copied * by.depth / 64, SLOWER_SUMS * by.rows * by.columns * by.depth / 1024)
-    least = STEP if by.depth <= 32 else DEEP_STEP
-    cycles = steps * (
+    busy = SLOWER_COPIES * copied * by.depth / 64 + SLOWER_SUMS * by.rows * by.columns * by.depth / 1024
+    busy = max(busy, 2 * (by.rows + by.columns) * by.depth / CACHE_BYTES)
+    if by.stages > 2:
+        least = PIPELINED_STEP + PIPELINED_CHANNEL * by.depth
+    else:
+        least = STEP if by.depth <= 32 else DEEP_STEP
+    cycles = (steps + by.stages) * (
         waves * max(least, max(1, int(together)) * busy)
         + (max(least, -(-rest // (key.device.cores or MULTIPROCESSORS)) * busy) if rest else 0)
     )
     split_bytes = 8 * by.parts * shape.cout * windows * by.columns if by.parts > 1 else 0
-    return cycles / MEGAHERTZ + split_bytes / 3.5e6 + (SPLIT_US if by.parts > 1 else 0)
+    return cycles / MEGAHERTZ + split_bytes / 5e6 + (SPLIT_US if by.parts > 1 else 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
-    shape, names = key.shape.canonical(), [parameter.name for parameter in parameters_of(TensorCores)]
+    shape, parameters = key.shape.canonical(), parameters_of(TensorCores)
     couts, channels = shape.cout // shape.groups, shape.cin // shape.groups
-    best: dict[tuple[Value, ...], tuple[float, Mapping[str, Value]]] = {}
-    for values in itertools.product(*(parameter.choices for parameter in parameters_of(TensorCores))):
-        chosen = dict(zip(names, values, strict=True))
-        params = TensorCores(**cast("Any", chosen))
-        by = params.tiling
-        if by.fault() is not None or by.shared_bytes > STATIC_BYTES or by.copies > MOST_COPIES:
+    best: dict[tuple[int, ...], tuple[float, Mapping[str, Value]]] = {}
+    for values in itertools.product(*(item.choices for item in parameters if item.name != "stages")):
+        chosen = dict(zip((item.name for item in parameters if item.name != "stages"), values, strict=True))
+        by = TensorCores(**cast("Any", chosen), stages=FEWEST).tiling
+        if by.fault() is not None or by.shared_bytes > STATIC_BYTES or by.warp_rows * by.warp_columns < LEAST_SUMS:
             continue
         steps = math.prod(shape.kernel) * -(-channels // by.depth)
         if by.rows >= 2 * couts or by.depth >= 2 * channels or steps % by.parts:
             continue
-        block, found = (by.rows, by.columns, by.parts), (estimate_us(key, params), chosen)
+        chosen["stages"] = min(MOST, STATIC_BYTES * FEWEST // by.shared_bytes)
+        block, found = (by.rows, by.columns, by.parts), (estimate_us(key, TensorCores(**cast("Any", chosen))), chosen)
         best[block] = min(best.get(block, found), found, key=lambda item: item[0])
     return tuple(chosen for _, chosen in sorted(best.values(), key=lambda item: item[0])[:PRESETS])
 
