@@ -24,7 +24,20 @@ from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, Operand, product
 from strategies.graph.rebuild import expression, gated, rebuild
 from strategies.graph.spread import in_kernel, threads
-from strategies.graph.sums import VECTOR, Store, Sums, bind, count, extents, outputs, parameters, sources_of, uncopied
+from strategies.graph.sums import (
+    VECTOR,
+    Store,
+    Sums,
+    bind,
+    count,
+    extents,
+    is_in_line,
+    outputs,
+    parameters,
+    placed,
+    sources_of,
+    uncopied,
+)  # fmt: skip
 
 MOST_BLOCKS = 65535
 """Along a grid's second and third axis: CUDA's limit, which nothing looks at before the launch."""
@@ -111,16 +124,16 @@ class _Product:
     def _right(self) -> Operand:
         read = parameters(sources_of(self._activation), 2) if self.transposed else parameters(self._sources)
         activation = rebuild(self._activation, read)
-        windows, flat = count(outputs(self.conv)), self._is_flat
+        windows, in_line = count(outputs(self.conv)), self._is_in_line
 
         def load(item: UOp, k: UOp, column: UOp, e: int) -> UOp:
+            vector = VECTOR if in_line else 1
             if self.columns > windows:  # what only pads a block repeats the last ones
-                column = (
-                    (column // VECTOR).minimum(windows // VECTOR - 1) * VECTOR if flat else column.minimum(windows - 1)
-                )
-            return self._load(activation, item, k, bind(outputs(self.conv), column + e))
+                column = (column // vector).minimum(windows // vector - 1) * vector
+            at = placed(self.conv, column, e, in_line=True) if in_line else bind(outputs(self.conv), column)
+            return self._load(activation, item, k, at or {})
 
-        return Operand(load=load, vector=VECTOR if flat else 1)
+        return Operand(load=load, vector=VECTOR if in_line else 1)
 
     def _load(self, value: UOp, item: UOp, k: UOp, where: dict[UOp, UOp]) -> UOp:
         where = where | bind(self.conv.groups, item) | bind(self.summed, k)
@@ -129,11 +142,10 @@ class _Product:
         )
 
     @property
-    def _is_flat(self) -> bool:
-        """Whether outputs that are neighbours are so in memory too, also across the ends of rows, by four."""
-        conv = self.conv
-        pointwise = all(not axis.sums and axis.stride == 1 for axis in conv.axes)
-        return pointwise and count([axis.out for axis in conv.axes]) % VECTOR == 0
+    def _is_in_line(self) -> bool:
+        """Whether outputs that are neighbours read neighbours, by four: those of 1x1 convolutions of stride 1 do."""
+        outs = [axis.out for axis in self.conv.axes]
+        return count(outs) % VECTOR == 0 and is_in_line(self._activation, outs)
 
     @property
     def _activation(self) -> UOp:

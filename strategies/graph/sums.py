@@ -21,6 +21,7 @@ from strategies.graph.frame import flatten, unflatten
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent
+from strategies.graph.pointwise import strides_of
 from strategies.graph.rebuild import expression, rebuild
 from strategies.graph.spread import in_kernel, split_consumer
 
@@ -86,24 +87,25 @@ class Sums:
         value = uncopied(tail.value, {conv.reduce: total})
         sources = list(dict.fromkeys([*operands, *sources_of(value, total)]))
         value = rebuild(value, parameters(sources))
-        target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0)
-        columns, together = outputs(conv), conv.axes[-1].size % VECTOR == 0
+        target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0).index(*tail.index)
+        columns, outs = outputs(conv), [axis.out for axis in conv.axes]
+        in_line = all(is_in_line(each, outs, total) for each in (value, target))
 
         def store(_part: UOp, item: UOp, row: UOp, column: UOp, e: int, summed: UOp) -> UOp:
-            if not together:
-                column, e = column + e, 0
+            columns_at = placed(conv, column, e, in_line=in_line)
+            if columns_at is None:
+                column += e
+                columns_at = bind(columns, column)
             gates = [
                 index < count(loops)
                 for index, size, loops in ((row, self.rows, conv.couts), (column, self.columns, columns))
                 if size > count(loops)
             ]
-            where = bind(conv.groups, item) | bind(conv.couts, row) | bind(columns, column)
-            where[columns[-1]] += e  # neighbours along the last axis, which tinygrad then stores as one
-            placed = rebuild(value, where)
-            loads = {u: _gated(u, gates) for u in expression(placed) if u.op is Ops.INDEX and u is not total}
-            placed = rebuild(placed, loads | {total: summed.cast(conv.reduce.dtype)})
-            at = target.index(*(rebuild(index, where) for index in tail.index))
-            return _gated(at, gates).store(placed)
+            where = bind(conv.groups, item) | bind(conv.couts, row) | columns_at
+            here = rebuild(value, where)
+            loads = {u: _gated(u, gates) for u in expression(here) if u.op is Ops.INDEX and u is not total}
+            here = rebuild(here, loads | {total: summed.cast(conv.reduce.dtype)})
+            return _gated(rebuild(target, where), gates).store(here)
 
         return self.kernel(store).call(tail.buffer, *sources)
 
@@ -132,6 +134,38 @@ def parameters(sources: Sequence[UOp], first: int = 1) -> dict[UOp, UOp]:
 def bind(loops: Sequence[UOp], index: UOp) -> dict[UOp, UOp]:
     """The loops at the index that counts all their values as one."""
     return dict(zip(loops, unflatten(index, extents(loops)), strict=True))
+
+
+def placed(conv: Conv, column: UOp, e: int, *, in_line: bool) -> dict[UOp, UOp] | None:
+    """The loops of `outputs` at `e` after a column that is a multiple of VECTOR, such that tinygrad sees neighbours and
+    reads or writes them as one. None where they are none: a row ends among them, and is not `in_line` with the next."""
+    outs = [axis.out for axis in conv.axes]
+    if in_line and count(outs) % VECTOR == 0:
+        vector, vectors = column // VECTOR, count(outs) // VECTOR
+        last = vector % vectors * VECTOR + e
+        return bind(conv.batch, vector // vectors) | dict.fromkeys(outs[:-1], UOp.const(0)) | {outs[-1]: last}
+    if extent(outs[-1]) % VECTOR == 0:
+        where = bind(outputs(conv), column)
+        return where | {outs[-1]: where[outs[-1]] + e}
+    return None
+
+
+def is_in_line(value: UOp, outs: Sequence[UOp], *but: UOp) -> bool:
+    """Whether a value at (y, x) is what it would be at (0, y * width + x), except for what is read at these places: its
+    rows follow each other in memory wherever it reads (or, of an INDEX, is stored)."""
+    loads = [u for u in expression(value) if u.op is Ops.INDEX and u not in but]
+    rest = rebuild(value, {load: load.const_like(0) for load in loads})
+    return set(outs).isdisjoint(rest.ranges) and all(_is_in_line(load, outs) for load in loads)
+
+
+def _is_in_line(load: UOp, outs: Sequence[UOp]) -> bool:
+    strides = strides_of(load.src[0]) if len(load.src) > 2 else (1,)
+    if strides is None or any(not set(outs).isdisjoint(index.get_valid().ranges) for index in load.src[1:]):
+        return False
+    at = UOp.usum(*(index.get_idx() * stride for index, stride in zip(load.src[1:], strides, strict=True)))
+    in_line = dict.fromkeys(outs[:-1], UOp.const(0)) | {outs[-1]: flatten(outs, extents(outs))}
+    difference = (at - rebuild(at, in_line)).simplify()
+    return difference.op is Ops.CONST and difference.val == 0
 
 
 def outputs(conv: Conv) -> list[UOp]:
