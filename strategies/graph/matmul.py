@@ -163,10 +163,10 @@ def product(
     done = _end(done.barrier(), [chunk])
 
     sums, stores = sums.after(done), []
-    for i, ii, j in itertools.product(range(vectors_down), range(VECTOR), range(vectors_across)):
-        row = down * by.rows + ((at_row[0] * vectors_down + i) * LANES_DOWN + at_row[1]) * VECTOR + ii
-        column = across * by.columns + ((at_column[0] * vectors_across + j) * LANES_ACROSS + at_column[1]) * VECTOR
-        stores += [store(part, item, row, column, e, sums[i, ii, j, e]) for e in range(VECTOR)]
+    for y, yy, x in itertools.product(range(vectors_down), range(VECTOR), range(vectors_across)):
+        row = down * by.rows + ((at_row[0] * vectors_down + y) * LANES_DOWN + at_row[1]) * VECTOR + yy
+        column = across * by.columns + ((at_column[0] * vectors_across + x) * LANES_ACROSS + at_column[1]) * VECTOR
+        stores += [store(part, item, row, column, e, sums[y, yy, x, e]) for e in range(VECTOR)]
     return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=())).simplify()
 
 
