@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tinygrad import Tensor, Variable
 
 from autotune.reference import Array
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, Value
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.device import describe_device
@@ -26,7 +26,11 @@ from strategies.graph.match import Conv
 from strategies.key import ConvKey
 from strategies.registry import get_strategy, strategies
 
-GPU_ONLY = "shared_memory"
+FOR_GPUS: dict[str, dict[str, Value]] = {
+    "shared_memory": {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4},
+    "implicit_gemm": {"cout_block": 16, "window_block": 32, "couts": 4, "windows": 4, "depth": 4},
+}
+"""Blocks as small as these graphs."""
 BOUND = 1e-3
 """Of a whole graph, which may hold several convolutions: relative to its largest value."""
 SHAPE = (2, 4, 8, 8)
@@ -161,13 +165,13 @@ class Met:
 
 
 def names_on(device: str) -> list[str]:
-    return [item.name for item in strategies() if item.lower is not None and (item.name != GPU_ONLY or device != "CPU")]
+    left_out = FOR_GPUS if device == "CPU" else ()
+    return [item.name for item in strategies() if item.lower is not None and item.name not in left_out]
 
 
 def candidate(name: str) -> Candidate:
     """The strategy with its default parameters; blocks as small as these graphs where it would not apply else."""
-    small = {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4} if name == GPU_ONLY else {}
-    return get_strategy(name).candidate(small)
+    return get_strategy(name).candidate(FOR_GPUS.get(name))
 
 
 @contextmanager
@@ -188,7 +192,7 @@ def lowered(name: str, met: Met) -> Iterator[None]:
         try:
             new = lower(conv, chosen, ranges)
         except NotApplicableError as error:
-            if name != GPU_ONLY:
+            if name not in FOR_GPUS:
                 raise
             met.too_small.append(str(error))
             return None

@@ -22,10 +22,16 @@ SHAPES: dict[str, tuple[Size, ...]] = {
         (1, 64, 56, 128, 3, 2), (1, 256, 14, 512, 3, 2), (1, 48, 27, 128, 5), (1, 128, 28, 128, 3, 1, 32),
         (1, 144, 56, 144, 3, 1, 144),
     ),
+    "gpu-others": (
+        (1, 3, 224, 64, 7, 2), (32, 3, 224, 64, 7, 2), (1, 64, 56, 256, 1), (32, 64, 56, 256, 1), (1, 256, 56, 64, 1),
+        (32, 256, 56, 64, 1), (32, 256, 56, 512, 1, 2), (1, 512, 28, 1024, 1, 2), (32, 1024, 14, 256, 1),
+        (1, 2048, 7, 512, 1), (32, 2048, 7, 512, 1), (1, 64, 56, 128, 3, 2), (32, 128, 56, 128, 3, 2),
+        (1, 256, 14, 512, 3, 2), (32, 48, 27, 128, 5), (32, 16, 112, 96, 1), (32, 96, 56, 24, 1), (32, 960, 7, 320, 1),
+    ),
 }  # fmt: skip
 """batch, cin, height = width, then cout (as cin), kernel (3), stride (1), groups (1). `recorded` are those of
 bench/record.py: a trial is quick. `others` are of ResNet-50, AlexNet, ResNeXt-50 and MobileNetV2: no Winograd is for
-most of them."""
+most of them, nor for any of `gpu-others`."""
 
 
 def conv_shape(

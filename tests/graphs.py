@@ -50,12 +50,12 @@ def on_device(name: str) -> Iterator[None]:
 db_connection()  # tinygrad's cache of compiled kernels belongs to the thread that opens it: to this one
 
 FACTOR = int(os.environ.get("AUTOTUNE_EXAMPLES", "1"))
-FOR_GPUS = frozenset({"shared_memory", "tensor_cores"})
+FOR_GPUS = frozenset({"shared_memory", "tensor_cores", "implicit_gemm"})
 WINOGRAD = tuple(
     item.name for item in strategies() if item.lower is not None and item.name not in FOR_GPUS | {"im2col"}
 )
-"""Those that any device can run; test_shared_memory.py and test_tensor_cores.py have those for GPUs, test_im2col.py the
-one that is for convolutions of any kind."""
+"""Those that any device can run; test_shared_memory.py, test_tensor_cores.py and test_implicit_gemm.py have those for
+GPUs, test_im2col.py the one for CPUs that is for convolutions of any kind."""
 TOLERANCE = 1e-4
 """float32 against float32, relative to the largest value: the ceiling of the verification bound."""
 

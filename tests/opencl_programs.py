@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,17 +14,30 @@ from tinygrad.codegen.opt import Opt, OptOps
 from tinygrad.engine.realize import compile_linear
 
 from autotune.verify import prepare_cases, verify
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, Value
 from strategies.graph.program import Program
 from strategies.key import Policy
-from strategies.registry import strategies
+from strategies.registry import get_strategy, strategies
 from strategies.shape import ConvShape
 
 SHAPES = (
     ConvShape.of((1, 16, 16, 16), (16, 16, 3, 3), padding=1),
     ConvShape.of((2, 8, 9, 11), (12, 4, 3, 3), padding=1, groups=2),
 )
-SMALL = {"shared_memory": {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4}}
+ANY_KERNEL = (
+    ConvShape.of((2, 13, 7, 7), (21, 13, 1, 1)),
+    ConvShape.of((1, 16, 12, 12), (32, 16, 1, 1), stride=2),
+    ConvShape.of((1, 3, 21, 21), (16, 3, 7, 7), stride=2, padding=3),
+    ConvShape.of((2, 8, 15, 12), (12, 8, 3, 3), stride=2, padding=1),
+    ConvShape.of((1, 6, 11, 13), (10, 6, 5, 5), padding=2),
+    ConvShape.of((1, 6, 11, 13), (10, 6, 3, 3), padding=2, dilation=2),
+)
+"""For `implicit_gemm` alone."""
+SMALL = {
+    "shared_memory": {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4},
+    "implicit_gemm": {"cout_block": 16, "window_block": 32, "couts": 4, "windows": 4, "depth": 4},
+}
+IN_TURNS: tuple[dict[str, Value], ...] = ({"weight": "inline"}, {"ahead": True, "parts": 2})
 
 
 def convolutions() -> Iterator[dict[str, Any]]:
@@ -36,6 +50,16 @@ def convolutions() -> Iterator[dict[str, Any]]:
             program = Program(shape, item.candidate(SMALL.get(item.name)), "CL")
             verdict = verify(program, cases, shape, Policy())
             yield {"name": f"{item.name} on {shape}", "fault": verdict.fault, "error": verdict.error}
+
+
+def windows() -> Iterator[dict[str, Any]]:
+    """`implicit_gemm` on convolutions of other kernels, its parameters in turns."""
+    for turn, shape in enumerate(ANY_KERNEL):
+        cases = prepare_cases(shape, Program(shape, Candidate.of("direct"), "CL"), 0)
+        values = {**SMALL["implicit_gemm"], **IN_TURNS[turn % len(IN_TURNS)]}
+        program = Program(shape, get_strategy("implicit_gemm").candidate(values), "CL")
+        verdict = verify(program, cases, shape, Policy())
+        yield {"name": f"implicit_gemm on {shape}", "fault": verdict.fault, "error": verdict.error}
 
 
 def local_memory() -> dict[str, Any]:
@@ -60,7 +84,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever a driver says is the reason
         sys.stdout.write(json.dumps({"unavailable": " ".join(f"{type(error).__name__}: {error}".split())[:200]}) + "\n")
         return 0
-    for result in (local_memory(), *convolutions()):
+    for result in itertools.chain((local_memory(),), convolutions(), windows()):
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     return 0

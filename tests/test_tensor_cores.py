@@ -24,15 +24,8 @@ from autotune.verify import bound
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.program import Program
-from strategies.graph.tensor_matmul import (
-    GROUP,
-    Operand,
-    Tiling,
-    arranged,
-    product_store,
-    tensor_core,
-    tensor_matmul,
-)  # fmt: skip
+from strategies.graph.sums import product_store
+from strategies.graph.tensor_matmul import GROUP, Operand, Tiling, arranged, tensor_core, tensor_matmul
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape

@@ -2,6 +2,7 @@
 
 from strategies.graph.device import has_shared_memory
 from strategies.graph.implicit import implicit
+from strategies.graph.implicit_gemm import implicit_gemm
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv, extent
@@ -11,5 +12,5 @@ from strategies.graph.winowrite import Plan, Stage, winowrite
 
 __all__ = [
     "Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "extent", "has_shared_memory",
-    "implicit", "winowrite",
+    "implicit", "implicit_gemm", "winowrite",
 ]  # fmt: skip

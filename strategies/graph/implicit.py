@@ -13,31 +13,19 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce as fold
-from operator import and_
 
 from tinygrad.codegen.opt.tc import TensorCore
-from tinygrad.dtype import AddrSpace, dtypes
-from tinygrad.uop.ops import AxisType, Ops, UOp
+from tinygrad.uop.ops import AxisType, UOp
 
-from strategies.graph.buffers import Held, computed, stored
+from strategies.graph.buffers import Held, stored
 from strategies.graph.frame import flatten, unflatten
 from strategies.graph.kron import Ranges
-from strategies.graph.lowered import Lowered, Tail
+from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv, extent
-from strategies.graph.rebuild import expression, gated, rebuild
-from strategies.graph.spread import in_kernel, lanes, split_consumer, threads
-from strategies.graph.tensor_matmul import (
-    GROUP,
-    VECTOR,
-    Operand,
-    Store,
-    Tiling,
-    arranged,
-    product_store,
-    tensor_core,
-    tensor_matmul,
-)  # fmt: skip
+from strategies.graph.rebuild import gated, rebuild
+from strategies.graph.spread import in_kernel, lanes, threads
+from strategies.graph.sums import Store, Sums, bind, count, extents, outputs
+from strategies.graph.tensor_matmul import GROUP, VECTOR, Operand, Tiling, arranged, tensor_core, tensor_matmul
 
 MOST_BLOCKS = 65535
 """Of windows: CUDA's limit of a grid's second axis, which nothing looks at before the launch."""
@@ -57,11 +45,10 @@ def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     product = _Product(conv=conv, by=by, core=core, ranges=ranges)
     if product.steps % by.parts or product.columns // by.columns > MOST_BLOCKS:
         return None
-    if by.parts == 1 and conv.kernel is not None and "output" not in conv.options:
-        return Lowered(value=conv.reduce, whole=product.whole)
-    value = product.read().cast(conv.reduce.dtype)
-    split = split_consumer(conv, conv.axes[-1:], VECTOR, ranges) if not conv.shared else None
-    return Lowered(value=in_kernel(conv, "output", value, by_hand=split is not None), split=split or {})
+    return Sums(
+        conv=conv, parts=by.parts, rows=product.rows, columns=product.columns, operands=product.operands,
+        kernel=product.kernel, ranges=ranges,
+    ).lowered()  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,76 +71,22 @@ class _Product:
 
     @property
     def sixteens(self) -> int:
-        return -(-_count(self.conv.channels) // self.by.depth) * self.by.groups
+        return -(-count(self.conv.channels) // self.by.depth) * self.by.groups
 
     @property
     def rows(self) -> int:
-        return -(-_count(self.conv.couts) // self.by.rows) * self.by.rows
+        return -(-count(self.conv.couts) // self.by.rows) * self.by.rows
 
     @property
     def columns(self) -> int:
-        return -(-math.prod(_sizes(self.conv)) // self.by.columns) * self.by.columns
+        return -(-count(outputs(self.conv)) // self.by.columns) * self.by.columns
 
-    def read(self) -> UOp:
-        """The sum at the consumer's own indexes, from a buffer that holds it; each part in one if there are several."""
-        conv, parts, groups = self.conv, self.by.parts, _count(self.conv.groups)
-        out = conv.dtype if parts == 1 else dtypes.float32
-        shape = [parts, groups, self.rows, self.columns]
-        operands = [held.buffer for held in self._operands()]
-        held = computed(
-            self._kernel(product_store(parts, groups, self.rows, self.columns, out)), operands, shape,
-            dtype=out, device=conv.device, slot=self.ranges.new_buffer(),
-        )  # fmt: skip
-        row, item = flatten(conv.couts, _extents(conv.couts)), flatten(conv.groups, _extents(conv.groups))
-        column = flatten([*conv.batch, *_outs(conv)], _sizes(conv))
-        values = [held.read([UOp.const(part), item, row, column]) for part in range(parts)]
-        return UOp.usum(*(value.cast(dtypes.float32) for value in values))
+    def operands(self) -> tuple[UOp, UOp]:
+        weight = _weight(self.conv, self.sixteens, self.rows, self.ranges)
+        return weight.buffer, _activation(self.conv, self.sixteens, self.ranges).buffer
 
-    def whole(self, tail: Tail) -> UOp:
-        """The call of a kernel that stores what the tail makes of the sum."""
-        conv = self.conv
-        # stands for the sum until it is known where it is
-        total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
-        known = {conv.reduce: total}
-        for u in expression(tail.value):
-            if u.op is Ops.CONTIGUOUS:  # as an assignment to what it reads; tinygrad takes it out of its own kernels
-                known[u] = rebuild(u.src[0], known)
-        value = rebuild(tail.value, known)
-        sources = list(dict.fromkeys(u.src[0] for u in expression(value) if u.op is Ops.INDEX and u is not total))
-        parameters = {
-            source: UOp.placeholder(source.max_shape, source.dtype, slot=slot) for slot, source in enumerate(sources, 3)
-        }
-        value = rebuild(value, parameters)
-        target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0)
-
-        columns, together = [*conv.batch, *_outs(conv)], conv.axes[-1].size % VECTOR == 0
-
-        def store(_part: UOp, item: UOp, row: UOp, column: UOp, e: int, summed: UOp) -> UOp:
-            if not together:
-                column, e = column + e, 0
-            gates = [
-                index < _count(loops)
-                for index, size, loops in ((row, self.rows, conv.couts), (column, self.columns, columns))
-                if size > _count(loops)
-            ]
-            where = _bind(conv.groups, item) | _bind(conv.couts, row) | _bind(columns, column)
-            where[columns[-1]] += e  # neighbours along the last axis, which tinygrad then stores as one
-            placed = rebuild(value, where)
-            loads = {u: _gated(u, gates) for u in expression(placed) if u.op is Ops.INDEX and u is not total}
-            placed = rebuild(placed, loads | {total: summed.cast(conv.reduce.dtype)})
-            at = target.index(*(rebuild(index, where) for index in tail.index))
-            return _gated(at, gates).store(placed)
-
-        operands = [held.buffer for held in self._operands()]
-        return self._kernel(store).call(tail.buffer, *operands, *sources)
-
-    def _operands(self) -> tuple[Held, Held]:
-        return _weight(self.conv, self.sixteens, self.rows, self.ranges), _activation(
-            self.conv, self.sixteens, self.ranges
-        )
-
-    def _kernel(self, store: Store) -> UOp:
-        groups, steps = _count(self.conv.groups), self.steps // self.by.parts
+    def kernel(self, store: Store) -> UOp:
+        groups, steps = count(self.conv.groups), self.steps // self.by.parts
         return tensor_matmul(
             groups, self.rows, self.columns, steps,
             Operand(size=groups * self.sixteens * self.taps * self.rows * GROUP, group=self._group_of_weight),
@@ -169,9 +102,9 @@ class _Product:
     def _group_of_window(self, item: UOp, step: UOp, index: UOp, column: UOp) -> UOp:
         conv, places = self.conv, _places(self.conv)
         channel = step // self.taps * self.by.groups + index
-        count = math.prod(_sizes(conv))
+        windows = count(outputs(conv))
         # what only pads a block repeats the last window
-        window = unflatten(column.minimum(count - 1) if self.columns > count else column, _sizes(conv))
+        window = unflatten(column.minimum(windows - 1) if self.columns > windows else column, extents(outputs(conv)))
         images, outs = window[: len(conv.batch)], window[len(conv.batch) :]
         tap = unflatten(step % self.taps, [axis.taps for axis in conv.axes])
         first = flatten([*images, *(out * _stride(a) for out, a in zip(outs, conv.axes, strict=True))], places)
@@ -193,7 +126,7 @@ def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
     for axis, position in zip(conv.axes, places[len(conv.batch) :], strict=True):
         where |= _placed(axis, position.minimum(_positions(axis) - 1))  # what only pads repeats the last one
     body = gated(rebuild(conv.activation, where), gates).cast(conv.dtype)
-    shape = [*_extents(conv.groups), sixteens, *sizes, GROUP]
+    shape = [*extents(conv.groups), sixteens, *sizes, GROUP]
     return _filled(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
 
 
@@ -204,12 +137,12 @@ def _weight(conv: Conv, sixteens: int, m: int, ranges: Ranges) -> Held:
     taps = [ranges.new(axis.taps, AxisType.UPCAST) for axis in conv.axes]
     row, number = arranged(line, inner)
     where, gates = _channels(conv, outer * GROUP + number)
-    couts = _count(conv.couts)
-    cout = unflatten(row.minimum(couts - 1) if m > couts else row, _extents(conv.couts))
+    couts = count(conv.couts)
+    cout = unflatten(row.minimum(couts - 1) if m > couts else row, extents(conv.couts))
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.couts, cout, strict=True))
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
     body = gated(rebuild(conv.weight, where), gates).cast(conv.dtype)
-    shape = [*_extents(conv.groups), sixteens, *(axis.taps for axis in conv.axes), m, GROUP]
+    shape = [*extents(conv.groups), sixteens, *(axis.taps for axis in conv.axes), m, GROUP]
     return _filled(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
 
 
@@ -220,22 +153,8 @@ def _filled(conv: Conv, role: str, body: UOp, axes: Sequence[UOp], sizes: Sequen
 
 def _channels(conv: Conv, channel: UOp) -> tuple[dict[UOp, UOp], list[UOp]]:
     """The ranges of the channels at this one, and the gate beyond which there are none."""
-    count = _count(conv.channels)
-    where = dict(zip(conv.channels, unflatten(channel, _extents(conv.channels)), strict=True))
-    return where, [channel < count] if int(channel.vmax) >= count else []
-
-
-def _bind(loops: Sequence[UOp], index: UOp) -> dict[UOp, UOp]:
-    """The loops at the index that counts all their values as one."""
-    return dict(zip(loops, unflatten(index, _extents(loops)), strict=True))
-
-
-def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
-    """An INDEX that is taken where every gate holds."""
-    if not gates:
-        return load
-    gate = fold(and_, gates, load.src[1].get_valid())
-    return load.replace(src=(load.src[0], load.src[1].get_idx().valid(gate), *load.src[2:]))
+    channels = count(conv.channels)
+    return bind(conv.channels, channel), [channel < channels] if int(channel.vmax) >= channels else []
 
 
 def _is_placed(conv: Conv, axis: Axis) -> bool:
@@ -276,19 +195,3 @@ def _placed(axis: Axis, position: UOp) -> dict[UOp, UOp]:
         return dict.fromkeys(axis.sums, position)
     out = (position // axis.stride).minimum(axis.size - 1)
     return {axis.out: out, axis.tap: position - out * axis.stride}
-
-
-def _outs(conv: Conv) -> list[UOp]:
-    return [axis.out for axis in conv.axes]
-
-
-def _sizes(conv: Conv) -> list[int]:
-    return [*map(extent, conv.batch), *(axis.size for axis in conv.axes)]
-
-
-def _extents(loops: Sequence[UOp]) -> list[int]:
-    return [extent(r) for r in loops]
-
-
-def _count(loops: Sequence[UOp]) -> int:
-    return math.prod(map(extent, loops))

@@ -18,15 +18,15 @@ C++", 2017): blocks, then a tile per warp, then one per thread, which reads its 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tinygrad.dtype import AddrSpace, DType, dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp, sint
 
-VECTOR = 4
-"""Elements that a thread reads or writes at once: 16 bytes of float32."""
+from strategies.graph.sums import VECTOR, Store, product_store
+
 LANES_DOWN, LANES_ACROSS = 4, 8
 """Threads of a warp, down the rows and across the columns: as square as 32 allow, to read least for most sums."""
 WARP = LANES_DOWN * LANES_ACROSS
@@ -76,14 +76,42 @@ class Blocking:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operand:
+    """One side of a product. `load(batch, k, at, e)` is its number at `e` after `at` along the rows of A, the columns
+    of B; of what lies `along_k` in memory, at `at` and `e` after `k`.
+
+    At most `vector` neighbours are copied together: `at` (or `k`) is a multiple of how many.
+    """
+
+    load: Callable[[UOp, UOp, UOp, int], UOp]
+    vector: int = VECTOR
+    along_k: bool = False
+
+
 @functools.lru_cache(maxsize=64)  # a network has the same product many times
 def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtypes.float32) -> UOp:
     """The kernel, with parameters 0: C of parts x batch x m x n, 1: A of `batch` x k x m, 2: B of `batch` x k x n.
 
     m and n are multiples of the block's rows and columns, k of its depth in every part.
     """
-    c, a, b = (UOp.placeholder(shape, dtype, slot=slot)
-               for slot, shape in enumerate(((by.parts, batch, m, n), (batch, k, m), (batch, k, n))))  # fmt: skip
+    a, b = (UOp.placeholder((batch, k, size), dtype, slot=slot) for slot, size in ((1, m), (2, n)))
+    left, right = (
+        Operand(load=lambda item, at_k, at, e, whole=whole: whole[item, at_k, at + e])  # type: ignore[misc]
+        for whole in (a, b)
+    )
+    store = product_store(by.parts, batch, m, n, dtype)
+    return product(batch, m, n, k, left, right, by, store, dtype=dtype, name=f"matmul_{batch}_{m}_{n}_{k}")
+
+
+def product(
+    batch: int, m: int, n: int, k: int, left: Operand, right: Operand, by: Blocking, store: Store, *,
+    dtype: DType = dtypes.float32, name: str,
+) -> UOp:  # fmt: skip
+    """The kernel over operands that are anywhere, with whatever `store` makes of the sums.
+
+    m and n are multiples of the block's rows and columns, k of its depth in every part.
+    """
     across, down, which = (
         UOp.special(size, f"gidx{axis}") for axis, size in enumerate((n // by.columns, m // by.rows, batch * by.parts))
     )
@@ -91,10 +119,8 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     thread = UOp.special(by.threads, "lidx0")
     (chunk,) = _ranges((chunks,), 0, AxisType.REDUCE)
     copies = [
-        _Operand(
-            thread, by, slot, whole.reshape(batch, k // by.depth, by.depth, size // block, block)[item, :, :, at, :]
-        )
-        for slot, (whole, size, block, at) in enumerate(((a, m, by.rows, down), (b, n, by.columns, across)))
+        _Share(thread, by, slot, dtype, operand, item, block, at * block)
+        for slot, (operand, block, at) in enumerate(((left, by.rows, down), (right, by.columns, across)))
     ]
     first = part * chunks if by.ahead else part * chunks + chunk
     # nobody multiplies before everybody has copied his share
@@ -112,17 +138,14 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     def of_thread(line: UOp, warps: int, vectors: int, lanes: int, at: tuple[UOp, UOp]) -> UOp:
         return line.reshape(warps, vectors, lanes, VECTOR)[at[0], :, at[1], :]
 
-    left = UOp.placeholder((vectors_down, VECTOR), dtype, slot=0, addrspace=AddrSpace.REG)
-    left = left.after(
-        _copy(left, of_thread(rows[inner, :], by.warps_down, vectors_down, LANES_DOWN, at_row), 300, AxisType.UPCAST)
+    left_of_thread, right_of_thread = (
+        UOp.placeholder((vectors, VECTOR), dtype, slot=slot, addrspace=AddrSpace.REG)
+        for slot, vectors in enumerate((vectors_down, vectors_across))
     )
-    right = UOp.placeholder((vectors_across, VECTOR), dtype, slot=1, addrspace=AddrSpace.REG)
-    right = right.after(
-        _copy(
-            right, of_thread(columns[inner, :], by.warps_across, vectors_across, LANES_ACROSS, at_column), 400,
-            AxisType.UPCAST,
-        )
-    )  # fmt: skip
+    own_rows = of_thread(rows[inner, :], by.warps_down, vectors_down, LANES_DOWN, at_row)
+    a = left_of_thread.after(_copy(left_of_thread, own_rows, 300, AxisType.UPCAST))
+    own_columns = of_thread(columns[inner, :], by.warps_across, vectors_across, LANES_ACROSS, at_column)
+    b = right_of_thread.after(_copy(right_of_thread, own_columns, 400, AxisType.UPCAST))
 
     sums = UOp.placeholder(
         (vectors_down, VECTOR, vectors_across, VECTOR), dtypes.float32, slot=2, addrspace=AddrSpace.REG
@@ -130,7 +153,7 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     zeroed = UOp.range(by.thread_rows * by.thread_columns, 500)
     sums = sums.after(sums.flatten()[zeroed].store(0.0).end(zeroed))
     i, ii, j, jj = at = _ranges(sums.shape, 600)
-    added = sums[*at].store(sums.after(inner)[*at] + left[i, ii] * right[j, jj])
+    added = sums[*at].store(sums.after(inner)[*at] + a[i, ii] * b[j, jj])
     done = _end(_end(added, [i, j, ii, jj]), [inner])
     if held:
         pairs = zip(copies, held, strict=True)
@@ -139,14 +162,12 @@ def matmul(batch: int, m: int, n: int, k: int, by: Blocking, dtype: DType = dtyp
     # nobody copies over what somebody still multiplies
     done = _end(done.barrier(), [chunk])
 
-    block = c.reshape(by.parts, batch, m // by.rows, by.rows, n // by.columns, by.columns)[
-        part, item, down, :, across, :
-    ]
-    block = block.reshape(
-        by.warps_down, vectors_down, LANES_DOWN, VECTOR, by.warps_across, vectors_across, LANES_ACROSS, VECTOR
-    )[at_row[0], :, at_row[1], :, at_column[0], :, at_column[1], :]
-    stored = _copy(block, sums.after(done), 700, AxisType.UPCAST)
-    return stored.sink(arg=KernelInfo(name=f"matmul_{batch}_{m}_{n}_{k}", opts_to_apply=())).simplify()
+    sums, stores = sums.after(done), []
+    for y, yy, x in itertools.product(range(vectors_down), range(VECTOR), range(vectors_across)):
+        row = down * by.rows + ((at_row[0] * vectors_down + y) * LANES_DOWN + at_row[1]) * VECTOR + yy
+        column = across * by.columns + ((at_column[0] * vectors_across + x) * LANES_ACROSS + at_column[1]) * VECTOR
+        stores += [store(part, item, row, column, e, sums[y, yy, x, e]) for e in range(VECTOR)]
+    return UOp.group(*stores).sink(arg=KernelInfo(name=name, opts_to_apply=())).simplify()
 
 
 def _ranges(shape: Sequence[sint], first: int, kind: AxisType = AxisType.WEAK) -> list[UOp]:
@@ -167,24 +188,28 @@ def _copy(target: UOp, source: UOp, first: int, kind: AxisType = AxisType.WEAK) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Operand:
-    """How the threads together copy one operand's chunks, `source` of chunks x depth x block, in vectors as long as
-    there are, neighbours next to each other."""
+class _Share:
+    """What the threads together copy of one operand, a chunk of depth x `size` at a time, from `first` on in its rows
+    (or columns): in vectors as long as there are, neighbours next to each other."""
 
     thread: UOp
     by: Blocking
     slot: int
-    source: UOp
+    dtype: DType
+    operand: Operand
+    item: UOp
+    size: int
+    first: UOp
 
     @property
     def shared(self) -> UOp:
-        """Of the chunks that are there at a time, each depth x block."""
-        shape = (2 if self.by.ahead else 1, *self.source.max_shape[1:])
-        return UOp.placeholder(shape, self.source.dtype, slot=self.slot, addrspace=AddrSpace.LOCAL)
+        """Of the chunks that are there at a time, each depth x size."""
+        shape = (2 if self.by.ahead else 1, self.by.depth, self.size)
+        return UOp.placeholder(shape, self.dtype, slot=self.slot, addrspace=AddrSpace.LOCAL)
 
     def loads(self, chunk: UOp) -> list[UOp]:
-        own = self._own(self.source[chunk])
-        return [own[turn, e] for turn in range(own.shape[0]) for e in range(own.shape[1])]
+        item, first, k = self.item, self.first, chunk * self.by.depth
+        return [self.operand.load(item, k + inner, first + at, e) for inner, at, e in self._own()]
 
     def held(self, chunk: UOp) -> UOp:
         """This thread's numbers of a chunk, put into registers."""
@@ -194,21 +219,31 @@ class _Operand:
 
     def values(self, held: UOp) -> list[UOp]:
         """What `held` put there."""
-        count = math.prod(self.source.max_shape[1:]) // self.by.threads  # a group of one store is that store
+        count = self.by.depth * self.size // self.by.threads  # a group of one store is that store
         registers = self._registers(count).after(held)
         return [registers[at] for at in range(count)]
 
     def _registers(self, count: int) -> UOp:
-        return UOp.placeholder((count,), self.source.dtype, slot=3 + self.slot, addrspace=AddrSpace.REG)
+        return UOp.placeholder((count,), self.dtype, slot=3 + self.slot, addrspace=AddrSpace.REG)
 
     def stores(self, values: Sequence[UOp], place: UOp, *after: UOp) -> list[UOp]:
         shared = self.shared.after(*after) if after else self.shared
-        own = self._own(shared[place])
-        at = [own[turn, e] for turn in range(own.shape[0]) for e in range(own.shape[1])]
-        return [target.store(value) for target, value in zip(at, values, strict=True)]
+        along_k = self.operand.along_k
+        places = [(inner + e, at) if along_k else (inner, at + e) for inner, at, e in self._own()]
+        return [shared[place, *at].store(value) for at, value in zip(places, values, strict=True)]
 
-    def _own(self, chunk: UOp) -> UOp:
-        """What this thread copies, turns x vector."""
-        size = math.prod(chunk.shape)
-        vector = next(v for v in (VECTOR, 2, 1) if size % (self.by.threads * v) == 0)
-        return chunk.reshape(-1, self.by.threads, vector)[:, self.thread, :]
+    def _own(self) -> list[tuple[UOp, UOp, int]]:
+        """Of each number that this thread copies, where its vector begins, along K and along the rows, and which of the
+        vector it is."""
+        lines = self.by.depth if self.operand.along_k else self.size
+        count = self.by.depth * self.size // self.by.threads
+        vector = next(v for v in (VECTOR, 2, 1) if v <= self.operand.vector and count % v == lines % v == 0)
+        found = []
+        for turn in range(count // vector):
+            unit = self.thread + turn * self.by.threads
+            if self.operand.along_k:
+                begin = unit // self.size * vector, unit % self.size
+            else:
+                begin = unit // (self.size // vector), unit % (self.size // vector) * vector
+            found += [(*begin, e) for e in range(vector)]
+        return found

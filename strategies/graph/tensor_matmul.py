@@ -34,6 +34,7 @@ from tinygrad.renderer.cstyle import CUDARenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.device import opened
+from strategies.graph.sums import Store
 
 GROUP = 16
 """Numbers along K that lie together: what one instruction multiplies."""
@@ -115,17 +116,6 @@ class Operand:
 
     size: int
     group: Callable[[UOp, UOp, UOp, UOp], UOp]
-
-
-Store = Callable[[UOp, UOp, UOp, UOp, int, UOp], UOp]
-"""From part, batch, row, a column that is a multiple of VECTOR, how many beyond it, and the sum there, in float32, to
-the store of it."""
-
-
-def product_store(parts: int, batch: int, m: int, n: int, dtype: DType) -> Store:
-    """To parameter 0: C of parts x batch x m x n."""
-    c = UOp.placeholder((parts, batch, m, n), dtype, slot=0)
-    return lambda part, item, row, column, e, value: c[part, item, row, column + e].store(value.cast(dtype))
 
 
 def tensor_core(device: str, dtype: DType) -> TensorCore | None:
@@ -340,4 +330,4 @@ def _column_of(columns: UOp, group: int, first: UOp, j: int, high: UOp, low: UOp
     return UOp.stack(*(columns[group, place, low * VECTOR + e] for e in range(VECTOR)))
 
 
-__all__ = ["GROUP", "Operand", "Store", "Tiling", "arranged", "product_store", "tensor_core", "tensor_matmul"]
+__all__ = ["GROUP", "Operand", "Tiling", "arranged", "tensor_core", "tensor_matmul"]

@@ -94,6 +94,7 @@ def full(seed: int = 0) -> Iterator[Case]:
 BLOCKINGS = {
     "blocked": ("cout_block", "tile_block", "channel_block"),
     "shared_memory": ("cout_block", "tile_block", "depth"),
+    "implicit_gemm": ("cout_block", "window_block", "depth"),
 }
 """The parameters that block a strategy's product."""
 
@@ -171,20 +172,29 @@ def _missing(cases: Sequence[Case], rng: random.Random) -> Iterator[Case]:
 
 def _possible(item: Strategy, rng: random.Random, fixed: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """`fixed` and the other parameters at random: such that there is a kernel, if some of several tries find one."""
-    channels = SHAPES[shape][1][1]
+    weight = SHAPES[shape][1]
     for _ in range(200):
         values = {p.name: rng.choice(p.choices) for p in item.parameters} | dict(fixed)
-        if item.name != "shared_memory":
-            break
-        if _blocking(values).fault() is None and channels % (values["depth"] * values["parts"]) == 0:
+        if _fits(item.name, values, weight):
             break
     return values
 
 
-def _blocking(values: Mapping[str, Any]) -> Blocking:
+def _fits(strategy: str, values: Mapping[str, Any], weight: Sequence[int]) -> bool:
+    """Whether a product in blocks has these blocks, and as many parts; whatever else is no such product."""
+    if strategy == "shared_memory":
+        by, whole = _blocking(values, "tile_block", "tiles"), weight[1] % (values["depth"] * values["parts"]) == 0
+    elif strategy == "implicit_gemm":
+        by, whole = _blocking(values, "window_block", "windows"), values["parts"] <= weight[1] * 9 // values["depth"]
+    else:
+        return True
+    return whole and by.fault() is None
+
+
+def _blocking(values: Mapping[str, Any], columns: str, of_thread: str) -> Blocking:
     return Blocking(
-        rows=values["cout_block"], columns=values["tile_block"], depth=values["depth"],
-        thread_rows=values["couts"], thread_columns=values["tiles"], ahead=values["ahead"], parts=values["parts"],
+        rows=values["cout_block"], columns=values[columns], depth=values["depth"], thread_rows=values["couts"],
+        thread_columns=values[of_thread], ahead=values["ahead"], parts=values["parts"],
     )  # fmt: skip
 
 
