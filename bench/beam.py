@@ -5,8 +5,8 @@ its own. What was chosen is written to bench/beam/DEVICE.json after every kernel
 seconds it took; `bench/convs.py --beam bench/beam/DEVICE.json` then replays it without searching. A search that is in
 the file and complete is not made again (`--again` makes it), so that a stopped run goes on where it was.
 
-With `--processes N` that many searches run at once; on CUDA each of them gets a GPU of its own, on the CPU the
-processors from `--first` on, `--width` each.
+With `--processes N` that many searches run at once; on CUDA they are dealt out to the GPUs, and those on one GPU
+compile side by side and time in turn; on the CPU each has the processors from `--first` on, `--width` each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +206,11 @@ def end(group: int) -> None:
 
 
 def child_environ(device: str, slot: int, processes: int, bound: Sequence[int] = ()) -> dict[str, str]:
-    """Neither a cache of former searches nor a flag of the caller's; a GPU, and a share of the processors, for each."""
+    """Neither a cache of former searches nor a flag of the caller's; one of the GPUs, and a share of the processors.
+
+    Freed memory goes back to the GPU (LRU=0), which others search on too. A process that has but one processor, and
+    one that times on the processors, compiles itself (PARALLEL=0) instead of in a pool beside what it times.
+    """
     from autotune.child_environment import DROPPED
 
     environ = {name: value for name, value in os.environ.items() if name not in DROPPED}
@@ -214,12 +218,46 @@ def child_environ(device: str, slot: int, processes: int, bound: Sequence[int] =
     environ |= {"DEV": device, "CACHELEVEL": "0", "PYTHONPATH": os.pathsep.join([root, environ.get("PYTHONPATH", "")])}
     if bound:
         environ |= {"NUM_CPU_THREADS": str(len(bound)), "PARALLEL": str(len(bound))}
-    if processes > 1:
-        environ.setdefault("PARALLEL", str(max(1, (os.cpu_count() or 1) // processes)))
-        if device in ("CUDA", "NV"):
-            visible = [v for v in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v] or [str(slot)]
-            environ["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+    share = len(os.sched_getaffinity(0)) // processes
+    environ.setdefault("PARALLEL", str(share if share > 1 and not device.startswith("CPU") else 0))
+    if processes > 1 and device in ("CUDA", "NV"):
+        environ |= {"CUDA_VISIBLE_DEVICES": gpus(environ)[slot % len(gpus(environ))], "LRU": "0"}
     return environ
+
+
+def gpus(environ: Mapping[str, str]) -> list[str]:
+    """NVIDIA's GPUs as CUDA_VISIBLE_DEVICES names them: those that `environ` shows, else all."""
+    shown = [name for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return shown or [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))] or ["0"]
+
+
+@contextlib.contextmanager
+def timing_in_turn(device: str) -> Iterator[None]:
+    """BEAM's timing of a candidate waits for that of other processes, and for a tuner, on the same device; what it
+    compiles does not.
+
+    The file is the one of the device's lock, which is tried again every 50 ms: some hundred turns for a kernel are
+    waited for in the kernel's own queue instead.
+    """
+    from tinygrad.codegen.opt import search
+
+    from autotune.device_lock import DeviceLock
+
+    original, lock = search._time_program, DeviceLock(device)  # noqa: SLF001 - tinygrad has no other place to stand
+
+    def timed(*args: Any, **options: Any) -> list[float]:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+        try:
+            return original(*args, **options)
+        finally:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_UN)
+
+    search._time_program = timed  # noqa: SLF001
+    try:
+        yield
+    finally:
+        search._time_program = original  # noqa: SLF001
+        lock.close()
 
 
 def end_with_parent() -> None:
@@ -247,9 +285,10 @@ def search(shape: dict[str, Any], lowering: str, device: str, beam: int) -> int:
     with Context(WINO=int(lowering == "WINO=1")):
         linear = schedule(convolution(*operands(conv, device), conv), Candidate.of("direct"))
     begun = time.monotonic()
-    for choice in beam_choices(linear, beam):
-        took, begun = time.monotonic() - begun, time.monotonic()
-        say(kernel={"ast": choice.ast, "name": choice.name, "options": choice.options, "search_s": round(took, 1)})
+    with timing_in_turn(device):
+        for choice in beam_choices(linear, beam):
+            took, begun = time.monotonic() - begun, time.monotonic()
+            say(kernel={"ast": choice.ast, "name": choice.name, "options": choice.options, "search_s": round(took, 1)})
     say(done=True)
     return 0
 

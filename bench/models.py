@@ -3,9 +3,11 @@
 For each network and batch:
 
 1. its convolutions are tuned within `--budget`, into `--db`; what has a winner there is not tuned again;
-2. stock tinygrad's kernels are searched with BEAM=2 for at most `--beam-limit`, all networks together, kernel by kernel
-   in `--processes` processes, each of which has a GPU of its own; what was found is kept in `--beam` and not searched
-   again, what was not reached stays with the heuristics;
+2. stock tinygrad's kernels are searched with BEAM=2 for at most `--beam-limit`, all networks together, kernel by
+   kernel, those first that make up most of their network. `--processes` processes share the GPUs: they compile side by
+   side and time in turn, so take as many as there are processors. On a CPU take one: compiling would disturb what
+   another times. What was found is kept in `--beam` and not searched again, what was not reached stays with the
+   heuristics;
 3. stock tinygrad, `WINO=1`, BEAM=2 (replayed), the hook, the hook with frozen weights and, with `--torch`, PyTorch run
    in interleaved rounds in one process; each is captured (TinyJit; a CUDA graph in PyTorch) and timed by the wall, from
    the call to the result;
@@ -13,8 +15,21 @@ For each network and batch:
    warm, the weights in place.
 
 `--budget 0`, `--beam-limit 0`, `--rounds 0` and `--starts 0` leave a step out, so that a long run can be cut in pieces;
-one that was stopped goes on where it was. On a machine of several GPUs run one process for each, under its own
-CUDA_VISIBLE_DEVICES; they may share `--db`.
+one that was stopped goes on where it was. Tuning and comparing take one GPU: where there are more, run a process for
+each under its own CUDA_VISIBLE_DEVICES; they may share `--db` and `--beam`. On two GPUs and 32 processors, in three
+commands of at most ten minutes, of which the first two may be repeated:
+
+    models="python bench/models.py --device CUDA"
+    $models --batch 1 32 --beam-limit 8m --processes 32 --budget 0 --rounds 0 --starts 0
+
+    models="python bench/models.py --device CUDA --beam-limit 0 --rounds 0 --starts 0 --batch 1 32"
+    (export CUDA_VISIBLE_DEVICES=0; $models --models resnet18 vgg16 --budget 110s) &
+    (export CUDA_VISIBLE_DEVICES=1; $models --models resnet50 --budget 220s) & wait
+
+    models="python bench/models.py --device CUDA --beam-limit 0 --budget 0 --torch"
+    (export CUDA_VISIBLE_DEVICES=0; $models --models resnet18 vgg16; $models --models vgg16 --batch 32 --starts 0) &
+    (export CUDA_VISIBLE_DEVICES=1; $models --models resnet50; $models --models resnet18 resnet50 --batch 32 --starts 0)
+    wait
 """
 
 from __future__ import annotations
@@ -22,6 +37,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -31,15 +47,18 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from on_device import start_on
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tinygrad.uop.ops import UOp
 
 HERE = Path(__file__).parent
 NETWORKS = ("resnet18", "resnet50", "vgg16")
@@ -122,11 +141,10 @@ def tune(name: str, batch: int, budget_s: float, database: str) -> None:
 
 
 def _convolutions(name: str, batch: int) -> Counter[Any]:
-    """The network itself is gone when this returns: the tuner's child needs the memory."""
-    from autotune.models import network
+    from autotune.models import NETWORKS
     from strategies.graph.find import find_convolutions
 
-    model, x = network(name, batch=batch)
+    model, x = NETWORKS[name].outline(batch=batch)
     return find_convolutions(lambda: model(x))
 
 
@@ -282,23 +300,42 @@ def search_beside(slot: int, found: Found, until: float, options: argparse.Names
 
 def search(options: argparse.Namespace) -> int:
     """In the child: print the digests of all kernels, then search those that are asked for, one a line."""
+    from beam import timing_in_turn
     from tinygrad.uop.ops import Ops, UOp
 
-    from autotune.models import network
-    from strategies.graph.options import ast_digest, beam_choices, kernel_calls
+    from strategies.graph.options import beam_choices
+
+    calls = costliest_first((name, batch) for name in options.models for batch in options.batch)
+    print(json.dumps({"kernels": list(calls)}), flush=True)
+    with timing_in_turn(options.device):
+        for line in sys.stdin:
+            begun = time.monotonic()
+            [choice] = beam_choices(UOp(Ops.LINEAR, src=(calls[json.loads(line)],)), 2)
+            print(json.dumps({"digest": choice.ast, "name": choice.name, "options": choice.options,
+                              "search_s": round(time.monotonic() - begun, 1)}), flush=True)  # fmt: skip
+    return 0
+
+
+def costliest_first(wanted: Iterable[tuple[str, int]]) -> dict[str, UOp]:
+    """The calls of the networks' kernels by digest, those first that make up most of their network: a search that is
+    cut short has left out what matters least. The work of a kernel is how often its innermost loop runs."""
+    from tinygrad.uop.ops import Ops
+
+    from autotune.models import NETWORKS
+    from strategies.graph.options import ast_digest, kernel_calls
 
     calls: dict[str, UOp] = {}
-    for name in options.models:
-        for batch in options.batch:
-            model, x = network(name, batch=batch)
-            calls |= {ast_digest(call.src[0]): call for call in kernel_calls(model(x).schedule_linear())}
-    print(json.dumps({"kernels": list(calls)}), flush=True)
-    for line in sys.stdin:
-        begun = time.monotonic()
-        [choice] = beam_choices(UOp(Ops.LINEAR, src=(calls[json.loads(line)],)), 2)
-        print(json.dumps({"digest": choice.ast, "name": choice.name, "options": choice.options,
-                          "search_s": round(time.monotonic() - begun, 1)}), flush=True)  # fmt: skip
-    return 0
+    shares: defaultdict[str, float] = defaultdict(float)
+    for name, batch in wanted:
+        model, x = NETWORKS[name].outline(batch=batch)
+        work = Counter[str]()
+        for call in kernel_calls(model(x).schedule_linear()):
+            loops = [int(loop.vmax) + 1 for loop in call.src[0].toposort() if loop.op is Ops.RANGE]
+            calls[digest := ast_digest(call.src[0])] = call
+            work[digest] += math.prod(loops)
+        for digest, times in work.items():
+            shares[digest] += times / work.total()
+    return {digest: calls[digest] for digest in sorted(shares, key=shares.__getitem__, reverse=True)}
 
 
 def first_results(name: str, batch: int, options: argparse.Namespace) -> Table:

@@ -30,10 +30,7 @@ SLOW = pytest.mark.slow
 )
 def test_networks(name: str, output: tuple[int, ...], dense: int) -> None:
     """`dense`: 3x3 convolutions of stride 1, those that Winograd applies to. Weights are never made."""
-    model = NETWORKS[name].make()
-    for parameter in nn.state.get_parameters(model):
-        parameter.replace(Tensor.empty(*parameter.shape))
-    image = Tensor.empty(1, *NETWORKS[name].input)
+    model, image = NETWORKS[name].outline()
     assert model(image).shape == output
     found = find_convolutions(lambda: model(image))
     assert sum(count for s, count in found.items() if s.kernel == (3, 3) and s.stride == (1, 1)) == dense

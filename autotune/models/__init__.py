@@ -30,6 +30,13 @@ class Network:
         Tensor.realize(*nn.state.get_parameters(model))
         return model, Tensor.randn(batch, *self.input).realize()
 
+    def outline(self, *, batch: int = 1) -> tuple[Layer, Tensor]:
+        """The same with buffers that nothing has been allocated for: to be scheduled, not to be run."""
+        model = self.make()
+        for parameter in nn.state.get_parameters(model):
+            parameter.replace(Tensor.empty(*parameter.shape, dtype=parameter.dtype))
+        return model, Tensor.empty(batch, *self.input)
+
 
 IMAGE = (3, 224, 224)
 NETWORKS: Mapping[str, Network] = {

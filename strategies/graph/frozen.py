@@ -21,6 +21,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.match import Conv
 from strategies.graph.rebuild import BOUNDARY, expression
+from strategies.graph.remembered import remembered
 
 _lock = threading.RLock()
 _transforms: WeakKeyDictionary[UOp, WeakValueDictionary[UOp, UOp]] = WeakKeyDictionary()
@@ -155,7 +156,9 @@ def _transform(weight: UOp) -> int:
 
 
 def _run(kernel: UOp, out: UOp, weight: UOp) -> None:
-    run_linear(UOp(Ops.LINEAR, src=(kernel.call(out, weight),)), update_stats=False)
+    linear = UOp(Ops.LINEAR, src=(kernel.call(out, weight),))
+    with remembered(linear):
+        run_linear(linear, update_stats=False)
 
 
 def _outputs(call: UOp) -> set[UOp]:

@@ -46,6 +46,7 @@ from strategies.graph.kron import Ranges
 from strategies.graph.limits import load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
+from strategies.graph.remembered import remembered
 from strategies.graph.rewrite import Rewriter, Wanted, all_wanted, rewrite
 
 SUPPORTED = "0.14"
@@ -336,7 +337,8 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
         if rescue is None or rescue.attachment.failed is None:
             return original(linear, *args, **options)
         try:
-            compiled = original(linear, *args, **options)
+            with remembered(linear):
+                compiled = original(linear, *args, **options)
             load(compiled)
             _allocate(compiled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the program did not ask for it
