@@ -97,8 +97,11 @@ def in_slots(options: argparse.Namespace) -> list[dict[str, Any]]:
         environ = os.environ | ({"NUM_CPU_THREADS": str(width)} if width else {})
         children.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ))
     said = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        sys.exit("calibration: a slot failed, its error is above")
+    failed = sum(child.returncode != 0 for child in children)
+    if failed:
+        print(
+            f"{failed} of {slots} slots failed, their errors are above: what they had finished is counted", flush=True
+        )
     return [json.loads(line) for lines in said for line in lines.splitlines() if line.startswith("{")]
 
 

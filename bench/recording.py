@@ -22,22 +22,25 @@ from strategies.registry import Strategy
 TILES: Mapping[str, Sequence[Value]] = {"tile": (2, 4)}
 GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "blocked": {
-        "tile": (2, 4), "cout_block": (8, 16), "tile_block": (4, 16), "channel_block": (1,), "xhat": ("GTCAt",),
-        "ghat": ("AGOoC", "AGOCo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT"),
+        "tile": (2, 4), "cout_block": (4, 8, 16), "tile_block": (4, 8, 16), "channel_block": (1, 2), "xhat": ("GTCAt",),
+        "ghat": ("AGOoC", "AGOCo", "GOACo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT", "GOTA"),
         "vectors": ("tinygrad", "compiler"), "kernels": ("hand",), "cores": ("one", "all"), "output": ("auto",),
     },
     "im2col": {
-        "cout_block": (4, 8), "window_block": (16, 32), "columns": ("staged",), "weight": ("inline", "staged"),
+        "cout_block": (4, 8, 16), "window_block": (8, 16, 32), "columns": ("staged",), "weight": ("inline", "staged"),
         "product": ("GTO",), "sums": ("GOoTt", "GOTot"), "vectors": ("compiler",), "cores": ("one", "all"),
     },
     "four_buffer": TILES, "hybrid_grid": TILES, "deferred_mhat": TILES, "inline_transforms": TILES,
     "single_fused": {"tile": (2,)},
 }  # fmt: skip
 """What is recorded of a strategy's parameters, others at their defaults; other strategies with all of their values."""
+LATER: Mapping[str, Value] = {"channel_block": 2, "ghat": "GOACo", "product": "GOTA"}
+"""Of these the structures that have one are recorded after all others: there are many."""
 
-MENU = (6, 6, 4, 3)
-"""How many sets of options are recorded for the kernel that takes most of a candidate's time, the second, and so on."""
-MENU_ALONE = 24
+MENU = (10, 8, 2)
+"""How many sets of options are recorded for the kernel that takes most of a candidate's time and has any to choose
+from, for the second, and so on."""
+MENU_ALONE = 40
 """The same where a candidate is one kernel."""
 
 
@@ -238,6 +241,11 @@ def subspace(key: ConvKey) -> Space:
 def everything(space: Space) -> list[Candidate]:
     """All of its candidates, each once."""
     return list(dict.fromkeys(itertools.chain(space.presets, space)))
+
+
+def is_common(structure: Candidate) -> bool:
+    """Whether it is among those that are recorded first."""
+    return structure.strategy != "blocked" or all(dict(structure.params)[name] != v for name, v in LATER.items())
 
 
 def _cut(item: Strategy, key: ConvKey) -> Strategy:

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,29 @@ structures alike, after tinygrad's own two."""
 
 @dataclass(frozen=True)
 class Measured(Space):
-    """The structures that were recorded of a subspace: not all of them where the recording was short of time."""
+    """The structures that were recorded of a subspace: not all of them where the recording was short of time. What is
+    chosen of the others becomes the recorded one that it shares most values with."""
 
     known: tuple[Candidate, ...] = ()
 
-    @property
+    @cached_property
+    def among(self) -> frozenset[Candidate]:
+        return frozenset(self.known)
+
+    @cached_property
     def presets(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for candidate in super().presets if candidate in self.known)
+        return tuple(candidate for candidate in super().presets if candidate in self.among)
+
+    def choose(self, choose: Choose) -> Candidate | None:
+        chosen = super().choose(choose)
+        if chosen is None or chosen in self.among:
+            return chosen
+        values = set(chosen.params)
+        alike = (other for other in self.known if other.strategy == chosen.strategy)
+        return max(alike, key=lambda other: len(values & set(other.params)), default=None)
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
-        return (other for other in super().neighbours(candidate) if other in self.known)
+        return (other for other in super().neighbours(candidate) if other in self.among)
 
     def sample(self, rng: random.Random) -> Candidate:
         return rng.choice(self.known)
@@ -63,13 +77,14 @@ class Measured(Space):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One shape of a recording; `beam` as there. `checked` are the times of candidates with options that were measured
-    as a whole, each over what the sum of its kernels comes to."""
+    """One shape of a recording; `beam` as there. `wholes` of the trials were measured as a whole; `checked` are the
+    times of those with options, each over what the sum of its kernels comes to."""
 
     key: ConvKey
     space: Space
     menus: dict[Candidate, Menus]
     trials: dict[Candidate, Trial]
+    wholes: int
     checked: tuple[float, ...]
     machine: str
     beam: tuple[float, float] | None
@@ -113,7 +128,8 @@ def recorded(path: Path, least: int) -> list[Recorded]:
             key = ConvKey(shape=conv_shape(*size), device=spec)
             menus = {recording.structures[at]: made for at, made in recording.menus[number].items()}
             space = Measured(subspace(key).strategies, key, tuple(c for c in known if not c.kernel_options))
-            result.append(Recorded(key, space, menus, known, checked(recording, number), machine, beam))
+            over_sums = checked(recording, number)
+            result.append(Recorded(key, space, menus, known, len(measured), over_sums, machine, beam))
     return result
 
 

@@ -4,7 +4,8 @@ replay     the search of `autotune tune` on every shape of a recording (bench/re
            search and plain TPE: how many candidates it measures until one is within 5% of the best that was recorded;
            how many seconds until one is as fast as BEAM=2's result, and how much faster one is after the same time
 guess      each recorded shape is held out in turn and guessed from the others: how near the guess comes to the best
-stability  tunes one shape several times over from nothing, here and now, and times the winners against each other
+stability  tunes shapes several times over from nothing, here and now, and times each one's winners against each other;
+           with --slots that many tunings run at once, each on --width processors of its own
 
 What a replayed search is charged: see bench/replay.py.
 """
@@ -29,6 +30,7 @@ from replay import WAYS, Recorded, RecordedStore, Seen, by_way, first, recorded,
 from rich.console import Console
 from rich.table import Table
 from shapes import conv_shape, label
+from tinygrad.helpers import NUM_CPU_THREADS
 
 from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
@@ -58,9 +60,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=WANTED, help="of a search, replayed (default %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="searches replayed at once (default %(default)s)")
-    parser.add_argument("--shape", type=int, nargs=3, default=(1, 64, 28), metavar=("BATCH", "CHANNELS", "SIZE"))
-    parser.add_argument("--times", type=int, default=5, help="stability: how often the shape is tuned")
-    parser.add_argument("--budget", default="40s", help="stability: for each tuning")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, action="append", metavar=("BATCH", "CHANNELS", "SIZE"),
+        help="stability: may be given several times (default: 1 64 28)",
+    )  # fmt: skip
+    parser.add_argument("--times", type=int, default=5, help="stability: how often a shape is tuned (%(default)s)")
+    parser.add_argument("--budget", default="40s", help="stability: for each tuning (%(default)s)")
+    parser.add_argument("--slots", type=int, default=1, help="stability: tunings at once (%(default)s)")
+    parser.add_argument("--width", type=int, help="stability: bind each to so many processors of its own")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     if options.what == "stability":
@@ -140,15 +147,17 @@ def beam_table(options: argparse.Namespace, spaces: Sequence[Recorded], console:
 
 
 def sums(spaces: Sequence[Recorded]) -> str:
-    """How well the sum of a candidate's kernels, each timed alone, stands for the whole."""
+    """How many were measured as a whole, and how well the sum of a candidate's kernels, each timed alone, stands for
+    it."""
     over = [ratio for item in spaces for ratio in item.checked]
-    total = sum(len(item.trials) for item in spaces)
+    total, wholes = sum(len(item.trials) for item in spaces), sum(item.wholes for item in spaces)
     if not over:
         return f"{total} candidates, each measured as a whole"
     low, middle, high = (float(np.quantile(over, q)) for q in (0.05, 0.5, 0.95))
+    rest = f", {total - wholes} as sums of their kernels" if wholes < total else ""
     return (
-        f"{total} candidates, those that were not measured as a whole as sums of their kernels: of {len(over)} that "
-        f"were both, the whole takes {middle:.3f} of the sum in the median, 5% to 95%: {low:.3f} to {high:.3f}"
+        f"{total} candidates, {wholes} of them measured as a whole{rest}; of {len(over)} that were both, the whole "
+        f"takes {middle:.3f} of the sum in the median, 5% to 95%: {low:.3f} to {high:.3f}"
     )
 
 
@@ -212,16 +221,61 @@ def held_out(spaces: Sequence[Recorded], console: Console) -> int:
 
 
 def stability(options: argparse.Namespace, console: Console) -> int:
-    """Exit status 1 if winners differ by 3% or more."""
+    """Exit status 1 if winners of a shape differ by 3% or more."""
+    sizes, width = options.shape or [(1, 64, 28)], options.width or 0
+    cpus = sorted(os.sched_getaffinity(0))
+    if options.slots * width > len(cpus):
+        sys.exit(f"search: {options.slots} slots of {width} need more than the {len(cpus)} processors here")
+    if width:
+        os.environ["NUM_CPU_THREADS"], NUM_CPU_THREADS.value = str(width), width
+    chosen: dict[Sequence[int], list[Candidate]] = {tuple(size): [] for size in sizes}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        slots = context.SimpleQueue()
+        for slot in range(options.slots):
+            slots.put((cpus[slot * width : (slot + 1) * width], str(Path(scratch) / str(slot))))
+        tunings = [(size, turn, options.budget) for size in chosen for turn in range(options.times)]
+        with ProcessPoolExecutor(options.slots, context, initializer=take, initargs=(slots,)) as pool:
+            made = pool.map(tuned, *zip(*tunings, strict=True))
+            for (size, turn, _), (candidate, time_s) in zip(tunings, made, strict=True):
+                chosen[size].append(candidate)
+                shape = label(conv_shape(*size))
+                console.print(f"{shape}, {turn + 1}: {time_s * 1e6:.0f} us, {candidate}", highlight=False)
+    if width:
+        os.sched_setaffinity(0, cpus[:width])
+    spreads = [spread(size, several, console) for size, several in chosen.items()]
+    console.print(f"below 3%: {sum(s < 0.03 for s in spreads)} of {len(spreads)} shapes, at most {max(spreads):.1%}")
+    return 0 if max(spreads) < 0.03 else 1
+
+
+_slot: list[Path] = []
+"""In a process of `stability`: a folder of its own, for its device's lock and its databases."""
+
+
+def take(slots: Any) -> None:
+    """Bind this process to a slot's processors."""
+    cpus, folder = slots.get()
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    Path(folder).mkdir(mode=0o700)
+    _slot.append(Path(folder))
+
+
+def tuned(size: Sequence[int], turn: int, budget: str) -> tuple[Candidate, float]:
+    """What one tuning from nothing ends with, and its seconds."""
     ensure_c_compiler()
-    shape, spec = conv_shape(*options.shape), describe_device("CPU")
-    key, chosen = ConvKey(shape=shape, device=spec), list[Candidate]()
-    for turn in range(options.times):
-        with tempfile.TemporaryDirectory() as scratch, LocalRunner("CPU") as runner:
-            store = open_store(str(Path(scratch) / "bench.db"))
-            winner = tune(key, store=store, runner=runner, budget=Budget.parse(options.budget), seed=turn)
-        chosen.append(winner.candidate)
-        console.print(f"{turn + 1}: {winner.time_s.median * 1e6:.0f} us, {winner.candidate}")
+    [folder] = _slot
+    key = ConvKey(shape=conv_shape(*size), device=describe_device("CPU"))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, LocalRunner("CPU", lock_directory=folder) as runner:
+        store = open_store(str(Path(scratch) / "bench.db"))
+        winner = tune(key, store=store, runner=runner, budget=Budget.parse(budget), seed=turn)
+    return winner.candidate, winner.time_s.median
+
+
+def spread(size: Sequence[int], chosen: Sequence[Candidate], console: Console) -> float:
+    """By how much the slowest of these differs from the fastest, all timed together."""
+    ensure_c_compiler()
+    shape = conv_shape(*size)
     programs = {str(turn): Program(shape, candidate, "CPU") for turn, candidate in enumerate(chosen)}
     rng = np.random.default_rng(0)
     for program in programs.values():
@@ -230,11 +284,11 @@ def stability(options: argparse.Namespace, console: Console) -> int:
         {name: program.run for name, program in programs.items()}, yardstick="0", rounds=41, round_s=0.02, prune=False
     )  # fmt: skip
     medians = [median(t.times_s) for t in times.values()]
-    spread = max(medians) / min(medians) - 1
+    apart = max(medians) / min(medians) - 1
     listed = ", ".join(f"{m * 1e6:.0f}" for m in medians)
-    console.print(f"{label(shape)}: winners of {options.times} tunings, timed together: {listed} us")
-    console.print(f"they differ by {spread:.1%} (wanted: below 3%)")
-    return 0 if spread < 0.03 else 1
+    console.print(f"{label(shape)}: winners of {len(chosen)} tunings, timed together: {listed} us")
+    console.print(f"they differ by {apart:.1%} (wanted: below 3%)")
+    return apart
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,8 @@ from strategies.candidate import Candidate
 from strategies.key import ConvKey, DeviceSpec
 from strategies.shape import ConvShape
 
-SPEC = DeviceSpec(device="CPU", arch="x86_64", cores=2)
+DIRECT = Candidate.of("direct")
+SPEC = DeviceSpec(device="CPU", arch="x86_64", cores=1)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
     import search
 
     yield recording, search
-    for name in ("recording", "replay", "search", "shapes"):
+    for name in ("dealing", "recording", "replay", "search", "shapes"):
         sys.modules.pop(name, None)
 
 
@@ -35,7 +37,7 @@ def recorded(recording: Any, path: Path) -> Any:
     """Three shapes; what a choice does to the time is the same on all of them, but for a little."""
     sizes = [(1, 16, 32), (1, 32, 28), (1, 64, 28)]
     key = ConvKey(shape=ConvShape.of((1, 16, 32, 32), (16, 16, 3, 3), padding=1), device=SPEC)
-    structures = recording.everything(recording.subspace(key))
+    structures = [c for c in recording.everything(recording.subspace(key)) if recording.is_common(c)]
     made = recording.Recording.empty({"device": SPEC.to_json(), "slots": 1}, sizes, structures)
     for shape in range(len(sizes)):
         for candidate in structures:
@@ -101,6 +103,32 @@ def test_kernels_that_were_timed_alone_add_up(bench: tuple[Any, Any], tmp_path: 
     assert kept not in made.composed(0)
     assert space.checked == pytest.approx((2.0,), rel=0.01)
     assert len(space.trials) == len(made.structures) + len(measured)
+
+
+def test_work_is_dealt_evenly_and_an_earlier_run_is_continued(bench: tuple[Any, Any], tmp_path: Path) -> None:
+    import dealing
+
+    made = recorded(bench[0], tmp_path / "space.jsonl.gz")
+    whole, options = made.trials[0], made.menus[0]
+    structures, begun = made.structures, next(iter(options))
+    made.trials = [{c: whole[c] for c in structures[:40]}, {}, {}]
+    made.menus = [{begun: options[begun]}, {}, {}]
+    made.trials[0][structures[begun]] = whole[structures[begun]]
+    work = dealing.Work(
+        recording=made, shapes=range(3), begun=time.monotonic(), deadline_s=100.0, again_s=0.0, structures=24, units=2
+    )
+    first = work.next(0)
+    assert (first.shape, first.unit) == (0, begun)  # enough structures, and this one was begun with
+    left = work.keep_menus(0, begun, options[begun])
+    assert set(left) == set(made.combined(0, begun))
+    others = [work.next(0) for _ in range(12)]
+    assert {task.shape for task in others} == {0, 1, 2}
+    dealt = [c for task in others if task.shape == 1 for c in task.structures]
+    assert len(dealt) == len(set(dealt)) > 0
+    work.keep(0, {c: whole[c] for c in left})
+    shape, again = work.again(0)
+    assert shape == 0
+    assert {DIRECT, min(left, key=lambda c: whole[c].ratio)} <= set(again)
 
 
 def test_shapes_are_guessed(bench: tuple[Any, Any], tmp_path: Path) -> None:
