@@ -16,15 +16,16 @@ For each network and batch:
 
 `--budget 0`, `--beam-limit 0`, `--rounds 0` and `--starts 0` leave a step out, so that a long run can be cut in pieces;
 one that was stopped goes on where it was. Tuning and comparing take one GPU: where there are more, run a process for
-each under its own CUDA_VISIBLE_DEVICES; they may share `--db` and `--beam`. On two GPUs and 32 processors, in three
+each under its own CUDA_VISIBLE_DEVICES; they may share `--db` and `--beam`, and a winner found on one GPU is one of its
+likes. On two GPUs and 32 processors, in three
 commands of at most ten minutes, of which the first two may be repeated:
 
     models="python bench/models.py --device CUDA"
     $models --batch 1 32 --beam-limit 8m --processes 32 --budget 0 --rounds 0 --starts 0
 
     models="python bench/models.py --device CUDA --beam-limit 0 --rounds 0 --starts 0 --batch 1 32"
-    (export CUDA_VISIBLE_DEVICES=0; $models --models resnet18 vgg16 --budget 110s) &
-    (export CUDA_VISIBLE_DEVICES=1; $models --models resnet50 --budget 220s) & wait
+    (export CUDA_VISIBLE_DEVICES=0; $models --models resnet18 vgg16 --budget 90s) &
+    (export CUDA_VISIBLE_DEVICES=1; $models --models resnet50 --budget 190s) & wait
 
     models="python bench/models.py --device CUDA --beam-limit 0 --budget 0 --torch"
     (export CUDA_VISIBLE_DEVICES=0; $models --models resnet18 vgg16; $models --models vgg16 --batch 32 --starts 0) &

@@ -43,6 +43,7 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         found = len(times)
         times.clear()
         to_program_cache.clear()
+        remembered._kept.clear()
         return found
 
     count()
@@ -71,6 +72,22 @@ def test_a_second_process_lowers_nothing(tmp_path: Path, cache: dict[str, bytes]
                 assert lowered() == 0
         np.testing.assert_array_equal(first, again)
         np.testing.assert_allclose(first, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_lowered_without_the_hook_is_kept_with_the_rest(
+    tmp_path: Path, cache: dict[str, bytes], lowered: Callable[[], int]
+) -> None:
+    """A kernel that is the same in a graph without winners, scheduled first in the same process."""
+    with exported(tmp_path, winner(FOUR)) as source:
+        conv().mean().numpy()
+        with autotune.tuned(source):
+            kernels = len(set(conv().mean().schedule_linear().src))
+            conv().mean().numpy()
+            assert len(cache) == kernels
+        lowered()
+        with autotune.tuned(source):
+            conv().mean().numpy()
+        assert lowered() == 0
 
 
 @pytest.mark.parametrize("broken", [b"", b"no pickle", zlib.compress(pickle.dumps(UOp(Ops.NOOP)))])

@@ -26,6 +26,9 @@ TABLE = "autotune_lowered"
 PARTS = (Ops.SINK, Ops.LINEAR, Ops.SOURCE)
 """What lowering makes of a kernel; a fourth, the binary, is the compiler's."""
 
+_kept: set[str] = set()
+"""What this process has read from the cache or written to it, or failed to write."""
+
 
 @contextmanager
 def remembered(linear: UOp) -> Iterator[None]:
@@ -45,19 +48,21 @@ def remembered(linear: UOp) -> Iterator[None]:
             with suppress(Exception):  # a full disk, a file that may only be read, a graph too deep to be pickled
                 lowered = zlib.compress(pickle.dumps(program.replace(src=program.src[:3])), 1)
                 diskcache_put(TABLE, digest, lowered)
+            _kept.add(digest)
 
 
 def _kernels(linear: UOp) -> Iterator[tuple[str, tuple[object, ...], Renderer]]:
-    """What identifies each kernel that this process has not lowered yet: in every process, in this one; and for whom
-    it is rendered."""
+    """What identifies each kernel that is not known to be kept: in every process, in this one; and for whom it is
+    rendered."""
     outside = (version("tinygrad"), flags_in_force())
     for call in linear.src:
         kernel, device = call.src[0], call.src[1].device if len(call.src) > 1 else None
         if kernel.op is Ops.SINK and device:
             renderer = opened(device if isinstance(device, str) else device[0]).renderer
             key = to_program_key(kernel, renderer)
-            if key not in to_program_cache:
-                yield hashlib.sha256(repr((key, outside)).encode()).hexdigest(), key, renderer
+            digest = hashlib.sha256(repr((key, outside)).encode()).hexdigest()
+            if digest not in _kept:
+                yield digest, key, renderer
 
 
 def _found(digest: str, key: tuple[object, ...], renderer: Renderer) -> bool:
@@ -66,6 +71,9 @@ def _found(digest: str, key: tuple[object, ...], renderer: Renderer) -> bool:
         lowered = diskcache_get(TABLE, digest)
         if lowered is None:
             return False
+        if key in to_program_cache:  # lowered by this process too, for a graph that was not rewritten
+            _kept.add(digest)
+            return True
         program = pickle.loads(zlib.decompress(lowered))  # noqa: S301 - tinygrad's own cache is made of pickles
         if program.op is not Ops.PROGRAM or tuple(part.op for part in program.src) != PARTS:
             return False
@@ -73,4 +81,5 @@ def _found(digest: str, key: tuple[object, ...], renderer: Renderer) -> bool:
     except Exception:  # noqa: BLE001 - of another tinygrad, half written, locked: lowering it says what is wrong, if any
         return False
     to_program_cache[key] = program.replace(src=(*program.src, UOp(Ops.BINARY, arg=binary)))
+    _kept.add(digest)
     return True
