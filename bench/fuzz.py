@@ -37,8 +37,9 @@ from db import Scope, open_store  # noqa: E402
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SERVICES = ("loopback", "no token", "admin")
-EXAMPLES = 50
-"""Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough."""
+EXAMPLES = 100
+"""Requests of one kind per operation and run of schemathesis; runs with other seeds follow until there are enough.
+Beginning a run (imports, the document, tables of characters) takes as long as 300 requests."""
 VARIED = ("fuzzing", "stateful")
 """Phases that ask for something else with every seed: after its first run a service is asked in these only."""
 SECTION = re.compile(r"(?m)^_{2,} (.+) _{2,}\n")
