@@ -39,7 +39,7 @@ from db import (
 )
 from db.address import Dialect, dialect_for
 from db.codec import decode
-from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
+from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
@@ -50,6 +50,8 @@ from strategies.shape import JsonObject
 BUSY_TIMEOUT_S = 10.0
 MERGED_AT_ONCE = 2000
 """Rows per transaction of `merge`: others may write in between."""
+FULL_S = 30.0
+"""So long a server is taken for full that said so: what needs no room, as the probe, it still writes."""
 
 
 class SqlStore:
@@ -66,6 +68,7 @@ class SqlStore:
         self._engine: Engine = dialect.connect()
         self._pid = os.getpid()
         self._writers = threading.Lock()
+        self._full: tuple[float, DatabaseFullError] | None = None
         self._counter, self._lookups = changes.Counter(self._engine), LookupCache()
         try:
             with self._explained():
@@ -439,8 +442,10 @@ class SqlStore:
             )  # fmt: skip
 
     def expect_writable(self) -> None:
-        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full, or
-        hardly any room left."""
+        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full (also
+        if it was for another write of the last FULL_S), or hardly any room left."""
+        if self._full is not None and time.monotonic() - self._full[0] < FULL_S:
+            raise DatabaseFullError(str(self._full[1]))
         with self._writing() as connection:
             self._dialect.expect_room()
             probe.write(connection)
@@ -504,6 +509,8 @@ class SqlStore:
             explained = self._dialect.explain(error)
             if explained is None:
                 raise
+            if isinstance(explained, DatabaseFullError):
+                self._full = (time.monotonic(), explained)
             raise explained from error
         except PoolTimeoutError as error:
             raise DatabaseBusyError(
