@@ -414,6 +414,12 @@ class SqlStore:
         with self._reading() as connection:
             return migrate.revision(connection) or ""
 
+    def migrate_back(self, revision: str) -> None:
+        """To an older schema (four digits), for an older release: what that has no place for is lost, and this release
+        upgrades it again as soon as it opens it. Nobody may use the database meanwhile, this store no more."""
+        with self._writing() as connection:
+            migrate.go_back(connection, self._dialect, revision)
+
     def counts(self) -> dict[str, int]:
         """Rows per table, by the table's name."""
         with self._reading() as connection:
