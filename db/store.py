@@ -50,6 +50,9 @@ from strategies.shape import JsonObject
 BUSY_TIMEOUT_S = 10.0
 MERGED_AT_ONCE = 2000
 """Rows per transaction of `merge`: others may write in between."""
+AT_JOBS = 4
+"""Of the connections to a server, which lanes may use at once to change jobs: those that work on one job wait for each
+other there, and as many as there are workers would leave none for anybody else."""
 FULL_S = 30.0
 """So long a server is taken for full that said so: what needs no room, as the probe, it still writes."""
 
@@ -67,7 +70,7 @@ class SqlStore:
         self._clock = clock
         self._engine: Engine = dialect.connect()
         self._pid = os.getpid()
-        self._writers = threading.Lock()
+        self._writers, self._at_jobs = threading.Lock(), threading.Semaphore(AT_JOBS)
         self._full: tuple[float, DatabaseFullError] | None = None
         self._counter, self._lookups = changes.Counter(self._engine), LookupCache()
         try:
@@ -223,7 +226,7 @@ class SqlStore:
             return jobs.waiting(connection)
 
     def claim(self, owner: str, *, target: str | None = None, busy: bool = False) -> Claim | None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             return jobs.claim(connection, owner, target, busy, self._now(connection))
 
     def beat(self, owners: Collection[str]) -> None:
@@ -239,15 +242,15 @@ class SqlStore:
             return jobs.expire(connection, self._now(connection))
 
     def release(self, claim: Claim) -> None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             jobs.release(connection, claim)
 
     def progress(self, claim: Claim, progress: JsonObject) -> bool:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             return jobs.progress(connection, claim, progress, self._now(connection))
 
     def finish(self, claim: Claim, error: str = "") -> None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             jobs.finish(connection, claim, error, self._now(connection))
 
     def cancel(self, job_id: str) -> Job:
@@ -491,6 +494,13 @@ class SqlStore:
             yield connection
 
     @contextmanager
+    def _at_job(self) -> Iterator[Connection]:
+        """As `_writing`, for lanes, which can wait."""
+        self._after_fork()
+        with self._at_jobs, self._writing() as connection:
+            yield connection
+
+    @contextmanager
     def _turn(self) -> Iterator[None]:
         """Threads that write to a file take turns here: left to SQLite, which polls, many of them starve each other."""
         if not self.reads_at_once:
@@ -527,7 +537,7 @@ class SqlStore:
         """A connection must not be used on both sides of a fork: the child forgets its parent's, unclosed."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._writers = threading.Lock()
+            self._writers, self._at_jobs = threading.Lock(), threading.Semaphore(AT_JOBS)
             self._engine.dispose(close=False)
 
 
