@@ -43,6 +43,8 @@ from db import Scope, open_store  # noqa: E402
 
 CONNECTIONS = 64
 RETRIES = 20
+PATIENCE_S = 300.0
+"""For a job of hundreds of trials, on a machine that has other things to do."""
 UNLIMITED = resource.RLIM_INFINITY
 FAULTS = ("many", "locked", "full", "full-server", "readonly", "clock", "revoked")
 DISK_BYTES = 128 << 20
@@ -269,7 +271,9 @@ def _clock(database: Path) -> bool:
         answers = [_post(service, number) for number in range(1, 11)]
         with service.http.stream("GET", f"/jobs/{job['id']}/events") as stream:
             streamed = any(line == "event: end" for line in stream.iter_lines())
-        states = {ended(service.http, name)["state"] for name in (job["id"], *(name for _, name in answers))}
+        states = {
+            ended(service.http, name, PATIENCE_S)["state"] for name in (job["id"], *(name for _, name in answers))
+        }
         service.kill()
     with open_store(database) as store:
         kept = len(store.measurements(key_of()))
@@ -303,7 +307,7 @@ def _revoked(database: Path) -> bool:
         refused = sum(future.result() for future in watching)
         taken, after = time.monotonic() - started, service.http.get("/jobs").status_code
         service.http.headers["Authorization"] = f"Bearer {other}"
-        goes_on = ended(service.http, job)["state"] == "done"
+        goes_on = ended(service.http, job, PATIENCE_S)["state"] == "done"
         service.kill()
     print(f"a token revoked in mid-stream: {refused} of 40 streams refused within {taken:.1f} s, then {after}")
     return _told("its job goes on", answers, database) and refused == 40 and after == 401 and goes_on
