@@ -13,9 +13,9 @@ from http import HTTPStatus
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.guard import SAFE_METHODS, taken
 from api.problem import problem
 from api.settings import Settings
 from api.shared import Shared
@@ -23,7 +23,6 @@ from db import DatabaseError, SqlStore, Token
 from db import Scope as Allowed
 from db.tokens import digest
 
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 WRITING_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 """Of others there are no routes: they are told so, whoever asks."""
 OPEN = ("/healthz", "/readyz")
@@ -34,7 +33,7 @@ MAX_REMEMBERED = 1000
 WATCHED_S = 0.2
 """How often long answers look for tokens that were revoked."""
 PRESENTED = "autotune.token"
-"""Where a request's scope holds its Token."""
+"""Where a request's scope holds its Token, or None where it was let in without one."""
 CHALLENGES = ('Bearer realm="autotune"', 'Basic realm="autotune: any user, the token as password"')
 """A header for each: of several in one, Chromium sees the first alone, and would never ask for the password."""
 
@@ -96,18 +95,22 @@ class TokenGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or not self.settings.guarded:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if not self.settings.guarded:
+            scope[PRESENTED] = None
             return await self.app(scope, receive, send)
         if scope["path"] in OPEN and scope["method"] in SAFE_METHODS:
             return await self.app(scope, receive, send)  # also while no token can be looked up
         need = needed(scope["method"], scope["path"], public_reads=self.settings.public_reads)
         secret = presented(Headers(scope=scope))
+        reads = scope["method"] not in WRITING_METHODS  # not looked at, so that what there is stays unknown
         try:
             token = await run_in_threadpool(self.authority.find, secret) if secret else None
         except DatabaseError as error:
             detail = f"{error}; nothing acknowledged was lost, try again"
             return await problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, retry_after_s=5)(scope, receive, send)
-        if token is None and not secret and need is not None and not _taken(scope):
+        if token is None and not secret and need is not None and not (reads or taken(scope)):
             return await self.app(scope, receive, send)  # 405 or 404, whoever asks: nothing can happen
         if (secret and token is None) or (token is None and need is not None):
             found = "one that is unknown, revoked or expired" if secret else "none"
@@ -124,13 +127,6 @@ class TokenGuard:
             return await problem(HTTPStatus.FORBIDDEN, detail)(scope, receive, send)
         scope[PRESENTED] = token
         return await self.app(scope, receive, send)
-
-
-def _taken(scope: Scope) -> bool:
-    """Whether a route takes this; reading is not looked at, so that what there is stays unknown."""
-    if scope["method"] not in WRITING_METHODS:
-        return True
-    return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
 
 
 def presented_name(scope: Scope) -> str:

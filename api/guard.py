@@ -6,6 +6,7 @@ import asyncio
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problem import ProblemError, problem
@@ -60,6 +61,11 @@ class HostGuard:
         return origin is not None and (origin == here or proxied)
 
 
+def taken(scope: Scope) -> bool:
+    """Whether there is a route for it."""
+    return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
+
+
 def body_limit(method: str, path: str, settings: Settings) -> int:
     """How many bytes a request may have."""
     if (method, path) == IMPORT:
@@ -71,7 +77,8 @@ class BodyGuard:
     """Reads the body before the route does: 413 once it is larger than the route may have, 408 when it takes too long.
 
     A bundle, which may be large, is read by its route, into a file; how much and how long is watched here all the same.
-    Whoever may not send one was refused before: nothing of a body is read for somebody without a token.
+    Whoever may not send one was refused before: nothing of a body is read for somebody without a token, nor of one that
+    no route takes. Nothing is made of a part.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
@@ -85,6 +92,8 @@ class BodyGuard:
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > limit:
             return await _problem(_too_large(limit))(scope, receive, send)
+        if limit <= SMALL_BODY_BYTES and not taken(scope):
+            return await self.app(scope, _replay(b"", receive), send)
         watched = _watched(receive, limit)
         if (scope["method"], scope["path"]) == IMPORT:
             return await self.app(scope, watched, send)
@@ -127,12 +136,14 @@ def _problem(error: ProblemError) -> ASGIApp:
 
 
 async def _read(receive: Receive) -> bytes:
-    """The whole body, or what came of it before the client left."""
+    """The whole body. Raises ProblemError, which nobody reads, if the client leaves before."""
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] != "http.request":
+            raise ProblemError(408, "expected the whole body, found a client that left before")
         body += message.get("body", b"")
-        if message["type"] != "http.request" or not message.get("more_body", False):
+        if not message.get("more_body", False):
             return bytes(body)
 
 

@@ -4,16 +4,18 @@
     python bench/faults.py --jobs 500 --locked 3
     python bench/faults.py --only clock --only revoked
 
-10,000 jobs posted at once, a database locked for 30 s, a full disk, a database that may only be read, a clock that
-jumps back by a day, a token that is revoked in mid-stream: each against a service with a scripted search
-(tests/served.py) on a database of its own. Every request must be answered, with 202, or with 429 or 503 and when to try
-again; what was answered with 202 must be in the database after `kill -9`. A line per fault, then the verdict; exit
-status 1 if anything is lost or an answer is another.
+10,000 jobs posted at once, a database locked for 30 s, a full disk, PostgreSQL on a disk that fills up until it ends, a
+database that may only be read, a clock that jumps back by a day, a token that is revoked in mid-stream: each against a
+service with a scripted search (tests/served.py) on a database of its own. Every request must be answered, with 202, or
+with 429 or 503 and when to try again; what was answered with 202 must be in the database after `kill -9`. A line per
+fault, then the verdict; exit status 1 if anything is lost or an answer is another. Only root can mount a small disk for
+PostgreSQL: without, that one is skipped. PG_BIN and PG_USER name PostgreSQL's programs and user (bench/cluster.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import sqlite3
@@ -29,17 +31,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psycopg
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
+from cluster import Postgres, server_user, work_folder  # noqa: E402
 from served import Served, body, ended, key_of, served, until  # noqa: E402
 
 from db import Scope, open_store  # noqa: E402
 
 CONNECTIONS = 64
 RETRIES = 20
+PATIENCE_S = 300.0
+"""For a job of hundreds of trials, on a machine that has other things to do."""
 UNLIMITED = resource.RLIM_INFINITY
+FAULTS = ("many", "locked", "full", "full-server", "readonly", "clock", "revoked")
+DISK_BYTES = 128 << 20
+"""For a PostgreSQL: its empty database takes some 60 MB."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--locked", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--only", action="append", choices=("many", "locked", "full", "readonly", "clock", "revoked"))
+    parser.add_argument("--only", action="append", choices=FAULTS)
     options = parser.parse_args(arguments)
     faults: dict[str, Callable[[Path], bool]] = {
         "many": lambda path: _many(path, options.jobs), "locked": lambda path: _locked(path, options.locked),
-        "full": _full, "readonly": _readonly, "clock": _clock, "revoked": _revoked,
+        "full": _full, "full-server": _full_server, "readonly": _readonly, "clock": _clock, "revoked": _revoked,
     }  # fmt: skip
     started, held = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as directory:
@@ -82,7 +91,7 @@ def _post(service: Served, number: int) -> tuple[list[int], str]:
     return statuses, ""
 
 
-def _kept(database: Path) -> set[str]:
+def _kept(database: Path | str) -> set[str]:
     with open_store(database) as store:
         assert store.check() == [], store.check()
         return {job.id for job in store.jobs(limit=10**6)}
@@ -125,6 +134,85 @@ def _full(database: Path) -> bool:
         answers = [_post(service, number) for number in range(2000, 2010)]
         service.kill()
     return _told(f"a full disk: {refused} refused, then room again", answers, database) and refused == 3
+
+
+def _full_server(_: Path) -> bool:
+    """First tables cannot grow; then there is no room for its log, without which PostgreSQL ends, and does not start.
+    Its supervisor goes on trying."""
+    with work_folder(None, "faults-") as folder, _small_disk(folder / "data") as disk:
+        if disk is None:
+            print("PostgreSQL on a full disk: SKIPPED: expected root, who may mount a small disk", flush=True)
+            return True
+        server = Postgres(folder)
+        server.create()
+        with _tended(server), served(server.url, trial_s=10.0) as service:
+            answers = [_post(service, 0)]
+            with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(1 << 16))
+            full = [_asked(service, number) for number in range(1, 400)]
+            told = [said for status, _, said in full if "expected room on its server's disk" in said]
+            ready = [service.http.get("/readyz", timeout=60).status_code]
+            with contextlib.suppress(psycopg.Error), psycopg.connect(host=str(folder), user="autotune") as connection:
+                connection.execute("SELECT pg_switch_wal()")
+            gone = [_asked(service, number) for number in range(400, 420)]
+            ready.append(service.http.get("/readyz", timeout=60).status_code)
+            (disk / "ballast").unlink()
+            until(lambda: service.http.get("/readyz", timeout=60).status_code == httpx.codes.OK, timeout_s=120)
+            answers += [([status], job) for status, job, _ in (*full, *gone) if job]
+            answers += [_post(service, number) for number in range(2000, 2010)]
+            service.kill()
+            statuses = Counter(status for status, *_ in (*full, *gone))
+            print(
+                f"PostgreSQL on a full disk: {dict(statuses)}, {len(told)} times told that it "
+                f"is full; without room for its log it ended {sum(server.exits.values())} times; /readyz said {ready}"
+            )
+            held = _told("then room again", answers, server.url)
+            return held and bool(told) and statuses.keys() <= {202, 503} and ready == [503, 503]
+
+
+def _asked(service: Served, number: int) -> tuple[int, str, str]:
+    """Once: the status, the job's id, what a problem says."""
+    answer = service.http.post("/tune", json=_shape(number), timeout=120)
+    found = answer.json()
+    return answer.status_code, found.get("id", ""), found.get("detail", "")
+
+
+@contextmanager
+def _small_disk(place: Path) -> Iterator[Path | None]:
+    """A file system in memory, for PostgreSQL's user; None where it cannot be mounted."""
+    place.mkdir()
+    owner = server_user()
+    rights = "" if owner is None else f",uid={owner.pw_uid},gid={owner.pw_gid}"
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700{rights}", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield place if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+
+@contextmanager
+def _tended(server: Postgres) -> Iterator[None]:
+    """Started again whenever it ends, as by its supervisor."""
+    over = threading.Event()
+
+    def tend() -> None:
+        while not over.wait(0.2):
+            server.tend()
+
+    tending = threading.Thread(target=tend)
+    tending.start()
+    try:
+        yield
+    finally:
+        over.set()
+        tending.join()
+        server.end()
 
 
 @contextmanager
@@ -183,7 +271,9 @@ def _clock(database: Path) -> bool:
         answers = [_post(service, number) for number in range(1, 11)]
         with service.http.stream("GET", f"/jobs/{job['id']}/events") as stream:
             streamed = any(line == "event: end" for line in stream.iter_lines())
-        states = {ended(service.http, name)["state"] for name in (job["id"], *(name for _, name in answers))}
+        states = {
+            ended(service.http, name, PATIENCE_S)["state"] for name in (job["id"], *(name for _, name in answers))
+        }
         service.kill()
     with open_store(database) as store:
         kept = len(store.measurements(key_of()))
@@ -217,13 +307,13 @@ def _revoked(database: Path) -> bool:
         refused = sum(future.result() for future in watching)
         taken, after = time.monotonic() - started, service.http.get("/jobs").status_code
         service.http.headers["Authorization"] = f"Bearer {other}"
-        goes_on = ended(service.http, job)["state"] == "done"
+        goes_on = ended(service.http, job, PATIENCE_S)["state"] == "done"
         service.kill()
     print(f"a token revoked in mid-stream: {refused} of 40 streams refused within {taken:.1f} s, then {after}")
     return _told("its job goes on", answers, database) and refused == 40 and after == 401 and goes_on
 
 
-def _told(what: str, answers: Sequence[tuple[list[int], str]], database: Path) -> bool:
+def _told(what: str, answers: Sequence[tuple[list[int], str]], database: Path | str) -> bool:
     acknowledged = {job for _, job in answers if job}
     lost = acknowledged - _kept(database)
     statuses = Counter(status for answered, _ in answers for status in answered)

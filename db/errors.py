@@ -23,5 +23,9 @@ class DatabaseBusyError(DatabaseError):
     """Somebody else held it for longer than we wait. Trying again may help."""
 
 
+class DatabaseFullError(DatabaseError):
+    """Its disk has no room. What was acknowledged is there; there is room again once somebody makes some."""
+
+
 class UnknownWorkerError(LookupError):
     """A worker of that name never registered, or was silent for so long that its row was removed."""

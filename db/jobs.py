@@ -131,7 +131,9 @@ def waiting(connection: Connection) -> list[Waiting]:
 
 
 def claim(connection: Connection, owner: str, target: str | None, busy: bool, now: float) -> Claim | None:
-    """Take a queued key that no other claim is taking right now, and whose job nobody is changing right now."""
+    """Take a queued key that no other claim is taking right now, and whose job nobody is changing right now. Where
+    somebody is at all of those jobs, as where many devices work on one, wait for a turn at the first: who locks a job
+    before its keys is in nobody's way."""
     other = aliased(JobKeyRow)
     same_runs = exists().where(other.key_id == JobKeyRow.key_id, other.state == RUNNING)
     query = (
@@ -147,7 +149,11 @@ def claim(connection: Connection, owner: str, target: str | None, busy: bool, no
         .order_by(JobRow.priority.desc(), JobRow.id, JobKeyRow.position)
         .limit(1)
     )
-    found = connection.execute(query.with_for_update(skip_locked=True)).first()
+    take = query.with_for_update(skip_locked=True)
+    found = connection.execute(take).first()
+    if found is None and (there := connection.execute(query).first()) is not None:
+        connection.execute(select(JobRow.id).where(JobRow.id == there.job_id).with_for_update())
+        found = connection.execute(take).first()
     if found is None:
         return None
     taken = update(JobKeyRow).where(JobKeyRow.job_id == found.job_id, JobKeyRow.position == found.position)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(__file__).parent / "migrations"
-HEAD = "0008"
-"""The newest revision in `migrations/versions`. Revisions are numbers of four digits that count up."""
+FIRST, HEAD = "0001", "0008"
+"""The oldest and the newest revision in `migrations/versions`. Revisions are numbers of four digits that count up."""
 
 _ALEMBIC = threading.Lock()
 """Alembic keeps what it works on in a module: threads of one process take turns, whatever their databases."""
@@ -37,7 +37,7 @@ def prepare(engine: Engine, dialect: Dialect) -> None:
             dialect.lock_migrations(connection)
             found = _ours(connection, dialect)
             if found != HEAD:  # else another process was first
-                _expect_owner(connection, dialect, found)
+                _expect_owner(connection, dialect, HEAD, found)
                 upgrade(connection)
 
 
@@ -55,6 +55,19 @@ def downgrade(connection: Connection, revision: str) -> None:
 
     with _ALEMBIC:
         command.downgrade(_config(connection), revision)
+
+
+def go_back(connection: Connection, dialect: Dialect, wanted: str) -> None:
+    """`downgrade`, for whoever may change tables. Raises DatabaseError before anything is written."""
+    if not (wanted.isdecimal() and len(wanted) == len(HEAD) and FIRST <= wanted <= HEAD):
+        raise DatabaseError(
+            f"{dialect}: expected a schema to go back to, from {FIRST} to {HEAD}, found {wanted[:20]!r}: "
+            "name one of those"
+        )
+    dialect.lock_migrations(connection)
+    _expect_owner(connection, dialect, wanted, HEAD)
+    if wanted != HEAD:
+        downgrade(connection, wanted)
 
 
 def revision(connection: Connection) -> str | None:
@@ -88,13 +101,13 @@ def _ours(connection: Connection, dialect: Dialect) -> str | None:
     return found
 
 
-def _expect_owner(connection: Connection, dialect: Dialect, found: str | None) -> None:
+def _expect_owner(connection: Connection, dialect: Dialect, wanted: str, found: str | None) -> None:
     """Raises DatabaseError for a role that may not change tables: its owner migrates."""
     if connection.dialect.name == "postgresql":
         may = text("SELECT has_schema_privilege(current_user, 'public', 'CREATE')")
         if not connection.execute(may).scalar_one():
             raise DatabaseError(
-                f"{dialect}: expected schema {HEAD}, found {found or 'none'}, and a role that may not change tables: "
+                f"{dialect}: expected schema {wanted}, found {found or 'none'}, and a role that may not change tables: "
                 f"run `autotune migrate` as the owner of the database"
             )
 

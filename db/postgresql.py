@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
+from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
 
 MIGRATION_LOCK = 0x6175746F74756E65  # "autotune" in ASCII: advisory locks are numbers that all programs share
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -19,6 +19,9 @@ STATEMENT_S, IDLE_S = 60.0, 30.0
 """How long the server lets one statement take, and a transaction wait for us: nobody who stands still or was cut off
 keeps others from a row. Migrations may take as long as they must."""
 BUSY_CODES = ("55P03", "57014", "40P01")  # lock_not_available, query_canceled, deadlock_detected
+FULL_CODE, CROWDED_CODE = "53100", "53300"  # disk_full, too_many_connections
+CROWDED = ("too many clients", "too many connections", "connection slots are reserved")
+"""What a server says that refuses a connection for it; psycopg knows no code then."""
 
 
 class Postgresql:
@@ -76,7 +79,16 @@ class Postgresql:
         found = " ".join(str(error.orig).split())
         if isinstance(error, IntegrityError):
             return None
-        if getattr(error.orig, "sqlstate", None) in BUSY_CODES:
+        code = getattr(error.orig, "sqlstate", None)
+        if code == FULL_CODE:
+            return DatabaseFullError(
+                f"{self}: expected room on its server's disk, found none ({found}): free some there"
+            )
+        if code == CROWDED_CODE or any(said in found for said in CROWDED):
+            return DatabaseBusyError(
+                f"{self}: expected a free connection on its server, found all taken ({found}): raise max_connections"
+            )
+        if code in BUSY_CODES:
             return DatabaseBusyError(f"{self}: expected to get a lock, found it held by others ({found}): try again")
         if isinstance(error, OperationalError):
             return DatabaseUnreachableError(

@@ -39,7 +39,7 @@ from db import (
 )
 from db.address import Dialect, dialect_for
 from db.codec import decode
-from db.errors import DatabaseBusyError, DatabaseError, DatabaseUnreachableError
+from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
 from db.sqlite import WRITE
@@ -50,6 +50,11 @@ from strategies.shape import JsonObject
 BUSY_TIMEOUT_S = 10.0
 MERGED_AT_ONCE = 2000
 """Rows per transaction of `merge`: others may write in between."""
+AT_JOBS = 4
+"""Of the connections to a server, which lanes may use at once to change jobs: those that work on one job wait for each
+other there, and as many as there are workers would leave none for anybody else."""
+FULL_S = 30.0
+"""So long a server is taken for full that said so: what needs no room, as the probe, it still writes."""
 
 
 class SqlStore:
@@ -65,7 +70,8 @@ class SqlStore:
         self._clock = clock
         self._engine: Engine = dialect.connect()
         self._pid = os.getpid()
-        self._writers = threading.Lock()
+        self._writers, self._at_jobs = threading.Lock(), threading.Semaphore(AT_JOBS)
+        self._full: tuple[float, DatabaseFullError] | None = None
         self._counter, self._lookups = changes.Counter(self._engine), LookupCache()
         try:
             with self._explained():
@@ -220,7 +226,7 @@ class SqlStore:
             return jobs.waiting(connection)
 
     def claim(self, owner: str, *, target: str | None = None, busy: bool = False) -> Claim | None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             return jobs.claim(connection, owner, target, busy, self._now(connection))
 
     def beat(self, owners: Collection[str]) -> None:
@@ -236,15 +242,15 @@ class SqlStore:
             return jobs.expire(connection, self._now(connection))
 
     def release(self, claim: Claim) -> None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             jobs.release(connection, claim)
 
     def progress(self, claim: Claim, progress: JsonObject) -> bool:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             return jobs.progress(connection, claim, progress, self._now(connection))
 
     def finish(self, claim: Claim, error: str = "") -> None:
-        with self._writing() as connection:
+        with self._at_job() as connection:
             jobs.finish(connection, claim, error, self._now(connection))
 
     def cancel(self, job_id: str) -> Job:
@@ -411,6 +417,12 @@ class SqlStore:
         with self._reading() as connection:
             return migrate.revision(connection) or ""
 
+    def migrate_back(self, revision: str) -> None:
+        """To an older schema (four digits), for an older release: what that has no place for is lost, and this release
+        upgrades it again as soon as it opens it. Nobody may use the database meanwhile, this store no more."""
+        with self._writing() as connection:
+            migrate.go_back(connection, self._dialect, revision)
+
     def counts(self) -> dict[str, int]:
         """Rows per table, by the table's name."""
         with self._reading() as connection:
@@ -439,8 +451,10 @@ class SqlStore:
             )  # fmt: skip
 
     def expect_writable(self) -> None:
-        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full, or
-        hardly any room left."""
+        """Write, durably: raises DatabaseError if nothing can be written: locked by others, read-only, gone, full (also
+        if it was for another write of the last FULL_S), or hardly any room left."""
+        if self._full is not None and time.monotonic() - self._full[0] < FULL_S:
+            raise DatabaseFullError(str(self._full[1]))
         with self._writing() as connection:
             self._dialect.expect_room()
             probe.write(connection)
@@ -480,6 +494,13 @@ class SqlStore:
             yield connection
 
     @contextmanager
+    def _at_job(self) -> Iterator[Connection]:
+        """As `_writing`, for lanes, which can wait."""
+        self._after_fork()
+        with self._at_jobs, self._writing() as connection:
+            yield connection
+
+    @contextmanager
     def _turn(self) -> Iterator[None]:
         """Threads that write to a file take turns here: left to SQLite, which polls, many of them starve each other."""
         if not self.reads_at_once:
@@ -504,6 +525,8 @@ class SqlStore:
             explained = self._dialect.explain(error)
             if explained is None:
                 raise
+            if isinstance(explained, DatabaseFullError):
+                self._full = (time.monotonic(), explained)
             raise explained from error
         except PoolTimeoutError as error:
             raise DatabaseBusyError(
@@ -514,7 +537,7 @@ class SqlStore:
         """A connection must not be used on both sides of a fork: the child forgets its parent's, unclosed."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._writers = threading.Lock()
+            self._writers, self._at_jobs = threading.Lock(), threading.Semaphore(AT_JOBS)
             self._engine.dispose(close=False)
 
 

@@ -168,14 +168,14 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
     raise AssertionError(f"not within {timeout_s:g} s")
 
 
-def ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+def ended(http: httpx.Client, job_id: str, timeout_s: float = 20.0) -> dict[str, Any]:
     """The job when it has ended."""
 
     def job() -> dict[str, Any] | None:
         found: dict[str, Any] = http.get(f"/jobs/{job_id}").json()
         return found if found["state"] in ("done", "failed", "cancelled") else None
 
-    return dict(until(job))
+    return dict(until(job, timeout_s))
 
 
 def body(cin: int = 64, size: int = 56, **more: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import resource
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,11 +19,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from databases import ROOT
 from served import Served, body, ended, key_of, served, until, winner_of
+from sqlalchemy.exc import OperationalError
 
 from api.cli import main
 from api.settings import Settings, SettingsError
-from db import Scope, open_store
+from db import DatabaseBusyError, DatabaseError, Scope, open_store
+from db.address import dialect_for
+from db.errors import DatabaseFullError
 
 
 @contextmanager
@@ -66,6 +72,47 @@ def test_a_full_disk(tmp_path: Path) -> None:
         acknowledged.add(service.http.post("/tune", json=body(300)).json()["id"])
         until(lambda: service.http.get("/readyz").status_code == 200)
     assert jobs_of(database) == acknowledged
+
+
+@pytest.mark.slow
+def test_postgresql_on_a_full_disk() -> None:
+    command = [sys.executable, "bench/faults.py", "--only", "full-server"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    if "SKIPPED" in done.stdout or "expected PostgreSQL's programs" in done.stderr:
+        pytest.skip(done.stdout + done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_server_says_what_it_has_no_more_of() -> None:
+    """Not that it cannot be reached: nobody should look for a wrong password."""
+    errors = pytest.importorskip("psycopg").errors
+    server = dialect_for("postgresql://me@/autotune", 1.0)
+
+    def explained(error: Exception) -> DatabaseError | None:
+        return server.explain(OperationalError("INSERT", {}, error))
+
+    full = explained(errors.DiskFull("could not extend file: No space left on device"))
+    assert isinstance(full, DatabaseFullError)
+    assert "expected room on its server's disk" in str(full)
+    for crowded in (
+        errors.TooManyConnections("too many connections for role"),
+        errors.OperationalError("connection failed: FATAL:  sorry, too many clients already"),
+    ):
+        assert isinstance(explained(crowded), DatabaseBusyError)
+        assert "expected a free connection on its server" in str(explained(crowded))
+
+
+def test_a_server_that_said_it_is_full_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its probe writes needs no room: it would say that all is well."""
+    with open_store(tmp_path / "autotune.db") as store:
+        monkeypatch.setattr(store._dialect, "explain", lambda error: DatabaseFullError(f"full: {error.orig}"))
+        store.expect_writable()
+        with pytest.raises(DatabaseFullError), store._writing() as connection:
+            connection.exec_driver_sql("INSERT INTO nothing VALUES (1)")
+        with pytest.raises(DatabaseFullError, match="full: "):
+            store.expect_writable()
+        monkeypatch.setattr("db.store.FULL_S", 0.0)
+        store.expect_writable()
 
 
 def test_a_database_that_is_locked_for_a_while(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from databases import ROOT, new_database
 from runner_contract import DEVICE, FINE, do, key, request
 from served import until
-from sqlalchemy import text
+from sqlalchemy import Engine, create_engine, text
 from test_runners import end, start_worker
 from values import a_measurement
 
@@ -30,6 +30,7 @@ from api.worker import is_the_databases
 from autotune.fleet import Refusal, TaskState, Worker, queue_of, queue_to, this_release
 from autotune.job import Budget, JobState, Terms, target_of
 from autotune.measurement import Status
+from autotune.progress import Progress
 from autotune.runner import NoWorkerError
 from autotune.session import TuneCancelledError
 from db import SqlStore, UnknownWorkerError, open_store
@@ -543,3 +544,60 @@ def test_a_fault_of_ours_is_not_called_the_databases() -> None:
     for error in (psycopg.OperationalError("no route"), wrapped, ConnectionResetError()):
         assert is_the_databases(error)
     assert not is_the_databases(KeyError("task"))
+
+
+@pytest.mark.slow
+def test_more_lanes_than_connections_starve_nobody(tmp_path: Path) -> None:
+    """Two services with a lane for each of two dozen workers, on fifteen connections each, while another program holds
+    the job's row for a while: everybody waits for a turn, nobody for somebody who waits for them."""
+    device = dataclasses.replace(DEVICE, arch="crowd")
+
+    def tune(key: ConvKey, *, store: SqlStore, on_progress: Callable[[Progress], None], **_: object) -> None:
+        for trial in range(2):
+            store.record(a_measurement(f"{key.digest}-{trial}", key))
+            on_progress(Progress(phase="search", trials=trial + 1, failed=0, used_s=0.0, budget=Budget(trials=2)))
+
+    with new_database("postgresql", tmp_path) as address, open_store(address) as one, open_store(address) as two:
+        one.prepare_queue()
+        names = [f"crowd:{number}" for number in range(24)]
+        for name in names:
+            one.register(Worker(name=name, device=device))
+        keys = [
+            ConvKey(shape=ConvShape.of((1, 4, size, size), (4, 4, 3, 3), padding=1), device=device)
+            for size in range(8, 56)
+        ]
+        job = one.submit(keys, Budget(trials=2))
+        runners = [JobRunner(store, FleetLanes(store), tune=tune) for store in (one, two)]  # type: ignore[arg-type]
+        engine = create_engine(address)
+        lanes = most = 0
+        try:
+            with engine.begin() as held:
+                held.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
+                for runner in runners:
+                    runner.start()
+                give_up_at = time.monotonic() + 3.0
+                while time.monotonic() < give_up_at:
+                    lanes = max(lanes, *(len(runner._working) for runner in runners))
+                    assert one.job(job.id) is not None, "who asks is answered meanwhile"
+                    time.sleep(0.05)
+            asked = time.monotonic()
+            while not one.job(job.id).state.ended:
+                most = max(most, held_by(engine))
+                assert time.monotonic() - asked < 120.0, one.job(job.id).states
+                for name in names:
+                    two.heard(name, in_use=False)
+        finally:
+            for runner in runners:
+                runner.stop()
+            engine.dispose()
+        assert one.job(job.id).state is JobState.DONE, one.job(job.id).error
+        assert sum(len(one.measurements(key)) for key in keys[:20]) == 40
+        assert lanes == len(names)
+        assert most <= 2 * 16, "a service has fifteen connections, and one to see changes"
+
+
+def held_by(engine: Engine) -> int:
+    """Connections to this database, but for the one that asks."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with engine.connect() as connection:
+        return int(connection.execute(text(query)).scalar_one())

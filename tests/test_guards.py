@@ -23,6 +23,7 @@ from api.app import create_app
 from api.devices import PROBE, ProbedDevices, RememberedDevices, UnknownDeviceError
 from api.guard import SMALL_BODY_BYTES, body_limit
 from api.lanes import LocalLanes
+from api.protocol import MAX_CONNECTIONS
 from api.routes.dashboard import HEADERS
 from api.settings import Settings
 from autotune.bundle import dump
@@ -83,9 +84,21 @@ def test_nothing_of_a_body_is_read_for_somebody_without_a_token(
         assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("POST", "/nothing", 404), ("PUT", "/tune", 405), ("POST", "/healthz", 405), ("DELETE", "/lookup", 405),
+])  # fmt: skip
+def test_nothing_is_waited_for_that_no_route_takes(service: Served, method: str, path: str, status: int) -> None:
+    """A small body that never comes holds no place."""
+    with connected(service) as sock:
+        started = time.monotonic()
+        sock.sendall(head(f"{method} {path}", **{"Content-Type": "application/json", "Content-Length": "100"}))
+        assert answered(sock).startswith(b"HTTP/1.1 %d" % status)
+        assert time.monotonic() - started < 5.0
+
+
 @pytest.mark.slow
 def test_a_body_without_a_length_is_counted(service: Served) -> None:
-    """`PUT /import` in chunks by nobody: at most some of it is read, and nothing of it is kept."""
+    """`PUT /import` in chunks by nobody: hardly any of it is read, and nothing of it is kept."""
     before = megabytes(service)
     with connected(service) as sock:
         sock.sendall(head("PUT /import", **{"Transfer-Encoding": "chunked"}))
@@ -95,7 +108,7 @@ def test_a_body_without_a_length_is_counted(service: Served) -> None:
                 sock.sendall(chunk)
         with contextlib.suppress(TimeoutError):
             found = answered(sock)
-            assert not found or found.startswith(b"HTTP/1.1 413")
+            assert not found or found.startswith(b"HTTP/1.1 405")
     assert megabytes(service) - before < 20
 
 
@@ -198,6 +211,57 @@ def test_slow_clients_keep_nobody_else_out(service: Served) -> None:
             assert crowded.headers["content-type"] == "application/problem+json"
             assert crowded.headers["retry-after"]
         until(lambda: httpx.get(service.url + "/healthz", timeout=10).status_code == 200)
+
+
+@pytest.mark.slow
+def test_bodies_without_a_token_that_never_end_keep_nobody_out(tmp_path: Path) -> None:
+    """As many as there are connections, of clients that need no token: whoever comes takes the place of the one that
+    has kept us waiting the longest, which is told so. Who has a token is not in the way."""
+    with open_store(tmp_path / "autotune.db") as store:
+        secret = store.create_token("admin", Scope.ADMIN)[1]
+    said = {"Content-Type": "application/json", "Content-Length": "15"}
+    with (
+        served(tmp_path / "autotune.db", hosts=["autotune.test"], public_reads=True) as service,
+        contextlib.ExitStack() as stack,
+    ):
+        own = stack.enter_context(connected(service))
+        own.sendall(head("POST /lookup", **said, Authorization=f"Bearer {secret}") + b'{"shapes":')
+        slow = []
+        for _ in range(MAX_CONNECTIONS + 20):
+            slow.append(stack.enter_context(connected(service)))
+            slow[-1].sendall(head("POST /lookup", **said) + b'{"shapes":')
+            if len(slow) == MAX_CONNECTIONS - 1:
+                time.sleep(0.5)  # all of them are amid a body
+        first = answered(slow[0])
+        assert first.startswith(b"HTTP/1.1 503")
+        assert b"\r\nretry-after: " in first
+        assert b'"status": 503' in first
+        for _ in range(20):
+            assert httpx.post(service.url + "/lookup", json={"shapes": []}, timeout=10).status_code == 200
+        own.sendall(b" [ ]}")
+        assert own.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        slow[-1].sendall(b" [ ]}")
+        assert slow[-1].recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("path", ["/lookup", "/import"])
+def test_a_part_of_a_body_is_nothing(service: Served, path: str) -> None:
+    """Whoever leaves amid a body asked for nothing, and it is no fault of ours."""
+    said = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    route = "none" if path == "/lookup" else path  # read before it is known
+    label = f'autotune_http_requests_total{{method="POST",route="{route}",status="408"}} '
+
+    def left() -> float:
+        found = [line for line in service.http.get("/metrics").text.splitlines() if line.startswith(label)]
+        return float(found[0].removeprefix(label)) if found else 0.0
+
+    before = left()
+    with connected(service) as sock:
+        sock.sendall(head(f"POST {path}", **said, Authorization=service.http.headers["Authorization"]))
+        sock.sendall(b'e\r\n{"shapes": []}\r\n')
+        time.sleep(0.2)
+    until(lambda: left() == before + 1)
+    assert 'status="500"' not in service.http.get("/metrics").text
 
 
 READS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect, text
 
+from api.cli import main
 from autotune.job import Budget, JobState, target_of
-from db import DatabaseFromTheFutureError, NotADatabaseError, open_store
+from db import DatabaseFromTheFutureError, NotADatabaseError, Scope, open_store
 from db.address import dialect_for
 from db.migrate import HEAD, SCRIPTS, downgrade, revision, upgrade
 from db.models import Base
@@ -184,6 +186,32 @@ def test_on_the_way_back_no_key_of_a_job_is_lost(engine: Engine, address: str) -
         back = store.job(job.id)
         assert back is not None
         assert back.states == (JobState.DONE, *[JobState.QUEUED] * 3)
+
+
+def test_the_command_goes_back_for_an_older_release(
+    engine: Engine, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate", "--db", address]) == 0
+    with open_store(address) as store:
+        store.record(a_measurement(attempt="a"))
+        store.decide(a_winner())
+        store.create_token("me", Scope.READ)
+        assert store.counts()["tokens"] == 1
+    capsys.readouterr()
+    assert main(["migrate", "--db", address, "--to", "0003", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schema"] == "0003"
+    with engine.connect() as connection:
+        assert revision(connection) == "0003"
+        assert "tokens" not in inspect(connection).get_table_names()
+    assert main(["migrate", "--db", address]) == 0
+    with open_store(address) as store:
+        counts = store.counts()
+        assert (counts["measurements"], counts["winners"], counts["tokens"]) == (1, 1, 0)
+    for wanted in ("0009", "0000", "7", "base", ""):
+        assert main(["migrate", "--db", address, "--to", wanted]) == 1
+        assert f"expected a schema to go back to, from 0001 to {HEAD}" in capsys.readouterr().err
+    with open_store(address) as store:
+        assert store.revision() == HEAD
 
 
 def test_threads_of_one_process_migrate_databases_of_their_own(tmp_path: Path) -> None:

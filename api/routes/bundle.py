@@ -10,6 +10,7 @@ from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from api.exchange import all_winners, import_winners
 from api.imports import MAX_EXPORTS, MAX_IMPORTS
@@ -70,6 +71,8 @@ async def _received(request: Request) -> AsyncIterator[IO[bytes]]:
         try:
             async for part in request.stream():
                 await run_in_threadpool(file.write, part)
+        except ClientDisconnect:
+            raise ProblemError(408, "expected the whole bundle, found a client that left before") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
