@@ -14,7 +14,7 @@ from typing import Any
 
 from autotune.job import Budget
 from autotune.measurement import Kernel, Measurement, Status
-from autotune.option_search import with_options
+from autotune.option_search import Options, with_options
 from autotune.reference import processors
 from autotune.runner import TRIED, Request
 from autotune.timing import Times, drift, interleaved, medians_in_turn
@@ -49,7 +49,8 @@ WORKERS = min(8, processors())
 
 class Bench:
     """What is kept warm between requests: the yardstick of the current key with its reference results, the processes
-    that compile, what programs were measured, and the most operations per second that any of them reached."""
+    that compile, what programs were measured, the options tried on each kernel, and the most operations per second that
+    any of them reached."""
 
     def __init__(self) -> None:
         self._for: tuple[str, int] | None = None
@@ -57,6 +58,7 @@ class Bench:
         self._cases: tuple[Case, ...] = ()
         self.pool = Pool(WORKERS)
         self.programs: dict[str, Measurement] = {}
+        self.options: dict[object, dict[Options, float]] = {}
         self.peak, self.direct_s = 0.0, 0.0
 
     def of(self, key: ConvKey, seed: int) -> tuple[Program, tuple[Case, ...]]:
@@ -64,6 +66,7 @@ class Bench:
             if self._for is None or self._for[0] != key.digest:
                 expect_device(key)
                 self._direct, self.programs, self.peak = Program(key.shape, DIRECT, key.device.device), {}, 0.0
+                self.options = {}
             assert self._direct is not None
             self._cases = ()  # of a large convolution they are gigabytes: never two sets at once
             self._cases = prepare_cases(key.shape, self._direct, seed)
@@ -117,7 +120,7 @@ def _with_options(request: Request, budget: Budget, emit: Emit) -> tuple[Request
         try:
             return with_options(
                 request.key, candidate, budget=budget, seed=request.seed, hints=request.hints, pool=_bench.pool,
-                at_once=WORKERS,
+                at_once=WORKERS, memory=_bench.options,
                 begins=lambda: emit({"event": "begin", "phase": "time", "index": index}),
             )  # fmt: skip
         except Exception:  # noqa: BLE001 - what cannot even be scheduled says why when it is measured

@@ -52,7 +52,7 @@ class KernelSearch:
     """One search over one kernel's options. `clock` says how much of what is allowed is used.
 
     `begins` is called before each trial, which compiles and runs what may hang; `at_once` kernels are compiled side by
-    side. `hints` are options that were good for kernels like it.
+    side. `hints` are options that were good for kernels like it. From `times` of an earlier search it goes on.
     """
 
     kernel: Kernel
@@ -63,6 +63,15 @@ class KernelSearch:
     hints: Sequence[Options] = ()
     times: dict[Options, float] = field(default_factory=dict)
     """Median seconds of all that was tried; infinite for what does not compile or run."""
+    before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = len(self.times)
+
+    @property
+    def tried(self) -> int:
+        """How many options this search tried, the kernel's default not counted."""
+        return len(self.times) - max(1, self.before)
 
     def time(self, options: Options, best_s: float = FAILED) -> float:
         """Median seconds, as known."""
@@ -77,7 +86,7 @@ class KernelSearch:
         for hint in self.hints:
             if self.clock() < until:
                 self.time(hint, self.time(default))
-        best = self._descend(min((default, *self.hints), key=lambda o: self.times.get(o, FAILED)), until)
+        best = self._descend(min((default, *self.times), key=lambda o: self.times.get(o, FAILED)), until)
         if default:
             best = min(best, self._descend((), until), key=self.time)
         return self._confirmed(best, default)
@@ -130,9 +139,11 @@ def timed(kernel: Kernel, options: Options, best_s: float = FAILED) -> float:
 def with_options(
     key: ConvKey, candidate: Candidate, *, budget: Budget, seed: int, pool: Pool, at_once: int,
     begins: Callable[[], None], hints: Hints = (), clock: Callable[[], float] = time.monotonic,
+    memory: dict[object, dict[Options, float]] | None = None,
 ) -> tuple[Candidate, int]:  # fmt: skip
     """The candidate with the options found for its kernels within the budget, as it is where none are better; and how
-    many options were tried, those that its kernels have by default not counted.
+    many options were tried, those that its kernels have by default not counted. `memory` holds, by kernel, what earlier
+    searches came to, and gets what this one does: of the same candidate, or of another with the same kernel.
 
     On the device itself: see `autotune.child`.
     """
@@ -144,9 +155,13 @@ def with_options(
         kernel.role: kernel for kernel in tunable_kernels(key.shape, candidate, key.device.device, pool=pool)
         if not (kernel.role == "GHAT" and key.policy.frozen_weights)
     }  # fmt: skip
-    searches = searches_of(
-        kernels, budget=budget, seed=seed, hints=hints, begun=begun, clock=clock, at_once=at_once, begins=begins
+    known = (
+        {role: memory.setdefault(kernel.kernel, {}) for role, kernel in kernels.items()} if memory is not None else {}
     )
+    searches = searches_of(
+        kernels, budget=budget, seed=seed, hints=hints, begun=begun, clock=clock, at_once=at_once, begins=begins,
+        known=known,
+    )  # fmt: skip
     chosen = {role: kernels[role].chosen(options) for role, options in searched(searches).items()}
     return replace(candidate, kernel_options=tuple(sorted(chosen.items()))), tried(searches)
 
@@ -154,8 +169,10 @@ def with_options(
 def searches_of(
     kernels: Mapping[str, Kernel], *, budget: Budget, seed: int, begun: float, clock: Callable[[], float],
     hints: Hints = (), at_once: int = 1, begins: Callable[[], None] = lambda: None,
+    known: Mapping[str, dict[Options, float]] | None = None,
 ) -> dict[str, KernelSearch]:  # fmt: skip
-    """A search for each kernel, by role, all within one budget, whose seconds began at `begun`."""
+    """A search for each kernel, by role, all within one budget, whose seconds began at `begun`. They go on from the
+    times that are `known`, and add theirs."""
     searches: dict[str, KernelSearch] = {}
 
     def used() -> float:
@@ -165,13 +182,14 @@ def searches_of(
     rng = random.Random(seed)
     for role, kernel in kernels.items():
         mine = list(dict.fromkeys(made.options for named, made in hints if named == role))
-        searches[role] = KernelSearch(kernel, used, rng, at_once, begins, hints=mine)
+        times = known[role] if known and role in known else {}
+        searches[role] = KernelSearch(kernel, used, rng, at_once, begins, hints=mine, times=times)
     return searches
 
 
 def tried(searches: Mapping[str, KernelSearch]) -> int:
     """How many options were tried on all kernels together, beside those that they have by default."""
-    return sum(max(0, len(search.times) - 1) for search in searches.values())
+    return sum(max(0, search.tried) for search in searches.values())
 
 
 def searched(searches: Mapping[str, KernelSearch]) -> dict[str, Options]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ STILL_IN = 1.5
 """A candidate this many times as slow as the best so far is stopped early: below it, noise could be to blame, and
 whoever learns from measurements wants to know by how much."""
 
-OVERHEAD_S, LEAST_S, ENOUGH_S = 2.0, 3.0, 12.0
-"""What it takes to measure a candidate beside the search for its options; the shortest search worth it; what the best
-candidate gets before the next one gets any."""
-LEAST_TRIALS, ENOUGH_TRIALS = 5, 12
-"""The same of a budget in trials: the fewest options worth it, and enough for one candidate."""
+OVERHEAD_S, LEAST_S = 2.0, 4.0
+"""What it takes to measure a candidate beside the search for its options, and the shortest search worth it."""
+LEAST_TRIALS = 4
+"""The same of a budget in trials, in which a candidate counts as one: the fewest options worth it."""
+LOOKS_SHARE = 0.75
+"""Of what is kept back for options: for a first look at several candidates. The rest is for the best of them."""
 
 FINAL_SHARE = 0.4
 """At most this share of a budget in seconds is kept back for the final."""
@@ -50,7 +52,7 @@ class Settings:
     finalists: int = 3
     close_finalists: int = 6
     patience: int | None = 40
-    options_share: float = 0.3
+    options_share: float = 0.5
     limits: Limits = field(default_factory=Limits)
 
 
@@ -158,23 +160,36 @@ class Session:
         costs_s = [cost_s for digest, cost_s in self._cost_s.items() if digest != direct] or [*self._cost_s.values()]
         return statistics.median(costs_s) if costs_s else 0.0
 
-    def for_options(self, finalists: Sequence[Candidate], candidates: int) -> Budget | None:
-        """For the search for options of the next of so many candidates: of what is left of the budget before a final
-        among `finalists`, an even share for as many as have enough of it. None where that is too little."""
-        if candidates == 0 or self._share_for_options == 0:
+    def for_options(self, finalists: Sequence[Candidate]) -> Budget | None:
+        """For a search for options of one candidate: what is left of the budget before a final among `finalists`. None
+        where that is too little."""
+        return self._for_one_of(1, *self._left(finalists))
+
+    def for_looks(self, finalists: Sequence[Candidate], most: int) -> list[Budget]:
+        """For a first look at the options of so many candidates at most: an even share each. Empty where there is not
+        enough for two and what comes after them."""
+        left_s, left = self._left(finalists)
+        left_s, left = left_s * LOOKS_SHARE, left * LOOKS_SHARE
+        for looks in range(most, 1, -1):
+            if (budget := self._for_one_of(looks, left_s, left)) is not None:
+                return [budget] * looks
+        return []
+
+    def _left(self, finalists: Sequence[Candidate]) -> tuple[float, float]:
+        """Seconds and trials for options; infinite where the budget is not in these."""
+        seconds, trials = self.budget.seconds, self.budget.trials
+        if self._share_for_options == 0:
+            return 0.0, 0.0
+        left_s = seconds - self.used_s - self.final_s(finalists) if seconds is not None else math.inf
+        return left_s, trials - self.trials if trials is not None else math.inf
+
+    def _for_one_of(self, several: int, left_s: float, left: float) -> Budget | None:
+        seconds, trials = left_s / several - OVERHEAD_S, left / several - 1  # the candidate with them is one
+        if seconds < LEAST_S or trials < LEAST_TRIALS:
             return None
-        seconds, trials = None, None
-        if self.budget.seconds is not None:
-            left_s = max(0.0, self.budget.seconds - self.used_s - self.final_s(finalists))
-            seconds = left_s / max(1, min(candidates, int(left_s / ENOUGH_S))) - OVERHEAD_S
-            if seconds < LEAST_S:
-                return None
-        if self.budget.trials is not None:
-            left = self.budget.trials - self.trials
-            trials = left // max(1, min(candidates, left // ENOUGH_TRIALS)) - 1  # one is the candidate with them
-            if trials < LEAST_TRIALS:
-                return None
-        return Budget(seconds=seconds, trials=trials)
+        return Budget(
+            seconds=seconds if seconds < math.inf else None, trials=int(trials) if trials < math.inf else None
+        )
 
     def end_options(self) -> None:
         """Options are searched for: what is left of the budget is for candidates."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -19,6 +19,7 @@ from autotune.session import Session, Settings, TuneCancelledError
 from autotune.space import DEFAULTS, Space
 from autotune.statistics import Contestant, decide, median, median_interval, median_ratio
 from autotune.store import Store
+from autotune.surrogate import Point
 from autotune.winner import Winner, WinnerState
 from strategies.candidate import Candidate
 from strategies.key import ConvKey
@@ -35,7 +36,7 @@ SUSPICIOUS = 0.5
 SAME = 1.25
 """By how much the confirming measurement may differ."""
 
-NEAR, MOST_PROMISING = 1.3, 2
+NEAR, MOST_PROMISING = 1.3, 4
 """Options are searched for the kernels of at most so many candidates, within this multiple of the best."""
 
 MISHAPS = (Status.CRASHED, Status.TIMEOUT)
@@ -95,10 +96,7 @@ def tune(
     _search(session, space, seed)
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
-    for candidate, options in _promising(session, space):
-        hints = option_hints(known, candidate)
-        session.measure([candidate], rounds=settings.rounds, seed=seed, options=options, hints=hints)
-        session.report("search")
+    _search_options(session, space, known, seed)
     session.end_options()
     _search(session, space, seed)
     session.report("final")
@@ -171,15 +169,47 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     return list(dict.fromkeys([*chosen, *(c for c in without if _ratio(search, c) < math.inf)]))
 
 
-def _promising(session: Session, space: Space) -> Iterator[tuple[Candidate, Budget]]:
-    """The best candidates, whose kernels may have better options, and what to search for these within."""
+def _search_options(session: Session, space: Space, known: Sequence[Point], seed: int) -> None:
+    """Better options for the kernels of the best candidates: how much there is to gain differs from one to the other
+    more than they do, so that several get a look; the best, with what was found, gets the rest, and what it leaves over
+    goes to the next."""
+
+    def search(candidate: Candidate, options: Budget) -> None:
+        hints = option_hints([*_own(session), *known], candidate)
+        session.measure([candidate], rounds=session.settings.rounds, seed=seed, options=options, hints=hints)
+        session.report("search")
+
+    promising = _promising(session)
+    looks = session.for_looks(_finalists(session, space), len(promising))
+    for candidate, options in zip(promising, looks, strict=False):
+        search(candidate, options)
+    left = promising[: max(1, len(looks))]
+    while left and (budget := session.for_options(_finalists(session, space))) is not None:
+        best = min(left, key=lambda c: _ratio_with_options(session, c))
+        left.remove(best)
+        search(best, budget)
+
+
+def _promising(session: Session) -> list[Candidate]:
+    """The best candidates, whose kernels may have better options and were not searched for some before."""
     search = session.search
     ranked = search.ranked()
     done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
-    best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])][:MOST_PROMISING]
-    todo = [c for c in best if not c.kernel_options and c not in done]
-    while options := session.for_options(_finalists(session, space), len(todo)):
-        yield todo.pop(0), options
+    best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])]
+    return [c for c in best if not c.kernel_options and c not in done][:MOST_PROMISING]
+
+
+def _ratio_with_options(session: Session, candidate: Candidate) -> float:
+    """The best known of this structure."""
+    known = session.search.ranked()
+    return min(session.search.ratio(m) for m in known if replace(m.candidate, kernel_options=()) == candidate)
+
+
+def _own(session: Session) -> list[Point]:
+    """What this search found options for, the fastest first: hints for the kernels of other candidates."""
+    search = session.search
+    found = [m for m in search.ranked() if m.candidate.kernel_options]
+    return [Point(candidate=m.candidate, value=math.log(search.ratio(m))) for m in found]
 
 
 def _ratio(search: Search, candidate: Candidate) -> float:

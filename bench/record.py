@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded" / "cpu.jsonl.gz")
     parser.add_argument("--slots", type=int, default=1, help="children at once (default %(default)s)")
     parser.add_argument("--width", type=int, default=2, help="processors of each (default %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="leave so many processors to others (default %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="leave so many to others and to us (default %(default)s)")
     parser.add_argument("--deadline", default="9m", help="when to stop, as 90s or 25m (default %(default)s)")
     parser.add_argument("--again", default="60s", help="of it, for timing the fastest again (default %(default)s)")
     parser.add_argument("--structures", type=int, default=STRUCTURES, help="of a shape before options (%(default)s)")
@@ -89,7 +89,8 @@ def main() -> int:
     parser.add_argument("--shape-index", type=int, nargs="+", metavar="I", help="only these shapes, from 0")
     parser.add_argument("--beam", type=Path, metavar="FILE", help="results of bench/beam.py, to be timed")
     options = parser.parse_args()
-    cpus = sorted(os.sched_getaffinity(0))[options.first :]
+    allowed = sorted(os.sched_getaffinity(0))
+    cpus = allowed[options.first :]
     if options.slots * options.width > len(cpus):
         sys.exit(f"record: {options.slots} slots of {options.width} need more than the {len(cpus)} processors here")
     ensure_c_compiler()
@@ -103,6 +104,8 @@ def main() -> int:
             recording.beam[shape] = found
             recording.write(options.out)
         return 0
+    if options.first:
+        os.sched_setaffinity(0, allowed[: options.first])  # what deals out work and keeps it is not to disturb
     chosen = options.shape_index if options.shape_index is not None else range(len(SIZES))
     begun = time.monotonic()
     work = Work(
@@ -131,7 +134,7 @@ def main() -> int:
         if shape not in work.shapes:
             continue
         fine = [t.ratio for t in recording.trials[shape].values() if t.ok and t.ratio]
-        best = f", best {min(fine):.3f} of direct" if fine else ""
+        best = f", best {min(fine):.3f} of the anchor" if fine else ""
         counts = f"{len(recording.structured(shape))} structures, options of {len(recording.menus[shape])}"
         total = f"{len(recording.trials[shape])} measured, {len(fine)} ok, {len(recording.composed(shape))} composed"
         print(f"{label(conv_shape(*size))}: {counts}, {total}{best}")

@@ -165,6 +165,7 @@ class Replay:
     now: float = 0.0
     _known: set[Candidate] = field(default_factory=set)
     _tried: set[object] = field(default_factory=set)
+    _options: dict[object, dict[Options, float]] = field(default_factory=dict)
     _rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -215,8 +216,15 @@ class Replay:
         """What strategies.graph.kernels and autotune.option_search.with_options make of it, on recorded kernels."""
         menus = self.item.menus.get(candidate, {})
         kernels = {role: RecordedKernel((candidate, role), menu, self) for role, menu in menus.items()}
+        known = {role: self._options.setdefault((candidate, role), {}) for role in menus}
         searches = searches_of(
-            kernels, budget=budget, seed=request.seed, hints=request.hints, begun=self.now, clock=self.clock
+            kernels,
+            budget=budget,
+            seed=request.seed,
+            hints=request.hints,
+            begun=self.now,
+            clock=self.clock,
+            known=known,
         )
         chosen = searched(searches) if searches else {}
         options = {role: KernelOptions(axes=menus[role].axes, options=found) for role, found in chosen.items()}

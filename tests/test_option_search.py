@@ -109,6 +109,17 @@ def test_nothing_is_begun_when_the_time_is_over() -> None:
     assert len(kernel.prepared) <= 3
 
 
+def test_a_second_search_goes_on_where_the_first_ended() -> None:
+    first = search(MadeUp(gain))
+    first.clock = lambda: float(first.tried)
+    first.run(until=3.0)
+    known = dict(first.times)
+    second = KernelSearch(MadeUp(gain), still, random.Random(1), times=first.times)
+    assert set(second.run(until=1.0)) == {B, C, THREAD}
+    assert first.times.items() >= known.items()
+    assert second.tried == len(second.times) - len(known) > 0
+
+
 def test_what_is_hopeless_is_not_run_again() -> None:
     kernel = MadeUp(lambda options: 0.001 if options == (A,) else 1.0)
     tried = search(kernel)
