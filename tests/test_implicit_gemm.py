@@ -3,7 +3,7 @@ anywhere. tests/opencl_programs.py has larger shapes, where there is OpenCL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ import autotune
 from autotune.reference import convolve, inputs
 from autotune.verify import bound
 from strategies.candidate import Candidate, Value
-from strategies.graph.apply import NotApplicableError
+from strategies.graph import Conv, Lowered, Ranges, seam
+from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.limits import limits_of
 from strategies.graph.matmul import Blocking, Operand, product
 from strategies.graph.program import Program
@@ -126,11 +127,20 @@ def projected() -> Tensor:
     return (y.conv2d(normal(8, 8, 1, 1)) + y).relu()
 
 
+def after_others() -> Tensor:
+    """What comes before it and is read by others too is computed once, and a scalar is read where there is no index."""
+    y = (image().relu() + normal(1, 8, 5, 6).max(1, keepdim=True)).contiguous()
+    z = (y.conv2d(normal(8, 8, 1, 1)) + y).relu()
+    return z.conv2d(normal(8, 8, 3, 3), stride=2) + z.sum()
+
+
 GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "bias and relu": (1, lambda: image().relu()),
     "residual": (1, lambda: (image() + normal(1, 8, 5, 6)).relu()),  # noqa: PLW0108 - anew each time
     "chain": (2, lambda: (image().relu().conv2d(normal(8, 8, 1, 1)) + normal(1, 8, 5, 6)).relu()),  # noqa: PLW0108 - likewise
     "diamond": (2, projected),
+    "three in a row": (3, lambda: image().relu().conv2d(normal(8, 8, 1, 1)).relu().conv2d(normal(8, 8, 3, 3))),
+    "after others": (5, after_others),
     "activated input": (1, lambda: (normal(1, 4, 5, 6) * 2).relu().conv2d(normal(8, 4, 2, 2))),
     "joined": (1, lambda: image().cat(normal(1, 8, 5, 6), dim=1).relu()),
     "summed": (2, lambda: image().relu().mean((2, 3))),
@@ -152,6 +162,26 @@ def test_kernels_of_a_graph(name: str, emulated: None) -> None:
         did = counted(lambda: kernels.append(kernel_count(build())))
     assert kernels == [count]
     assert did.applied >= 1
+
+
+def test_what_comes_before_is_computed_once(emulated: None) -> None:
+    """Though its kernel is read by another one, and both by one more: a kernel that is made whole is read as it became,
+    with what it reads."""
+    candidate = get_strategy("implicit_gemm").candidate({**SMALL, "weight": "inline"})
+
+    def strided(convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
+        return [lower(conv, candidate, ranges) if conv.shape and 2 in conv.shape.stride else None for conv in convs]
+
+    def network() -> Tensor:
+        y = image().relu()
+        y = (y.conv2d(normal(8, 8, 3, 3), padding=1) + y).relu()
+        z = y.conv2d(normal(8, 8, 3, 3), stride=2, padding=1).relu()
+        return z.conv2d(normal(8, 8, 3, 3), padding=1) + y.conv2d(normal(8, 8, 1, 1), stride=2)
+
+    expected = network().numpy()
+    with seam.attached(strided):
+        assert kernel_count(network()) == 5
+        assert relative(network().numpy(), expected) < TOLERANCE
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "residual": (3, lambda: (image() + normal(1, 12, 4, 5)).relu()),  # noqa: PLW0108 - anew each time
     "chain": (6, lambda: (image().relu().conv2d(normal(12, 12, 1, 1)) + normal(1, 12, 4, 5)).relu()),  # noqa: PLW0108 - likewise
     "diamond": (6, lambda: diamond(image().relu())),
+    "three in a row": (9, lambda: image().relu().conv2d(normal(12, 12, 1, 1)).relu().conv2d(normal(8, 12, 1, 1))),
     "wider": (3, lambda: image().float() * 1.5),
     "joined": (3, lambda: image().cat(normal(1, 12, 4, 5), dim=1).relu()),
     "summed": (4, lambda: image().relu().mean((2, 3))),

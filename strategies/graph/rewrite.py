@@ -214,7 +214,7 @@ def _replace(
             done[u] = _translated(new, done, split)
             continue
         if (make := whole.get(u)) is not None:
-            done[u] = _translated(_made_whole(u, make, split, ranges), done, split)
+            done[u] = _made_whole(u, make, done, split, ranges)
             continue
         kept = _with_sources(u, done, split)
         if u.op in (Ops.STAGE, Ops.END) and kept.src[1:] != u.src[1:]:
@@ -242,13 +242,19 @@ def _split(u: UOp, sources: tuple[UOp, ...], split: dict[UOp, Held], ranges: Ran
     return split[u].buffer
 
 
-def _made_whole(u: UOp, make: Callable[[Tail], UOp], split: dict[UOp, Held], ranges: Ranges) -> UOp:
+def _made_whole(
+    u: UOp, make: Callable[[Tail], UOp], done: dict[UOp, UOp], split: dict[UOp, Held], ranges: Ranges
+) -> UOp:
     """What takes the place of a STAGE or END whose kernel is made by the lowering of the convolution in it."""
+
+    def made(tail: Tail) -> UOp:  # in terms of what this graph became: whoever reads the buffer reads what fills it
+        return _translated(make(tail), done, split)
+
     if u.op is Ops.END:
         target, value = u.src[0].src[:2]
-        return make(Tail(value=value, buffer=target.src[0], index=target.src[1:]))
+        return made(Tail(value=value, buffer=target.src[0], index=target.src[1:]))
     sizes = [extent(axis) for axis in u.src[1:]]
-    split[u] = computed_at(u.src[0], u.src[1:], sizes, make, device=u.arg.device, slot=ranges.new_buffer())
+    split[u] = computed_at(u.src[0], u.src[1:], sizes, made, device=u.arg.device, slot=ranges.new_buffer())
     return split[u].buffer
 
 

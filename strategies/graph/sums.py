@@ -159,6 +159,8 @@ def is_in_line(value: UOp, outs: Sequence[UOp], *but: UOp) -> bool:
 
 
 def _is_in_line(load: UOp, outs: Sequence[UOp]) -> bool:
+    if len(load.src) == 1:
+        return True  # of a scalar
     strides = strides_of(load.src[0]) if len(load.src) > 2 else (1,)
     if strides is None or any(not set(outs).isdisjoint(index.get_valid().ranges) for index in load.src[1:]):
         return False
@@ -182,8 +184,8 @@ def count(loops: Sequence[UOp]) -> int:
 
 
 def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
-    """An INDEX that is taken where every gate holds."""
-    if not gates:
+    """An INDEX that is taken where every gate holds; a scalar, which there always is, anyway."""
+    if not gates or len(load.src) == 1:
         return load
     gate = fold(and_, gates, load.src[1].get_valid())
     return load.replace(src=(load.src[0], load.src[1].get_idx().valid(gate), *load.src[2:]))
