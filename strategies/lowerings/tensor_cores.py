@@ -32,7 +32,7 @@ class TensorCores:
 
     @staticmethod
     def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
-        """The best by `estimate_us`; of those that differ in depth or warps alone, one."""
+        """The best by `estimate_us`; of those of one block, one."""
         return _presets(key) if key is not None else ({},)
 
     @property
@@ -107,7 +107,7 @@ def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
         if by.rows >= 2 * couts or by.depth >= 2 * channels or steps % by.parts:
             continue
         chosen["stages"] = min(MOST, STATIC_BYTES * FEWEST // by.shared_bytes)
-        block, found = (by.rows, by.columns, by.parts), (estimate_us(key, TensorCores(**cast("Any", chosen))), chosen)
+        block, found = (by.rows, by.columns), (estimate_us(key, TensorCores(**cast("Any", chosen))), chosen)
         best[block] = min(best.get(block, found), found, key=lambda item: item[0])
     return tuple(chosen for _, chosen in sorted(best.values(), key=lambda item: item[0])[:PRESETS])
 
