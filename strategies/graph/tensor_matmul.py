@@ -96,6 +96,11 @@ class Tiling:
     def groups(self) -> int:
         return self.depth // GROUP
 
+    @property
+    def instructions(self) -> int:
+        """Of a warp in a step."""
+        return self.warp_rows // CORE_ROWS * (self.warp_columns // CORE_COLUMNS) * self.groups
+
     def fault(self) -> str | None:
         """Why there is no such kernel, or None."""
         if self.rows % self.warp_rows or self.columns % self.warp_columns:

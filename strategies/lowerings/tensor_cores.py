@@ -52,11 +52,12 @@ SHARED_BYTES, STATIC_BYTES, REGISTERS = 227 << 10, 48 << 10, 1 << 16
 """Of a multiprocessor of compute capability 9.0; of one workgroup, without asking the driver; of 32 bits."""
 STEP, DEEP_STEP = 900, 1400
 """Cycles that a step of two stages takes at least, waiting for memory; of depth 64."""
-PIPELINED_STEP, PIPELINED_CHANNEL = 160, 16
-"""Of more stages, and for each channel of its depth."""
-SLOWER_COPIES, SLOWER_SUMS = 0.15, 1.3
-"""How much of the time that the data sheet says, 128 bytes of shared memory and 1024 products a cycle: the products
-take longer, and of the copies most happens meanwhile."""
+PIPELINED_STEP, COPY, INSTRUCTION = 130, 10, 9
+"""Of more stages: for the barrier, and one after the other for each copy that a thread starts and each instruction of
+its warp."""
+SLOWER_COPIES, SLOWER_SUMS = 0.45, 1.03
+"""How much of the time that the data sheet says, 128 bytes of shared memory and 1024 products a cycle: of the copies
+half happens meanwhile."""
 CACHE_BYTES = 45
 """What a multiprocessor gets from the second cache in a cycle.
 
@@ -82,7 +83,7 @@ def estimate_us(key: ConvKey, params: TensorCores) -> float:
     busy = SLOWER_COPIES * copied * by.depth / 64 + SLOWER_SUMS * by.rows * by.columns * by.depth / 1024
     busy = max(busy, 2 * (by.rows + by.columns) * by.depth / CACHE_BYTES)
     if by.stages > 2:
-        least = PIPELINED_STEP + PIPELINED_CHANNEL * by.depth
+        least = PIPELINED_STEP + COPY * by.copies + INSTRUCTION * by.instructions
     else:
         least = STEP if by.depth <= 32 else DEEP_STEP
     cycles = (steps + by.stages) * (
@@ -90,7 +91,7 @@ def estimate_us(key: ConvKey, params: TensorCores) -> float:
         + (max(least, -(-rest // (key.device.cores or MULTIPROCESSORS)) * busy) if rest else 0)
     )
     split_bytes = 8 * by.parts * shape.cout * windows * by.columns if by.parts > 1 else 0
-    return cycles / MEGAHERTZ + split_bytes / 5e6 + (SPLIT_US if by.parts > 1 else 0)
+    return cycles / MEGAHERTZ + split_bytes / 5.6e6 + (SPLIT_US if by.parts > 1 else 0)
 
 
 @functools.lru_cache(maxsize=64)
