@@ -24,7 +24,7 @@ from autotune.bundle import FORMAT, VERSION, dump, load
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.measurement import Measurement, Status
 from autotune.winner import Winner, WinnerState
-from db import open_store
+from db import Scope, open_store
 from strategies.candidate import Candidate
 from strategies.key import ConvKey, DeviceSpec, KeyFormatError
 
@@ -477,12 +477,17 @@ def test_who_keeps_a_connection_without_using_it_makes_room(tmp_path: Path) -> N
 
 
 def test_connections_have_a_limit_below_that_of_the_system(tmp_path: Path) -> None:
-    """All of them in use: whoever comes later is refused, whoever was there before is answered."""
-    with served(tmp_path / "a.db") as own, contextlib.ExitStack() as stack:
+    """All of them in use, by clients with a token: whoever comes later is refused, whoever was there before is
+    answered."""
+    with open_store(tmp_path / "a.db") as store:
+        secret = store.create_token("me", Scope.READ)[1]
+    options = {"hosts": ["autotune.test"], "public_reads": True}
+    with served(tmp_path / "a.db", **options) as own, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
         busy = [stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS)]
+        head = ["POST /lookup HTTP/1.1", "Host: autotune.test", "Content-Length: 2", f"Authorization: Bearer {secret}"]
         for sock in busy:
-            sock.sendall(b"POST /lookup HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n")
+            sock.sendall("\r\n".join([*head, "", ""]).encode())
         refused = until(lambda: found if (found := httpx.get(own.url + "/winners")).status_code == 503 else None)
         assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "5")
         assert [httpx.get(own.url + path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
