@@ -85,6 +85,7 @@ class Session:
         self._tried: dict[str, Measurement] = {}
         self._cost_s: dict[str, float] = {}
         self._options_tried = 0
+        self._shared_from, self._shared_from_s = 0, 0.0
         self._share_for_options = settings.options_share
         self._begun, self._before_s, self._waited_s = clock(), 0.0, 0.0
         for measurement in history:
@@ -149,7 +150,7 @@ class Session:
         """The same for a repetition, which counts as no trial."""
         if self.budget.seconds is None:
             return True
-        options_s = self._share_for_options * self.budget.seconds
+        options_s = self._share_for_options * (self.budget.seconds - self._shared_from_s)
         if options_s < OVERHEAD_S + LEAST_S or self.search.has_presets:  # options of what is not even the best so far
             options_s = 0.0
         return self.used_s + self._typical_s() + self.final_s(finalists) + options_s <= self.budget.seconds
@@ -191,13 +192,25 @@ class Session:
             seconds=seconds if seconds < math.inf else None, trials=int(trials) if trials < math.inf else None
         )
 
+    def next_stage(self) -> bool:
+        """Share what is left of the budget anew between candidates and options. False where their share of it would be
+        too little to look at any, or where there is no end of it."""
+        self._shared_from, self._shared_from_s = self.trials, self.used_s
+        seconds, trials = self.budget.seconds, self.budget.trials
+        if seconds is not None and self._share_for_options * (seconds - self.used_s) < OVERHEAD_S + LEAST_S:
+            return False
+        if trials is not None and int(self._share_for_options * (trials - self.trials)) <= LEAST_TRIALS:
+            return False
+        return seconds is not None or trials is not None
+
     def end_options(self) -> None:
         """Options are searched for: what is left of the budget is for candidates."""
         self._share_for_options = 0.0
 
     def _trials_for_options(self) -> int:
         """Kept back, of a budget in trials."""
-        share = int(self._share_for_options * self.budget.trials) if self.budget.trials is not None else 0
+        left = self.budget.trials - self._shared_from if self.budget.trials is not None else 0
+        share = int(self._share_for_options * left)
         return share if share > LEAST_TRIALS and not self.search.has_presets else 0
 
     def final_s(self, finalists: Sequence[Candidate]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -96,9 +96,7 @@ def tune(
     _search(session, space, seed)
     for candidate in _second_chances(session, space):
         session.measure([candidate], rounds=settings.rounds, seed=seed)
-    _search_options(session, space, known, seed)
-    session.end_options()
-    _search(session, space, seed)
+    _alternate(session, space, known, seed)
     session.report("final")
     final = _confirmed(session, space, _final(session, space, seed), seed)
     winner = _decided(session, space, final, seed=seed, now=now())
@@ -169,34 +167,52 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     return list(dict.fromkeys([*chosen, *(c for c in without if _ratio(search, c) < math.inf)]))
 
 
-def _search_options(session: Session, space: Space, known: Sequence[Point], seed: int) -> None:
+def _alternate(session: Session, space: Space, known: Sequence[Point], seed: int) -> None:
+    """Options of the best candidates' kernels, then more candidates with the rest of the budget. Of what options leave
+    over they have their share again, for what was found since: a candidate that came late may have the most to gain."""
+    looked: set[Candidate] = set()
+    _search_options(session, space, known, seed, looked)
+    before = -1
+    while session.next_stage() and session.trials > before:
+        before = session.trials
+        _search(session, space, seed)
+        _search_options(session, space, known, seed, looked)
+    session.end_options()
+    _search(session, space, seed)
+
+
+def _search_options(
+    session: Session, space: Space, known: Sequence[Point], seed: int, looked: set[Candidate]
+) -> None:  # fmt: skip
     """Better options for the kernels of the best candidates: how much there is to gain differs from one to the other
     more than they do, so that several get a look; the best, with what was found, gets the rest, and what it leaves over
-    goes to the next."""
+    goes to the next. Not of those `looked` at before, to which these are added."""
 
     def search(candidate: Candidate, options: Budget) -> None:
         hints = option_hints([*_own(session), *known], candidate)
         session.measure([candidate], rounds=session.settings.rounds, seed=seed, options=options, hints=hints)
         session.report("search")
 
-    promising = _promising(session)
+    promising = _promising(session, looked)
     looks = session.for_looks(_finalists(session, space), len(promising))
     for candidate, options in zip(promising, looks, strict=False):
+        looked.add(candidate)
         search(candidate, options)
     left = promising[: max(1, len(looks))]
     while left and (budget := session.for_options(_finalists(session, space))) is not None:
         best = min(left, key=lambda c: _ratio_with_options(session, c))
         left.remove(best)
+        looked.add(best)
         search(best, budget)
 
 
-def _promising(session: Session) -> list[Candidate]:
+def _promising(session: Session, looked: Container[Candidate]) -> list[Candidate]:
     """The best candidates, whose kernels may have better options and were not searched for some before."""
     search = session.search
     ranked = search.ranked()
     done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
     best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])]
-    return [c for c in best if not c.kernel_options and c not in done][:MOST_PROMISING]
+    return [c for c in best if not c.kernel_options and c not in done and c not in looked][:MOST_PROMISING]
 
 
 def _ratio_with_options(session: Session, candidate: Candidate) -> float:

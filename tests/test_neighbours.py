@@ -10,6 +10,7 @@ from simulated import KEY, SPACE, SimulatedRunner, time_of
 
 from autotune.job import Budget
 from autotune.neighbours import aged, distance, guess, neighbours, option_hints, prior
+from autotune.session import Settings
 from autotune.surrogate import Point
 from autotune.tune import tune
 from autotune.winner import Winner, WinnerState
@@ -28,7 +29,7 @@ def tuned(*keys: ConvKey, runner: SimulatedRunner | None = None) -> MemoryStore:
     for item in keys:
         tune(
             item, store=store, runner=runner, budget=Budget(trials=25), space=SPACE, clock=runner.clock,
-            now=runner.clock,
+            now=runner.clock, settings=Settings(options_share=0.0),
         )  # fmt: skip
     return store
 

@@ -163,6 +163,27 @@ def test_of_a_budget_in_trials_too_some_are_for_options() -> None:
     assert winner.provenance["trials"] == len({m.candidate for m in store.measurements(KEY)}) + sum(tried) == 40
 
 
+def test_what_options_leave_over_is_shared_again_and_nothing_is_looked_at_twice() -> None:
+    """Kernels that have little to choose from: later candidates get a look too."""
+
+    class Few(SimulatedRunner):
+        def measure(self, request: Request, **options: Any) -> list[Measurement]:
+            few = request if request.options is None else replace(request, options=Budget(trials=2))
+            made = super().measure(few, **options)
+            self.requests[-1] = request
+            return made
+
+    runner = Few(gain=0.9, time_of=lambda c: 1e-3 if c.params else 4e-3)
+    run(runner, trials=80, settings=Settings(patience=None))
+    looks = [at for at, r in enumerate(runner.requests) if r.options is not None]
+    between = [at for at, r in enumerate(runner.requests) if looks[0] < at < looks[-1] and r.options is None]
+    assert between, "candidates between one look and the next"
+    before = {r.candidates[0] for r in runner.requests[: between[0]] if r.options is not None}
+    after = {r.candidates[0] for r in runner.requests[between[0] :] if r.options is not None}
+    assert after
+    assert not before & after
+
+
 def test_options_that_do_not_help_win_nothing() -> None:
     winner = run(SimulatedRunner(gain=0.999, noise=0.001), trials=None, seconds=60)
     plain = run(SimulatedRunner(noise=0.001), trials=None, seconds=60)
