@@ -12,7 +12,8 @@ from hypothesis import given
 from test_im2col import _is_found, any_shape
 from test_shared_memory import BLOCKINGS
 from tinygrad import Tensor, Variable
-from tinygrad.uop.ops import UOp
+from tinygrad.helpers import Context
+from tinygrad.uop.ops import Ops, UOp
 
 import autotune
 from autotune.reference import convolve, inputs
@@ -145,7 +146,8 @@ GRAPHS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "joined": (1, lambda: image().cat(normal(1, 8, 5, 6), dim=1).relu()),
     "summed": (2, lambda: image().relu().mean((2, 3))),
     "permuted": (1, lambda: image().permute(0, 2, 3, 1).contiguous()),
-    "padded": (3, lambda: image().pad((1, 1, 1, 1)).contiguous()),
+    "flattened": (2, lambda: image().reshape(1, 2, 2, 2, 5, 6).permute(0, 1, 4, 2, 5, 3).reshape(1, 2, 10, 12).relu()),
+    "padded": (2, lambda: image().pad((1, 1, 1, 1)).contiguous()),
     "pooled input": (2, lambda: normal(1, 4, 8, 8).max_pool2d().conv2d(normal(8, 4, 3, 3), padding=1)),
     "assigned": (2, updated),
     "assigned to its input": (2, assigned),
@@ -182,6 +184,23 @@ def test_what_comes_before_is_computed_once(emulated: None) -> None:
     with seam.attached(strided):
         assert kernel_count(network()) == 5
         assert relative(network().numpy(), expected) < TOLERANCE
+
+
+def after_many() -> Tensor:
+    y = normal(1, 4, 5, 6).conv2d(normal(8, 4, 1, 1))
+    for _ in range(9):
+        y = y + normal(1, 8, 5, 6) * y.relu()
+    return y
+
+
+def test_no_kernel_has_more_buffers_than_the_device_allows(emulated: None) -> None:
+    """tinygrad divides its own kernels, but not one that is in the graph as a call."""
+    most = 8
+    expected = after_many().numpy()
+    with Context(MAX_KERNEL_BUFFERS=most), autotune.forced("implicit_gemm", **SMALL, weight="inline"):
+        kernels = [call for call in after_many().linear_with_vars()[0].src if call.src[0].op is Ops.SINK]
+        assert max(len(call.src) - 1 for call in kernels) <= most
+        assert relative(after_many().numpy(), expected) < TOLERANCE
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from tinygrad import Device
 from tinygrad.device import ALL_DEVICES, Compiled
-from tinygrad.helpers import NUM_CPU_THREADS, Context, ContextVar, Target, getenv
+from tinygrad.helpers import MAX_KERNEL_BUFFERS, NUM_CPU_THREADS, Context, ContextVar, Target, getenv
+from tinygrad.schedule import rangeify
 
 from strategies.flags import KERNEL_FLAGS
 from strategies.key import DeviceSpec
@@ -210,3 +211,8 @@ def has_shared_memory(device: str) -> bool:
     """Whether threads of the device form workgroups that share memory."""
     renderer = opened(device).renderer
     return bool(renderer.has_local and renderer.has_shared)
+
+
+def most_buffers(device: str) -> int | None:
+    """How many buffers a kernel may have, beyond which tinygrad divides it; None where it never does."""
+    return MAX_KERNEL_BUFFERS.value or rangeify.DEVICE_MAX_BUFS.get(device.partition(":")[0])

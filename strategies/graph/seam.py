@@ -54,7 +54,7 @@ _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
     (tinygrad.schedule, "memory_plan_rewrite"), (tinygrad.engine.jit, "memory_plan_rewrite"),
-    (tinygrad.engine.realize, "compile_linear"), (rangeify, "pm_no_indexing_calls"),
+    (tinygrad.engine.realize, "compile_linear"), (rangeify, "pm_no_indexing_calls"), (rangeify, "DEVICE_MAX_BUFS"),
 )  # fmt: skip
 
 

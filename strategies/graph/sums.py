@@ -17,6 +17,7 @@ from tinygrad.dtype import AddrSpace, DType, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.buffers import computed
+from strategies.graph.device import most_buffers
 from strategies.graph.frame import flatten, unflatten
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
@@ -58,19 +59,30 @@ class Sums:
 
     def lowered(self) -> Lowered:
         """What replaces the convolution."""
-        conv = self.conv
-        if self.parts == 1 and not self.apart and conv.kernel is not None and "output" not in conv.options:
-            return Lowered(value=conv.reduce, whole=self._whole)
-        value = self._read().cast(conv.reduce.dtype)
+        conv, operands = self.conv, self.operands()
+        if self.parts == 1 and not self.apart and "output" not in conv.options and self._has_room(operands):
+            return Lowered(value=conv.reduce, whole=lambda tail: self._whole(tail, operands))
+        value = self._read(operands).cast(conv.reduce.dtype)
         split = split_consumer(conv, conv.axes[-1:], VECTOR, self.ranges) if not conv.shared else None
-        return Lowered(value=in_kernel(conv, "output", value, by_hand=split is not None), split=split or {})
+        value = in_kernel(conv, "output", value, by_hand=split is not None)
+        is_read = self.parts == 1 and split is None and "output" not in conv.options
+        return Lowered(value=value, split=split or {}, is_read=is_read)
 
-    def _read(self) -> UOp:
+    def _has_room(self, operands: Sequence[UOp]) -> bool:
+        """Whether there is a `Conv.kernel` that the product can be: where kernels have more buffers than the device
+        allows, tinygrad divides its own, but not ours."""
+        conv, most = self.conv, most_buffers(self.conv.device)
+        if conv.kernel is None or most is None:
+            return conv.kernel is not None
+        tail = rebuild(conv.kernel.src[0], {conv.reduce: conv.reduce.const_like(0)})
+        return len({*operands, *sources_of(tail)}) < most
+
+    def _read(self, operands: Sequence[UOp]) -> UOp:
         """The sum at the consumer's own indexes, from a buffer that holds it; each part in one if there are several."""
         conv, parts, groups = self.conv, self.parts, count(self.conv.groups)
         out = conv.dtype if parts == 1 else dtypes.float32
         held = computed(
-            self.kernel(product_store(parts, groups, self.rows, self.columns, out)), self.operands(),
+            self.kernel(product_store(parts, groups, self.rows, self.columns, out)), operands,
             [parts, groups, self.rows, self.columns], dtype=out, device=conv.device, slot=self.ranges.new_buffer(),
         )  # fmt: skip
         row, item = flatten(conv.couts, extents(conv.couts)), flatten(conv.groups, extents(conv.groups))
@@ -79,9 +91,9 @@ class Sums:
         values = [held.read([UOp.const(part), item, row, column]) for part in range(parts)]
         return UOp.usum(*(value.cast(dtypes.float32) for value in values))
 
-    def _whole(self, tail: Tail) -> UOp:
+    def _whole(self, tail: Tail, operands: Sequence[UOp]) -> UOp:
         """The call of a kernel that stores what the tail makes of the sum."""
-        conv, operands = self.conv, self.operands()
+        conv = self.conv
         # stands for the sum until it is known where it is
         total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
         value = uncopied(tail.value, {conv.reduce: total})
