@@ -33,6 +33,8 @@ class Spelling:
 
     reduce: UOp
     place: Callable[[UOp], UOp]
+    place_read: Callable[[UOp], UOp] | None = None
+    """Likewise where the value is only read from memory, which can be done anywhere; None: as any other value."""
     merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
     """See `Conv.merged`."""
     padded_behind: bool = False
@@ -54,6 +56,7 @@ def find(reduce: UOp, ranges: Ranges) -> Conv | None:
             continue
         if best is None or _rank(conv) > _rank(best) or (spelling.padded_behind and _rank(conv) == _rank(best)):
             best = replace(conv, stands_for=reduce, place=spelling.place, merged=spelling.merged)
+            best = replace(best, place_read=spelling.place_read or spelling.place)
     return None if best is not None and _repeats_input(best) else best
 
 
@@ -241,6 +244,7 @@ def moved_output(reduce: UOp, ranges: Ranges) -> Spelling | None:
     return Spelling(
         reduce=reduce.replace(src=(value, *reduce.src[1:])),
         place=lambda new: gated(staged(new, list(where), device=str(reduce.device)).read(list(where.values())), gates),
+        place_read=lambda new: gated(rebuild(new, where), gates),
         padded_behind=padded_behind,
         merged={} if gates or len(merged) + sum(w in loops for w in where.values()) < len(loops) else merged,
     )

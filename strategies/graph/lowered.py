@@ -31,3 +31,5 @@ class Lowered:
     value: UOp
     split: Mapping[UOp, UOp] = field(default_factory=dict)
     whole: Callable[[Tail], UOp] | None = None
+    is_read: bool = False
+    """Whether `value` does nothing but read what a kernel has stored."""

@@ -81,6 +81,8 @@ class Conv:
     """The node of the graph that `reduce` is another spelling of (see hidden.py); None: `reduce` itself."""
     place: Callable[[UOp], UOp] = lambda value: value
     """What is put in the graph for a value of `reduce`."""
+    place_read: Callable[[UOp], UOp] = lambda value: value
+    """Likewise for one that is only read from memory: it need not be stored once more to be read elsewhere."""
     merged: Mapping[UOp, tuple[UOp, int]] = field(default_factory=dict)
     """Loops of the graph that are groups and their outputs in one, each with the group and how many there are, where
     that is all that `reduce` spells otherwise: with these loops apart the graph would have it as it is."""

@@ -66,7 +66,8 @@ def rewrite(sink: UOp, rewriter: Rewriter, wanted: Wanted = all_wanted) -> UOp:
     pairs = zip(convs, rewriter(convs, ranges), strict=True)
     answers = [(conv, new) for conv, new in pairs if new is not None]
     whole = {conv.kernel: new.whole for conv, new in answers if conv.kernel is not None and new.whole is not None}
-    replacements = {conv.node: conv.place(new.value) for conv, new in answers if new.whole is None}
+    placed = [(conv.node, conv.place_read if new.is_read else conv.place, new) for conv, new in answers]
+    replacements = {node: place(new.value) for node, place, new in placed if new.whole is None}
     splits = _splits(new.split for _, new in answers)
     return _replace(clean, replacements | splits, whole, ranges) if answers else sink
 

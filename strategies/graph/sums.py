@@ -64,7 +64,9 @@ class Sums:
             return Lowered(value=conv.reduce, whole=lambda tail: self._whole(tail, operands))
         value = self._read(operands).cast(conv.reduce.dtype)
         split = split_consumer(conv, conv.axes[-1:], VECTOR, self.ranges) if not conv.shared else None
-        return Lowered(value=in_kernel(conv, "output", value, by_hand=split is not None), split=split or {})
+        value = in_kernel(conv, "output", value, by_hand=split is not None)
+        is_read = self.parts == 1 and split is None and "output" not in conv.options
+        return Lowered(value=value, split=split or {}, is_read=is_read)
 
     def _has_room(self, operands: Sequence[UOp]) -> bool:
         """Whether there is a `Conv.kernel` that the product can be: where kernels have more buffers than the device
