@@ -223,6 +223,14 @@ def test_what_it_is_not_for(change: dict[str, object], parts: int, nvidia: None)
         Program(shape, get_strategy("tensor_cores").candidate({**SMALL, "parts": parts}), "PYTHON", compiled=False)
 
 
+def test_more_stages_than_there_is_shared_memory_for(nvidia: None) -> None:
+    shape = ConvShape.of((1, 128, 16, 16), (128, 128, 1, 1), dtype="bfloat16")
+    for stages, fits in ((3, True), (4, False)):
+        candidate = get_strategy("tensor_cores").candidate({"stages": stages})
+        with nullcontext() if fits else pytest.raises(NotApplicableError):
+            Program(shape, candidate, "PYTHON", compiled=False)
+
+
 def test_more_windows_than_a_grid_has_room_for(nvidia: None) -> None:
     """Scheduled only: what could be computed would be too large for a launch."""
     candidate = get_strategy("tensor_cores").candidate({**SMALL, "parts": 1})

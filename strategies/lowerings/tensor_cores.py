@@ -129,4 +129,6 @@ def tensor_cores(conv: Conv, params: TensorCores, ranges: Ranges) -> Lowered | N
     ->  X[c, b, p, 16], W[c, k, o, 16], Y[o, (b, y)] = sum of W * X by a kernel of our own, y = Y
                                                   4 kernels
     """
+    if params.tiling.shared_bytes > STATIC_BYTES:
+        return None  # known before anything is lowered: of many stages most blocks need more
     return implicit(conv, params.tiling, ranges)
