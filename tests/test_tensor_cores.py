@@ -210,7 +210,8 @@ def test_in_a_graph(name: str, nvidia: None) -> None:
     expected = build().float().numpy()
     with autotune.forced("tensor_cores", **SMALL):
         found = build().float().numpy()
-    assert relative(found, expected) < 2**-7  # of one rounding to bfloat16 more or less
+    roundings = 2 if name == "three in a row" else 1  # to bfloat16, of what others are computed from; more or less
+    assert relative(found, expected) < 2**-7 * roundings
 
 
 @pytest.mark.parametrize(
