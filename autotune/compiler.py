@@ -57,8 +57,12 @@ def ensure_c_compiler(environ: MutableMapping[str, str] = os.environ) -> CCompil
     asked = environ.get("CC", "")
     if asked and not Path(asked).name.startswith(_WRAPPER):
         return _callers(asked, environ)
-    environ.pop("CC", None)  # empty, tinygrad would run ""; a wrapper of ours may be of another environment
-    if (version := _version("clang", environ)) and not _refusal("clang", environ):
+    if not asked:
+        environ.pop("CC", None)  # empty, tinygrad would run ""
+    # A wrapper of ours may be of another environment. It stays until there is another: another thread may compile now.
+    without = {name: value for name, value in environ.items() if name != "CC"}
+    if (version := _version("clang", without)) and not _refusal("clang", without):
+        environ.pop("CC", None)
         return CCompiler(command="clang", version=version, source="clang")
     zig = _zig()
     if zig is None:
@@ -66,7 +70,7 @@ def ensure_c_compiler(environ: MutableMapping[str, str] = os.environ) -> CCompil
             "tinygrad's CPU device needs a C compiler and there is none: install clang (Debian and Ubuntu: "
             "apt-get install clang; macOS: xcode-select --install) or, on Linux, pip install ziglang"
         )
-    wrapper, version = _installed(zig, environ)
+    wrapper, version = _installed(zig, without)
     environ["CC"] = str(wrapper)
     return CCompiler(command=str(wrapper), version=version, source="zig")
 
