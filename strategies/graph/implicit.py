@@ -24,7 +24,7 @@ from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv, extent
 from strategies.graph.rebuild import gated, rebuild
 from strategies.graph.spread import in_kernel, lanes, threads
-from strategies.graph.sums import Store, Sums, bind, count, extents, outputs
+from strategies.graph.sums import Store, Sums, bind, count, extents, filled, outputs
 from strategies.graph.tensor_matmul import GROUP, VECTOR, Operand, Tiling, arranged, tensor_core, tensor_matmul
 
 MOST_BLOCKS = 65535
@@ -75,11 +75,11 @@ class _Product:
 
     @property
     def rows(self) -> int:
-        return -(-count(self.conv.couts) // self.by.rows) * self.by.rows
+        return filled(count(self.conv.couts), self.by.rows)
 
     @property
     def columns(self) -> int:
-        return -(-count(outputs(self.conv)) // self.by.columns) * self.by.columns
+        return filled(count(outputs(self.conv)), self.by.columns)
 
     def operands(self) -> tuple[UOp, UOp]:
         weight = _weight(self.conv, self.sixteens, self.rows, self.ranges)

@@ -31,6 +31,7 @@ from strategies.graph.sums import (
     bind,
     count,
     extents,
+    filled,
     is_in_line,
     outputs,
     parameters,
@@ -86,15 +87,15 @@ class _Product:
     @property
     def depth(self) -> int:
         """Of whole chunks in every part: what is beyond `products` is zero."""
-        return _filled(self.products, self.by.depth * self.by.parts)
+        return filled(self.products, self.by.depth * self.by.parts)
 
     @property
     def rows(self) -> int:
-        return _filled(count(self.conv.couts), self.by.rows)
+        return filled(count(self.conv.couts), self.by.rows)
 
     @property
     def columns(self) -> int:
-        return _filled(count(outputs(self.conv)), self.by.columns)
+        return filled(count(outputs(self.conv)), self.by.columns)
 
     def operands(self) -> list[UOp]:
         if self.transposed:
@@ -185,10 +186,6 @@ class _Product:
 
 def _taps(conv: Conv) -> list[UOp]:
     return [axis.tap for axis in conv.axes if axis.sums]
-
-
-def _filled(size: int, block: int) -> int:
-    return -(-size // block) * block
 
 
 def _is_gatherable(value: UOp) -> bool:

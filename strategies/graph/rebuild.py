@@ -47,14 +47,18 @@ def simplified(value: UOp) -> UOp:
     return rebuild(value, loads) if loads else value
 
 
+def gated_load(load: UOp, gate: UOp) -> UOp:
+    """An INDEX that is taken where the gate holds; a scalar, which there always is, anyway."""
+    if len(load.src) == 1:
+        return load
+    index = load.src[1]
+    return load.replace(src=(load.src[0], index.get_idx().valid(index.get_valid() & gate), *load.src[2:]))
+
+
 def gated(value: UOp, gates: Sequence[UOp]) -> UOp:
     """`value` where every gate holds, else 0. Loads are gated too: beyond there may be NaN, or no memory."""
     if not gates:
         return value
     gate = fold(and_, gates)
-    loads = {
-        u: u.replace(src=(u.src[0], u.src[1].get_idx().valid(u.src[1].get_valid() & gate), *u.src[2:]))
-        for u in expression(value)
-        if u.op is Ops.INDEX and len(u.src) > 1
-    }
+    loads = {u: gated_load(u, gate) for u in expression(value) if u.op is Ops.INDEX}
     return gate.where(rebuild(value, loads), value.const_like(0))

@@ -23,7 +23,7 @@ from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent
 from strategies.graph.pointwise import strides_of
-from strategies.graph.rebuild import expression, rebuild
+from strategies.graph.rebuild import expression, gated_load, rebuild
 from strategies.graph.spread import in_kernel, split_consumer
 
 VECTOR = 4
@@ -195,9 +195,11 @@ def count(loops: Sequence[UOp]) -> int:
     return math.prod(map(extent, loops))
 
 
+def filled(size: int, block: int) -> int:
+    """So many in whole blocks."""
+    return -(-size // block) * block
+
+
 def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
-    """An INDEX that is taken where every gate holds; a scalar, which there always is, anyway."""
-    if not gates or len(load.src) == 1:
-        return load
-    gate = fold(and_, gates, load.src[1].get_valid())
-    return load.replace(src=(load.src[0], load.src[1].get_idx().valid(gate), *load.src[2:]))
+    """An INDEX that is taken where every gate holds."""
+    return gated_load(load, fold(and_, gates)) if gates else load

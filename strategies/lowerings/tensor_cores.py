@@ -61,7 +61,7 @@ half happens meanwhile."""
 CACHE_BYTES = 45
 """What a multiprocessor gets from the second cache in a cycle.
 
-These are fitted to 538 kernels timed on an H200, those of two stages by eye. The estimate only says where a search
+These are fitted to kernels timed on an H200, those of two stages by eye. The estimate only says where a search
 begins: what wins is timed.
 """
 MEGAHERTZ = 1800
