@@ -484,11 +484,23 @@ def test_connections_have_a_limit_below_that_of_the_system(tmp_path: Path) -> No
     options = {"hosts": ["autotune.test"], "public_reads": True}
     with served(tmp_path / "a.db", **options) as own, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
-        busy = [stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS)]
         head = ["POST /lookup HTTP/1.1", "Host: autotune.test", "Content-Length: 2", f"Authorization: Bearer {secret}"]
-        for sock in busy:
-            sock.sendall("\r\n".join([*head, "", ""]).encode())
-        refused = until(lambda: found if (found := httpx.get(own.url + "/winners")).status_code == 503 else None)
+        busy: list[socket.socket] = []
+
+        def occupied() -> None:
+            busy.append(stack.enter_context(socket.create_connection(address)))
+            busy[-1].sendall("\r\n".join([*head, "", ""]).encode())
+
+        def refusal() -> httpx.Response | None:
+            """None took the place of one whose head was not read yet: fill that again."""
+            if (found := httpx.get(own.url + "/winners")).status_code == 503:
+                return found
+            occupied()
+            return None
+
+        for _ in range(MAX_CONNECTIONS):
+            occupied()
+        refused = until(refusal)
         assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "5")
         assert [httpx.get(own.url + path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
         busy[-1].sendall(b"{}")
