@@ -18,6 +18,14 @@ EVERYWHERE = {
     "503": "The database does not answer, or there is too much to do",
 }  # fmt: skip
 GUARDED = {"401": "No token that holds", "403": "The token is not good for this, or the page is from elsewhere"}
+NAMED_BY: dict[str, dict[tuple[str, str, str], str]] = {
+    "/jobs/{job_id}": {
+        ("/tune", "post", "202"): "/id", ("/jobs/{job_id}/retry", "post", "202"): "/id",
+        ("/jobs", "get", "200"): "/jobs/0/id",
+    },
+    "/winners/{winner_id}": {("/winners", "get", "200"): "/winners/0/id"},
+}  # fmt: skip
+"""Where an answer names what a path, and those below it, are about: path, method and status, then a JSON pointer."""
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A token of `autotune token create`"},
     "basic": {"type": "http", "scheme": "basic", "description": "For browsers: any user, the token as password"},
@@ -39,7 +47,22 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
             if needs:
                 operation["security"] = [{name: []} for name in SCHEMES]
             _complete(operation["responses"])
+    _link(document["paths"])
     return document
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Which operations follow an answer: a program can walk from a job to its events, its end and its retry."""
+    for about, sources in NAMED_BY.items():
+        name = about.partition("{")[2].rstrip("}")
+        targets = [
+            operation["operationId"] for path, item in paths.items() if path.startswith(about)
+            for operation in item.values()
+        ]  # fmt: skip
+        for (path, method, status), pointer in sources.items():
+            paths[path][method]["responses"][status]["links"] = {
+                target: {"operationId": target, "parameters": {name: f"$response.body#{pointer}"}} for target in targets
+            }
 
 
 def _complete(responses: dict[str, Any]) -> None:

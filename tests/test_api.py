@@ -404,6 +404,20 @@ def test_openapi_describes_every_route(http: httpx.Client) -> None:
     }  # fmt: skip
 
 
+def test_openapi_links_answers_to_what_they_name(http: httpx.Client) -> None:
+    """A program that walks along them gets from a job to its events and its end, and none leads nowhere."""
+    paths = http.get("/openapi.json").json()["paths"]
+    operations = {o["operationId"]: path for path, item in paths.items() for o in item.values()}
+    followed = paths["/tune"]["post"]["responses"]["202"]["links"].values()
+    assert {operations[link["operationId"]] for link in followed} == {path for path in paths if "{job_id}" in path}
+    job = http.post("/tune", json=body(30)).json()
+    assert [link["parameters"] for link in followed] == [{"job_id": "$response.body#/id"}] * 4
+    assert http.get(f"/jobs/{job['id']}").json()["id"] == job["id"]
+    latest = paths["/jobs"]["get"]["responses"]["200"]["links"].values()
+    assert {link["parameters"]["job_id"] for link in latest} == {"$response.body#/jobs/0/id"}
+    assert http.get("/jobs").json()["jobs"][0]["id"] == job["id"]
+
+
 def test_client_speaks_to_it(service: Served) -> None:
     client = Client(service.url)
     job = client.tune(body(48))
