@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.engine import make_url
 
 pytest.register_assert_rewrite("tests.store_contract")
@@ -29,6 +29,7 @@ from db import (  # noqa: E402
 )
 from db.address import dialect_for  # noqa: E402
 from db.changes import Counter  # noqa: E402
+from db.models import MeasurementRow  # noqa: E402
 from db.postgresql import Postgresql  # noqa: E402
 from tests.databases import child, new_database  # noqa: E402
 from tests.store_contract import StoreContract  # noqa: E402
@@ -314,6 +315,20 @@ def test_a_job_that_is_followed_costs_no_parsing(path: Path, monkeypatch: pytest
         monkeypatch.setattr("db.jobs.ConvKey.from_json", lambda _: pytest.fail("parsed again"))
         assert store.job(job.id) == job
         assert store.jobs() == [job]
+
+
+def test_pruning_takes_as_long_whatever_the_keys_are(path: Path) -> None:
+    """Nobody else writes to a file meanwhile, and one key may have thousands of candidates."""
+    with open_store(path) as store:
+        store.record(a_measurement("first"))
+        with store._writing() as connection:
+            row = connection.execute(select(MeasurementRow.__table__)).one()._asdict()
+            del row["id"]
+            more = ({"attempt": f"a{n}", "candidate": f"c{n}", "measured_at": float(n)} for n in range(4000))
+            connection.execute(insert(MeasurementRow), [{**row, **values} for values in more])
+        started = time.process_time()
+        assert store.prune(1e9)["measurements"] == 0
+        assert time.process_time() - started < 3
 
 
 def test_a_server_that_is_silent_is_found_out_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
