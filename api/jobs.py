@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -139,7 +138,8 @@ class JobRunner:
     def stop(self, timeout_s: float = 2.0) -> None:
         """End the threads; the keys they work on go back into the queue. Idempotent.
 
-        A runner that goes on for longer than `timeout_s` is not waited for.
+        A runner that goes on for longer than `timeout_s` is not waited for, nor is a database that is away for each key
+        anew: what is left running is put back later.
         """
         self._stopping.set()
         self._wake.set()
@@ -153,8 +153,11 @@ class JobRunner:
                 thread.join(max(0.0, give_up_at - time.monotonic()))
         for work in working:
             if work.claim is not None:
-                with contextlib.suppress(DatabaseError):  # then it is left running, and put back later
+                try:
                     self._store.release(work.claim)
+                except DatabaseError as error:  # whoever supervises us has less patience than a fleet has lanes
+                    log.warning("keys are left running, and are put back later: %s", error)
+                    break
 
     def _run(self) -> None:
         """Open a lane wherever keys wait and a device is free; put back what was abandoned."""

@@ -13,13 +13,14 @@ from typing import TextIO
 SECRETS = (
     (re.compile(r"autotune_[-A-Za-z0-9_]{20,}"), "autotune_***"),
     (re.compile(r"(?i)\b(bearer|basic) +[^\s'\",]+"), r"\1 ***"),
-    (re.compile(r"(://[^\s:/@]*):[^\s]+@"), r"\1:***@"),
+    (re.compile(r"(://[^\s:/@]*):[^\s]{1,1000}@"), r"\1:***@"),
     (
-        re.compile(r"(?i)(password|passwd|secret|token|api_?key)(\w*[\\\"']*\s*[=:]\s*[\\\"']*)[^\s&\"',;\\}\]]+"),
+        re.compile(r"(?i)(password|passwd|secret|token|api_?key)(\w{0,64}[\\\"']*\s*[=:]\s*[\\\"']*)[^\s&\"',;\\}\]]+"),
         r"\1\2***",
     ),
 )
-"""Tokens, credentials in headers, passwords in addresses and settings: whatever wrote them, and wherever."""
+"""Tokens, credentials in headers, passwords in addresses and settings: whatever wrote them, and wherever. What repeats
+is bounded where a match may begin within it again: a line takes time in proportion to its length, whoever chose it."""
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that this thread or task works on."""

@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.authority import OPEN
 from api.guard import SAFE_METHODS
-from api.logs import request_id
+from api.logs import request_id, without_secrets
 from api.metrics import Metrics
 from api.problem import problem
 from api.protocol import MAX_CONNECTIONS, REFUSED
+from api.text import shorten
 
 GIVEN_ID = re.compile(r"[-A-Za-z0-9._]{1,64}")
 QUIET = ("/lookup", "/healthz", "/readyz", "/metrics", "/static")
@@ -30,6 +31,9 @@ HEADERS = (
 """Of every answer that does not say otherwise; pages do."""
 TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 """Where the request came by https: from then on no other way."""
+
+MAX_PATH = 200
+"""Characters of a path in a line of the log: a request may have one of a hundred thousand, with no token at all."""
 
 log = logging.getLogger("autotune.requests")
 
@@ -67,7 +71,7 @@ class Observer:
             else:
                 await self.app(scope, receive, observed)
         except Exception as error:
-            log.exception("%s %r failed", scope["method"], scope["path"])
+            log.exception("%s %r failed", scope["method"], _path(scope))
             if answered_s:
                 raise  # amid its answer: the connection must end
             detail = f"a bug in the service ({type(error).__name__}): its log says more"
@@ -96,10 +100,16 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     level = _level(scope, status)
     if level and log.isEnabledFor(level):
         client = (scope.get("client") or ("",))[0]
-        fields = {"method": scope["method"], "path": scope["path"], "status": status, "client": client}
+        path = _path(scope)
+        fields = {"method": scope["method"], "path": path, "status": status, "client": client}
         fields["seconds"] = round(seconds, 6)
         text = "%s %r from %s: %d after %.1f ms"
-        log.log(level, text, scope["method"], scope["path"], client, status, seconds * 1e3, extra={"fields": fields})
+        log.log(level, text, scope["method"], path, client, status, seconds * 1e3, extra={"fields": fields})
+
+
+def _path(scope: Scope) -> str:
+    """Its beginning, for the log. Secrets go before it is cut: a part of one is not known as one."""
+    return shorten(without_secrets(scope["path"][: 10 * MAX_PATH]), MAX_PATH)
 
 
 def _level(scope: Scope, status: int) -> int:

@@ -94,7 +94,7 @@ class FleetWorker:
         self._drain_s, self._pulse, self._suspicion = drain_s, Pulse(stuck_s=stuck_s), Suspicion()
         self._at: tuple[str, int] | None = None
         self._status: int | None = None
-        self._stale, self._ended = threading.Event(), threading.Event()
+        self._stale, self._ended, self._hurried = threading.Event(), threading.Event(), threading.Event()
         self._stop_fetching: Callable[[], object] = lambda: None
 
     @property
@@ -164,9 +164,9 @@ class FleetWorker:
                 told.set()
                 if asked == 1:
                     working.cancel()
-                    loop.call_later(self._drain_s, self._stale.set)  # before whoever supervises us loses patience
+                    loop.call_later(self._drain_s, self._hurry)  # before whoever supervises us loses patience
                 else:
-                    self._stale.set()
+                    self._hurry()
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, on_signal)
@@ -177,6 +177,11 @@ class FleetWorker:
                 await told.wait()
                 self._status = DRAINED
         return asked > 0
+
+    def _hurry(self) -> None:
+        """Give up what is under way, a result that cannot be delivered included."""
+        self._hurried.set()
+        self._stale.set()
 
     def measure(self, task: str, attempt: int) -> None:
         """The task of the queue."""
@@ -267,16 +272,16 @@ class FleetWorker:
             self._store.reassign(task, attempt)
 
     def _deliver(self, task: str, attempt: int, measured: Sequence[Measurement], error: str) -> None:
-        """However long the database is away, up to DELIVER_S: measuring again costs more than waiting."""
+        """However long the database is away, up to DELIVER_S or until we are to end: measuring again costs more than
+        waiting."""
         give_up_at = time.monotonic() + DELIVER_S
         while True:
             try:
                 counted = self._store.deliver(task, attempt, self.name, measured, error)
             except DatabaseError as failure:
-                if time.monotonic() > give_up_at:
+                if time.monotonic() > give_up_at or self._hurried.wait(RETRY_S):
                     log.warning("task %s could not be delivered: %s", task, failure)
                     return
-                time.sleep(RETRY_S)
             else:
                 log.info("task %s, attempt %d: %s", task, attempt, "delivered" if counted else "came too late")
                 return

@@ -16,12 +16,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.winner import Winner, WinnerState
-from strategies.shape import JsonObject
 
 FORMAT = "tinygrad-autotune-bundle"
 VERSION = 1
@@ -50,12 +49,11 @@ def dump(winners: Iterable[Winner], *, key: bytes | None = None) -> bytes:
         rows = [_canonical(winner.to_json()) for winner in items]
     except ValueError as error:
         raise BundleError(f"expected winners whose numbers are finite, found one with another: {error}") from None
-    content = _content([json.loads(row) for row in rows])
-    body = ",\n".join(rows)
-    sums = f'"sha256": "{hashlib.sha256(content).hexdigest()}"'
+    sums = f'"sha256": "{_checksum(rows)}"'
     if key is not None:
-        sums += f', "hmac_sha256": "{_signature(content, key)}"'
-    return f'{{"format": "{FORMAT}", "version": {VERSION}, "winners": [\n{body}\n], {sums}}}\n'.encode()
+        sums += f', "hmac_sha256": "{_signature(rows, key)}"'
+    head = f'{{"format": "{FORMAT}", "version": {VERSION}, "winners": [\n'
+    return b"".join((head.encode(), b",\n".join(rows), f"\n], {sums}}}\n".encode()))
 
 
 def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
@@ -80,14 +78,14 @@ def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
     items = document.get("winners")
     if not isinstance(items, list):
         raise BundleError(f"expected a list of winners, found {type(items).__name__}: export the bundle again")
-    content = _content(items)
-    if document.get("sha256") != hashlib.sha256(content).hexdigest():
+    rows = [_canonical(item) for item in items]
+    if document.get("sha256") != _checksum(rows):
         raise BundleError(
             "expected the checksum of what the bundle contains, found another: it was damaged or edited; "
             "export it again"
         )
     if key is not None:
-        _expect_signed(document.get("hmac_sha256"), content, key)
+        _expect_signed(document.get("hmac_sha256"), rows, key)
     winners = [parse_winner(item) for item in items]
     for winner in winners:
         if winner.key.device.simulated:
@@ -216,23 +214,38 @@ def _distinct(winners: list[Winner]) -> None:
         seen.add(winner.key.digest)
 
 
-def _content(winners: list[JsonObject]) -> bytes:
-    return _canonical({"format": FORMAT, "version": VERSION, "winners": winners}).encode()
+def _content(rows: Sequence[bytes]) -> Iterator[bytes]:
+    """The canonical JSON of all but the sums, of winners in canonical JSON, piece by piece: there may be a hundred
+    thousand of them, and it takes as much memory as the bundle itself."""
+    yield f'{{"format":"{FORMAT}","version":{VERSION},"winners":['.encode()
+    for index, row in enumerate(rows):
+        yield b"," + row if index else row
+    yield b"]}"
 
 
-def _signature(content: bytes, key: bytes) -> str:
-    return hmac.new(key, content, hashlib.sha256).hexdigest()
+def _checksum(rows: Sequence[bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in _content(rows):
+        found.update(piece)
+    return found.hexdigest()
 
 
-def _expect_signed(found: object, content: bytes, key: bytes) -> None:
+def _signature(rows: Sequence[bytes], key: bytes) -> str:
+    found = hmac.new(key, digestmod=hashlib.sha256)
+    for piece in _content(rows):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def _expect_signed(found: object, rows: Sequence[bytes], key: bytes) -> None:
     if not isinstance(found, str):
         raise BundleError("expected a signed bundle, found none: export it with --key")
-    if not hmac.compare_digest(found.encode("utf-8", "replace"), _signature(content, key).encode()):
+    if not hmac.compare_digest(found.encode("utf-8", "replace"), _signature(rows, key).encode()):
         raise BundleError("expected a bundle signed with this key, found another signature: do not trust it")
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _refuse(constant: str) -> NoReturn:

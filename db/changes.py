@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
@@ -22,6 +23,8 @@ class Counter:
     """Reads `changes` over a connection of its own, which costs some microseconds on SQLite.
 
     One connection, threads take turns. A forked child opens its own: its parent's must not even be closed there.
+    Where a server fell silent, it takes seconds to find that out: who waits meanwhile is told what the one before
+    found, instead of finding it out once more, one after the other.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -30,10 +33,15 @@ class Counter:
         self._connection: Any = None
         self._pid = os.getpid()
         self._abandoned: list[Any] = []
+        self._failed_at, self._failure = float("-inf"), ""
 
     def read(self) -> int:
-        """Raises what the driver raises; the next call dials again."""
+        """Raises what the driver raises, or ConnectionError for what it raised while we waited; the next call dials
+        again."""
+        asked_at = time.monotonic()
         with self._lock:
+            if self._failed_at > asked_at:
+                raise ConnectionError(self._failure)
             if self._pid != os.getpid():
                 self._abandoned.append(self._connection)
                 self._connection, self._pid = None, os.getpid()
@@ -41,7 +49,8 @@ class Counter:
                 if self._connection is None:
                     self._connection = self._open()
                 return int(self._connection.execute(QUERY).fetchone()[0])
-            except Exception:
+            except Exception as error:
+                self._failed_at, self._failure = time.monotonic(), f"{type(error).__name__}: {error}"
                 self._drop()
                 raise
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(__file__).parent / "migrations"
-FIRST, HEAD = "0001", "0008"
+FIRST, HEAD = "0001", "0009"
 """The oldest and the newest revision in `migrations/versions`. Revisions are numbers of four digits that count up."""
 
 _ALEMBIC = threading.Lock()

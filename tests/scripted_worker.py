@@ -12,7 +12,7 @@ from typing import Any
 
 from api.worker import FleetWorker
 from autotune.local_runner import LocalRunner
-from db import SqlStore, open_store
+from db import DatabaseUnreachableError, SqlStore
 from db.address import dialect_for
 from strategies.key import DeviceSpec
 
@@ -44,6 +44,16 @@ class Mute(SqlStore):
         raise KeyError("no word")
 
 
+class Undelivered(SqlStore):
+    """The database is away whenever there is a result."""
+
+    def deliver(self, *_: Any, **__: Any) -> bool:
+        raise DatabaseUnreachableError("away")
+
+
+STORES = {"SCRIPT_MUTE": Mute, "SCRIPT_UNDELIVERED": Undelivered}
+
+
 def main() -> int:
     database, spec, locks = sys.argv[1:]
     named = {name: os.environ.get(f"SCRIPT_{name.upper()}") for name in ("release", "drain_s", "stuck_s", "stuck")}
@@ -52,8 +62,8 @@ def main() -> int:
         more["open_runner"] = StuckRunner
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     child = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
-    opened = Mute(dialect_for(database, 10.0)) if os.environ.get("SCRIPT_MUTE") else open_store(database)
-    with opened as store:
+    kind = next((kind for name, kind in STORES.items() if os.environ.get(name)), SqlStore)
+    with kind(dialect_for(database, 10.0)) as store:
         devices = Described(DeviceSpec.from_json(json.loads(spec)))
         worker = FleetWorker(
             store, devices, None, child=child, lock_directory=Path(locks), release=named["release"], **more

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ def test_a_bundle_is_a_json_document_with_a_line_per_winner() -> None:
     assert (document["format"], document["version"]) == ("tinygrad-autotune-bundle", 1)
     assert document["winners"] == [winner.to_json() for winner in WINNERS]
     assert len(data.splitlines()) == len(WINNERS) + 2
+
+
+def test_a_bundle_is_written_in_a_few_times_its_own_size() -> None:
+    """A service with a hundred thousand winners hands out bundles of 85 MiB, to whoever may read."""
+    winners = [a_winner(a_key(1 + number)) for number in range(1000)]
+    tracemalloc.start()
+    try:
+        size = len(dump(winners))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * size
 
 
 def test_whitespace_and_order_do_not_matter() -> None:

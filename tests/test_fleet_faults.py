@@ -357,6 +357,18 @@ def test_a_drain_does_not_outlast_the_grace_of_whoever_supervises(store: SqlStor
     assert (task.state, task.attempt, task.lost) == (TaskState.QUEUED, 2, ())
 
 
+def test_a_result_that_cannot_be_delivered_keeps_no_worker_from_ending(store: SqlStore, start: Start) -> None:
+    """It is kept for minutes, as long as nobody wants the worker to end: longer than a supervisor waits."""
+    spec = driver("undelivered")
+    process = start(spec, SCRIPT_UNDELIVERED="1", SCRIPT_DRAIN_S="1")
+    task_id = store.post(queue_of(spec), request(FINE))
+    until(lambda: store.task(task_id).state is TaskState.RUNNING)
+    time.sleep(2.0)
+    begun = time.monotonic()
+    assert end(process) == 0
+    assert time.monotonic() - begun < 20
+
+
 # What is kept of workers
 
 

@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 
 from api.authority import PRESENTED, Authority
 from api.jobs import JobRunner, Work
-from api.lanes import LocalLanes, as_measured_by
+from api.lanes import LocalLanes, Offer, as_measured_by
 from api.problem import ProblemError
 from api.readiness import Readiness
 from api.routes import health
@@ -30,11 +30,11 @@ from api.runners import Runners
 from api.service import Service
 from api.shared import Followed, Shared
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, Claim, Job, JobState, Terms
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
-from db import DatabaseBusyError, DatabaseError, Scope, SqlStore, open_store
+from db import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, Scope, SqlStore, open_store
 from db.address import dialect_for
 from strategies.key import ConvKey
 
@@ -245,6 +245,33 @@ def test_stop_does_not_wait_for_a_runner_that_does_not_listen(store: SqlStore) -
     tune.released.set()
     until(lambda: not jobs._working)
     assert state_of(store, job_id) is JobState.QUEUED
+
+
+class ManyLanes(LocalLanes):
+    """Eight devices of one kind."""
+
+    def offer(self, waiting: Sequence[Waiting]) -> Offer:
+        lanes = super().offer(waiting).lanes
+        return Offer(lanes=tuple(replace(lane, name=f"{lane.name}-{i}") for lane in lanes for i in range(8)))
+
+
+def test_stop_waits_for_a_database_that_is_away_but_once(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def release(claim: Claim) -> None:
+        asked.append(claim.index)
+        raise DatabaseUnreachableError("away")  # found out in 10 s, or more
+
+    tune = Measuring(deaf=True)
+    jobs = JobRunner(store, ManyLanes(OneDevice(), lambda _: NoRunner()), tune=tune)
+    store.submit([key_of(8 + number) for number in range(8)], FEW)
+    jobs.start()
+    until(lambda: sum(work.claim is not None for work in jobs._working.values()) == 8)
+    monkeypatch.setattr(store, "release", release)
+    jobs.stop(timeout_s=0.05)
+    assert len(asked) == 1
+    tune.released.set()
+    until(lambda: not jobs._working)
 
 
 def test_cancelling_frees_the_thread_amid_a_measurement(store: SqlStore) -> None:

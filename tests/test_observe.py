@@ -173,6 +173,27 @@ def test_secrets_are_known_by_where_they_stand(text: str) -> None:
     assert "***" in json.loads(hidden)["message"]
 
 
+@pytest.mark.parametrize("piece", ["token", "://a:", "password_", 'secret"', "basic ", "@://a:"])
+def test_a_long_line_costs_no_more_than_its_length(piece: str) -> None:
+    """Whoever asks chooses a path, and every thread of the service waits while a pattern looks for secrets in it."""
+    text = piece * (100_000 // len(piece))
+    started = time.process_time()
+    logs.without_secrets(text)
+    assert time.process_time() - started < 2
+
+
+def test_of_a_long_path_the_beginning_is_logged(tmp_path: Path) -> None:
+    with served(tmp_path / "a.db", hosts=["autotune.test"], log_format="json") as own:
+        for path in ("/" + "token" * 10_000, "/" + "x" * 170 + SECRET):
+            assert own.http.get(path).status_code == 401
+        own.stop()
+        first, second = (json.loads(line) for line in own.log if not line.startswith("ready "))
+    assert first["path"].startswith("/tokentoken")
+    assert len(first["path"]) == 200
+    assert len(first["message"]) < 400
+    assert second["path"].endswith("xautotune_***")
+
+
 def test_ready_tells_the_truth(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     with served(path) as own:

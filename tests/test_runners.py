@@ -144,6 +144,17 @@ def test_only_the_current_attempt_counts(store: SqlStore) -> None:
     assert store.counts()["attempts"] >= 2  # the late one is kept
 
 
+def test_a_health_check_runs_no_compiler(address: str, worker: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made every minute on the machine that measures."""
+
+    def compile_something() -> None:
+        raise AssertionError("a compiler was run")
+
+    monkeypatch.setattr("autotune.compiler.ensure_c_compiler", compile_something)
+    monkeypatch.setattr("api.logs.configure", lambda _: None)
+    assert main(["worker", "--check", "--db", address]) == 0
+
+
 def test_a_silent_workers_work_is_given_to_another(
     address: str, store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

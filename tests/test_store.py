@@ -6,11 +6,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.engine import make_url
 
 pytest.register_assert_rewrite("tests.store_contract")
@@ -26,6 +28,8 @@ from db import (  # noqa: E402
     open_store,
 )
 from db.address import dialect_for  # noqa: E402
+from db.changes import Counter  # noqa: E402
+from db.models import MeasurementRow  # noqa: E402
 from db.postgresql import Postgresql  # noqa: E402
 from tests.databases import child, new_database  # noqa: E402
 from tests.store_contract import StoreContract  # noqa: E402
@@ -311,6 +315,40 @@ def test_a_job_that_is_followed_costs_no_parsing(path: Path, monkeypatch: pytest
         monkeypatch.setattr("db.jobs.ConvKey.from_json", lambda _: pytest.fail("parsed again"))
         assert store.job(job.id) == job
         assert store.jobs() == [job]
+
+
+def test_pruning_takes_as_long_whatever_the_keys_are(path: Path) -> None:
+    """Nobody else writes to a file meanwhile, and one key may have thousands of candidates."""
+    with open_store(path) as store:
+        store.record(a_measurement("first"))
+        with store._writing() as connection:
+            row = connection.execute(select(MeasurementRow.__table__)).one()._asdict()
+            del row["id"]
+            more = ({"attempt": f"a{n}", "candidate": f"c{n}", "measured_at": float(n)} for n in range(4000))
+            connection.execute(insert(MeasurementRow), [{**row, **values} for values in more])
+        started = time.process_time()
+        assert store.prune(1e9)["measurements"] == 0
+        assert time.process_time() - started < 3
+
+
+def test_a_server_that_is_silent_is_found_out_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred requests that each dial for ten seconds, one after the other, would be a quarter of an hour."""
+    counter, dialled = Counter(create_engine("sqlite://")), []
+
+    def dial() -> object:
+        dialled.append(time.monotonic())
+        time.sleep(0.5)
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as silent, ThreadPoolExecutor(8) as threads:
+        silent.setattr(counter, "_open", dial)
+        found = [thread.exception() for thread in [threads.submit(counter.read) for _ in range(8)]]
+    assert all(isinstance(error, OSError) and "no answer" in str(error) for error in found)
+    assert len(dialled) <= 2
+    with counter._engine.begin() as connection:
+        connection.execute(text("CREATE TABLE changes (count INTEGER)"))
+        connection.execute(text("INSERT INTO changes VALUES (7)"))
+    assert counter.read() == 7  # the next one who asks dials again
 
 
 def test_a_closed_store_opens_again(path: Path) -> None:

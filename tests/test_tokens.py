@@ -132,6 +132,35 @@ def test_whether_it_lives_is_said_without_the_database(tmp_path: Path, monkeypat
         assert asyncio.run(ask()) == [200, 503]
 
 
+def test_metrics_say_that_the_database_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whoever watched before: else an alert on it would see a service that answers with an error, no more."""
+
+    def gone(*_: object) -> int:
+        raise DatabaseError("gone")
+
+    with open_store(tmp_path / "a.db") as store:
+        secret = store.create_token("prometheus", Scope.READ)[1]
+        token, revoked = store.create_token("before", Scope.READ)
+        lanes, settings = LocalLanes(OneDevice(), lambda _: NoRunner()), Settings(db="a", hosts=(NAME,))
+        app = create_app(store, lanes, settings, devices=OneDevice())
+
+        async def ask() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{NAME}") as client:
+                await client.get("/metrics", headers=bearer(revoked))
+                store.revoke_token(token.id)
+                before = await client.get("/metrics", headers=bearer(secret))
+                for name in ("changes", "figures"):
+                    monkeypatch.setattr(store, name, gone)
+                asked = [("/metrics", secret), ("/winners", secret), ("/metrics", revoked), ("/metrics", "x")]
+                return [before, *[await client.get(path, headers=bearer(token)) for path, token in asked]]
+
+        before, after, *refused = asyncio.run(ask())
+    assert "autotune_database_up 1.0" in before.text
+    assert "autotune_database_up 0.0" in after.text
+    assert [answer.status_code for answer in refused] == [503, 503, 503]
+
+
 def test_a_token_that_is_none_is_refused(service: Served, secrets: dict[str, str]) -> None:
     for headers in (
         bearer("autotune_nonsense"),

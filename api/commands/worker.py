@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     for library in ("procrastinate", "psycopg.pool"):  # tracebacks of what the worker says in one line
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        ensure_c_compiler()
+        if not args.check:  # which is run every minute, beside what is measured: it compiles nothing
+            ensure_c_compiler()
     except CCompilerError as error:  # a GPU needs none
         console.note(f"autotune: {error}")
     device = None if args.device == "auto" else args.device
