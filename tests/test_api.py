@@ -554,3 +554,20 @@ def test_states_of_the_api_are_those_of_winners(http: httpx.Client) -> None:
     job = ended(http, post(http, "/tune", body(24)).json()["id"])
     assert job["state"] == "done"
     assert http.get("/winners?limit=1").json()["winners"][0]["state"] == WinnerState.VERIFIED
+
+
+def test_a_bundle_that_no_answer_could_show_is_refused(sandbox: httpx.Client) -> None:
+    """One such winner would take every list that it is in with it, for good."""
+    nested: Any = 1
+    for _ in range(400):
+        nested = [nested]
+    shown, deep, half = (winner_of(key_of(size)).to_json() for size in (32, 48, 96))
+    deep["provenance"] = {"x": nested}
+    half["key"]["device"]["arch"] = "\ud800"
+    for winner, status in ((shown, 200), (deep, 422), (half, 422)):
+        content = {"format": FORMAT, "version": VERSION, "winners": [winner]}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        response = post(sandbox, "/import", content | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        assert response.status_code == status, response.text
+    for path in ("/winners", "/", "/map", "/compare", "/export"):
+        sandbox.get(path).raise_for_status()
