@@ -88,7 +88,7 @@ class Transport:
         try:
             problem = json.loads(error.read(MAX_PROBLEM_BYTES))
             return ServiceError(error.code, " ".join(str(problem["detail"]).split()), problem)
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
             advice = "set AUTOTUNE_TOKEN" if error.code in (401, 403) else "check the address"
             return ServiceUnreachableError(f"expected status 200 from {self.url}, found {error.code}: {advice}")
 
