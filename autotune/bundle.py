@@ -108,8 +108,14 @@ def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
 
 
 def write(path: str | os.PathLike[str], winners: Iterable[Winner], *, key: bytes | None = None) -> None:
-    """Write a bundle so that a reader sees the former file or the new one, never a part, whatever is killed when."""
+    """Write a bundle so that a reader sees the former file or the new one, never a part, whatever is killed when.
+
+    Raises BundleError where it cannot be written, and for what is there and no file: a device, say, which the new file
+    would take the place of for every program on the machine.
+    """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):  # of a directory the system says so itself
+        raise BundleError(f"expected to write a file at {target}, found a device or a pipe there: name another path")
     data = dump(winners, key=key)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

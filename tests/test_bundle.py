@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -206,6 +207,19 @@ def test_a_file_that_cannot_be_written_or_read(tmp_path: Path) -> None:
         bundle.read(path)
     with pytest.raises(BundleError, match="Is a directory"):
         bundle.write(tmp_path, WINNERS)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """Somebody who may write anywhere, and exports to a device, would take it from every program on the machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(BundleError, match="found a device or a pipe there: name another path"):
+            bundle.write(path, WINNERS)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
