@@ -7,6 +7,7 @@ import inspect
 import socket
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any, get_type_hints
 
 import pytest
@@ -117,6 +118,22 @@ def test_a_winner_whose_number_is_none_is_no_answer() -> None:
         pytest.raises(ServiceUnreachableError, match="found another answer"),
     ):
         list(Client(url).winners())
+
+
+def test_a_refusal_that_trickles_in_is_not_waited_for() -> None:
+    def trickle(handler: BaseHTTPRequestHandler, _: object) -> None:
+        handler.send_response(500)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+
+    with answering(trickle) as url:
+        started = time.monotonic()
+        with pytest.raises(ServiceUnreachableError, match="found 500"):
+            Client(url, timeout_s=0.5).health()
+        assert time.monotonic() - started < 5
 
 
 def test_following_outlasts_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
