@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.authority import Authority, TokenGuard
 from api.devices import Devices
-from api.guard import BodyGuard, HostGuard
+from api.guard import BodyGuard, HostGuard, LengthGuard
 from api.housekeeping import Housekeeping
 from api.jobs import JobRunner, Tune
 from api.lanes import Lanes
@@ -82,6 +82,7 @@ def create_app(
     app.add_middleware(BodyGuard, settings=settings)
     app.add_middleware(TokenGuard, settings=settings, authority=service.authority)
     app.add_middleware(HostGuard, settings=settings)
+    app.add_middleware(LengthGuard)
     app.add_middleware(Observer, metrics=service.metrics)
     app.include_router(lookup.answered)  # first: routes are tried in turn, and this one is asked most
     for module in (jobs, lookup, winners, kernels, bundle, workers, health, dashboard):

@@ -28,14 +28,17 @@ def examine_server(settings: Settings) -> list[Check]:
         if isinstance(error, ServiceError) and error.status == 401:
             advice = "make a token with `autotune token create` where its database is"
         return [Check(name="service", level=Level.FAULT, found=str(error), advice=advice)]
-    return [
-        _version(settings, said.get("version")),
-        _way(settings),
-        *_token(client),
-        *_ready(client),
-        *_workers(client),
-        *_speed(client),
-    ]
+    checks = [_version(settings, said.get("version")), _way(settings)]
+    for name, examine in (("token", _token), ("ready", _ready), ("workers", _workers), ("lookup", _speed)):
+        try:
+            checks.extend(examine(client))
+        except ServiceUnreachableError as error:  # it was there for the one before
+            checks.append(Check(name=name, level=Level.FAULT, found=str(error), advice="see the service's own log"))
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            found = f"an answer that no release known here gives ({type(error).__name__}: {error})"
+            advice = "check that the address is that of the service, and of which release it is"
+            checks.append(Check(name=name, level=Level.FAULT, found=found, advice=advice))
+    return checks
 
 
 def _version(settings: Settings, theirs: object) -> Check:

@@ -1,4 +1,5 @@
-"""What is refused before any route runs: foreign hosts and origins, bodies that are too large or too slow."""
+"""What is refused before any route runs: foreign hosts and origins, bodies that are too large, too slow or of two
+lengths."""
 
 from __future__ import annotations
 
@@ -23,6 +24,27 @@ PORTS = {"http": 80, "https": 443}
 
 Origin = tuple[str, str, int]
 """Scheme, host and port: what tells one web page's home from another's."""
+
+
+class LengthGuard:
+    """Refuses a body with two lengths, and ends the connection (RFC 9112, section 6.1).
+
+    A proxy in front that goes by the other one takes what follows for somebody else's request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if "content-length" in headers and "transfer-encoding" in headers:
+                detail = "expected Content-Length or Transfer-Encoding, found both: send one of them"
+                response = problem(400, detail)
+                response.headers["Connection"] = "close"
+                return await response(scope, receive, send)
+        return await self.app(scope, receive, send)
 
 
 class HostGuard:

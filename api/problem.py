@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
+from starlette.staticfiles import StaticFiles
 
 from api.devices import UnknownDeviceError
 from api.text import one_line, printable
@@ -103,8 +104,10 @@ def _on_http(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """All that the path takes: the framework names those of its first route only."""
+    """All that the path takes: the framework names those of its first route only, and of static files none."""
     routes = request.app.routes
+    if isinstance(request.scope.get("endpoint"), StaticFiles):
+        return ["GET", "HEAD"]
     return [
         method for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)

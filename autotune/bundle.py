@@ -25,6 +25,10 @@ from autotune.winner import Winner, WinnerState
 FORMAT = "tinygrad-autotune-bundle"
 VERSION = 1
 MIN_KEY_BYTES = 32
+MAX_DEPTH = 20
+"""Of what a winner says of its provenance: ours has 3 levels, and whoever answers with it walks through all of them."""
+MAX_TIME_S = 253402300799.0
+"""The last second of the year 9999, beyond which there is no date to show."""
 HELD = (WinnerState.PINNED, WinnerState.REVOKED)
 SAID = (*HELD, WinnerState.BANNED)
 """What a person decided."""
@@ -78,7 +82,12 @@ def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
     items = document.get("winners")
     if not isinstance(items, list):
         raise BundleError(f"expected a list of winners, found {type(items).__name__}: export the bundle again")
-    rows = [_canonical(item) for item in items]
+    try:
+        rows = [_canonical(item) for item in items]
+    except RecursionError:  # it was just within bounds when it was parsed
+        raise BundleError(
+            "expected winners, found JSON nested hundreds of levels deep: export the bundle again"
+        ) from None
     if document.get("sha256") != _checksum(rows):
         raise BundleError(
             "expected the checksum of what the bundle contains, found another: it was damaged or edited; "
@@ -97,8 +106,14 @@ def load(data: bytes, *, key: bytes | None = None) -> list[Winner]:
 
 
 def write(path: str | os.PathLike[str], winners: Iterable[Winner], *, key: bytes | None = None) -> None:
-    """Write a bundle so that a reader sees the former file or the new one, never a part, whatever is killed when."""
+    """Write a bundle so that a reader sees the former file or the new one, never a part, whatever is killed when.
+
+    Raises BundleError where it cannot be written, and for what is there and no file: a device, say, which the new file
+    would take the place of for every program on the machine.
+    """
     target = Path(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):  # of a directory the system says so itself
+        raise BundleError(f"expected to write a file at {target}, found a device or a pipe there: name another path")
     data = dump(winners, key=key)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -161,9 +176,12 @@ def merge(existing: Winner | None, incoming: Winner) -> Winner | None:
 
 
 def parse_json(data: bytes) -> Any:
-    """Strict JSON from a file or a server: UTF-8, no NaN, no infinity. Raises BundleError."""
+    """Strict JSON from a file or a server: UTF-8, no NaN, no infinity, no half characters. Raises BundleError."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_float)
+        value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_float)
+        if b"\\u" in data:  # an escape may be half a character, which no page and no answer could show
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"expected JSON, found something else or only a part of it ({_line(error)}): fetch it again"
@@ -187,15 +205,20 @@ def _check_types(data: Any) -> None:
         raise TypeError(f"it is a {type(data).__name__}")
     for name in ("time_s", "default_time_s", "ratio"):
         values = data[name]
-        if not (isinstance(values, list) and len(values) == 3 and all(_number(v) for v in values)):
-            raise TypeError(f"{name} must be three numbers: got {values!r}")
+        if not (isinstance(values, list) and len(values) == 3 and all(_number(v) and v > 0 for v in values)):
+            raise TypeError(f"{name} must be three numbers above 0: got {values!r}")
     for name in ("times_s", "provenance"):
         if not isinstance(data.get(name, {}), Mapping):
             raise TypeError(f"{name} must be an object: got {data[name]!r}")
+    if not all(map(_number, data.get("times_s", {}).values())):
+        raise TypeError(f"times_s must be numbers: got {data['times_s']!r}")
+    if _depth(data.get("provenance", {})) > MAX_DEPTH:
+        raise TypeError(f"provenance may be nested {MAX_DEPTH} levels deep: it is deeper")
     if not (data.get("error") is None or _number(data["error"])):
         raise TypeError(f"error must be a number or null: got {data['error']!r}")
-    if not _number(data.get("decided_at", 0.0)):
-        raise TypeError(f"decided_at must be a number: got {data['decided_at']!r}")
+    decided_at = data.get("decided_at", 0.0)
+    if not (_number(decided_at) and 0 <= decided_at <= MAX_TIME_S):
+        raise TypeError(f"decided_at must be seconds since 1970, and no later than 9999: got {decided_at!r}")
     workspace = data.get("workspace_bytes", 0)
     if isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 0:
         raise TypeError(f"workspace_bytes must be 0 or more: got {workspace!r}")
@@ -204,6 +227,15 @@ def _check_types(data: Any) -> None:
 def _number(value: Any) -> bool:
     # Python reads a whole number beyond a float's range as it is; no float can be made of it.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie within each other."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | Mapping)]:
+        depth += 1
+        level = [part for item in level for part in (item.values() if isinstance(item, Mapping) else item)]
+    return depth
 
 
 def _distinct(winners: list[Winner]) -> None:

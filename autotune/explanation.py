@@ -115,7 +115,7 @@ def _final(store: Store, decision: Winner) -> dict[str, Measurement]:
     if not isinstance(attempts, dict):
         return {}
     by_attempt = {m.attempt: m for m in store.measurements(decision.key)}
-    found = {name: by_attempt.get(attempt) for name, attempt in attempts.items()}
+    found = {name: by_attempt.get(str(attempt)) for name, attempt in attempts.items()}
     return {name: m for name, m in found.items() if m is not None and m.times_s}
 
 

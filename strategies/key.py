@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -114,7 +114,8 @@ class Policy:
         _expect(set(data) <= known, f"unknown policy fields {sorted(set(data) - known)}")
         error, workspace = data.get("max_error"), data.get("max_workspace_bytes")
         _expect(
-            error is None or (isinstance(error, int | float) and not isinstance(error, bool) and 0 < error < math.inf),
+            # a whole number may be beyond every float, of which the policy makes one
+            error is None or (type(error) in (int, float) and 0 < error <= sys.float_info.max),
             f"max_error must be a positive number: got {error!r}",
         )
         _expect(

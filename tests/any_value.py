@@ -6,6 +6,7 @@ import math
 
 from hypothesis import strategies as st
 
+from autotune.bundle import MAX_TIME_S
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.winner import Interval, Winner, WinnerState
 from strategies.candidate import Candidate, KernelOptions
@@ -63,12 +64,14 @@ candidates = st.builds(
     ),
     kernel_options=st.dictionaries(texts, options, max_size=2).map(lambda stages: tuple(sorted(stages.items()))),
 )
-intervals = st.builds(Interval, median=finite, low=finite, high=finite)
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+intervals = st.builds(Interval, median=positive, low=positive, high=positive)
 winners = st.builds(
     Winner,
     key=keys, candidate=candidates, state=st.sampled_from(WinnerState), time_s=intervals, default=candidates,
     default_time_s=intervals, ratio=intervals, error=st.none() | finite, workspace_bytes=counts,
-    times_s=st.dictionaries(texts, finite, max_size=3), provenance=json_objects, decided_at=finite,
+    times_s=st.dictionaries(texts, finite, max_size=3), provenance=json_objects,
+    decided_at=st.floats(0, MAX_TIME_S),
 )  # fmt: skip
 kernels = st.builds(
     Kernel, name=texts, device=texts, ops=counts, bytes=counts, source_bytes=counts, median_s=st.none() | finite

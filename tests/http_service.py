@@ -14,18 +14,20 @@ Answer = Callable[[BaseHTTPRequestHandler, Any], object]
 
 @contextmanager
 def service(answer: Answer) -> Iterator[str]:
-    """A real HTTP server that answers POST with what `answer` returns: JSON, bytes, or None if it answered itself."""
+    """Answers GET and POST with what `answer` returns: JSON, bytes, None if it answered itself."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            said = answer(self, json.loads(body))
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            said = answer(self, json.loads(body) if body else None)
             if said is not None:
                 data = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+
+        do_GET = do_POST  # noqa: N815 - as the base class spells it
 
         def log_message(self, *_: object) -> None:
             pass

@@ -293,6 +293,27 @@ def test_foreign_origin_may_not_write(http: httpx.Client) -> None:
     assert http.get("/winners", headers={"Origin": "http://evil.example"}).status_code == 200
 
 
+def test_a_body_with_two_lengths_ends_the_connection(service: Served) -> None:
+    """What follows it might be another request to one who goes by the other length."""
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST /lookup HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
+    smuggled = f"GET /jobs HTTP/1.1\r\nHost: {host}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall((head + "2\r\n{}\r\n0\r\n\r\n" + smuggled).encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"found both" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_static_files_say_how_they_are_asked_for(http: httpx.Client) -> None:
+    response = http.post("/static/dashboard.css")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET, HEAD"
+    assert "use GET, HEAD" in problem(response)["detail"]
+
+
 def test_nonsense_instead_of_http_leaves_the_service_alive(service: Served, http: httpx.Client) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     for sent in (b"\x16\x03\x01\x02\x00", b"POST /tune HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{", b""):
@@ -568,3 +589,20 @@ def test_states_of_the_api_are_those_of_winners(http: httpx.Client) -> None:
     job = ended(http, post(http, "/tune", body(24)).json()["id"])
     assert job["state"] == "done"
     assert http.get("/winners?limit=1").json()["winners"][0]["state"] == WinnerState.VERIFIED
+
+
+def test_a_bundle_that_no_answer_could_show_is_refused(sandbox: httpx.Client) -> None:
+    """One such winner would take every list that it is in with it, for good."""
+    nested: Any = 1
+    for _ in range(400):
+        nested = [nested]
+    shown, deep, half = (winner_of(key_of(size)).to_json() for size in (32, 48, 96))
+    deep["provenance"] = {"x": nested}
+    half["key"]["device"]["arch"] = "\ud800"
+    for winner, status in ((shown, 200), (deep, 422), (half, 422)):
+        content = {"format": FORMAT, "version": VERSION, "winners": [winner]}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        response = post(sandbox, "/import", content | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        assert response.status_code == status, response.text
+    for path in ("/winners", "/", "/map", "/compare", "/export"):
+        sandbox.get(path).raise_for_status()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,10 @@ from tests import any_value
 from tests.values import a_key, a_winner
 
 WINNERS = [a_winner(), a_winner(a_key(8), state="pinned"), a_winner(a_key(4), state="revoked")]
+
+NESTED: list[Any] = []
+for _ in range(100):
+    NESTED = [NESTED]
 
 # JSON values
 
@@ -139,6 +144,9 @@ def test_what_is_no_bundle(data: bytes) -> None:
         ("ratio", [1, 2, None]), ("ratio", [1, 2, True]), ("ratio", [1, 2, 10**400]), ("default_time_s", {"median": 1}),
         ("error", "small"), ("workspace_bytes", -1), ("workspace_bytes", 1.5), ("workspace_bytes", True),
         ("times_s", []), ("provenance", "me"), ("decided_at", "today"), ("unknown", 1),
+        ("ratio", [0, 1, 2]), ("time_s", [-1, 1, 2]), ("times_s", {"direct": "1 ms"}), ("times_s", {"direct": {}}),
+        ("decided_at", 1e300), ("decided_at", -1), ("provenance", {"x": NESTED}),
+        ("key", {**a_key().to_json(), "policy": {"max_error": 10**400}}),
     ],
 )  # fmt: skip
 def test_a_winner_of_the_wrong_types(field: str, value: object) -> None:
@@ -154,6 +162,25 @@ def test_a_winner_without_a_field(field: str) -> None:
     del winner[field]
     with pytest.raises(BundleError, match=field):
         load(_signed([winner]))
+
+
+def test_half_a_character() -> None:
+    """No page and no answer could show it: one such name would take every list that it is in with it."""
+    winner = a_winner().to_json()
+    winner["key"]["device"]["arch"] = "\ud800"
+    with pytest.raises(BundleError, match="surrogates not allowed"):
+        load(_signed([winner]))
+
+
+def test_nested_as_deep_as_can_be_parsed() -> None:
+    for depth in range(900, 1010):
+        with pytest.raises(BundleError):
+            load(
+                b'{"format": "%s", "version": 1, "winners": [' % bundle.FORMAT.encode()
+                + b"[" * depth
+                + b"]" * depth
+                + b"]}"
+            )
 
 
 def test_infinity_in_disguise() -> None:
@@ -193,6 +220,19 @@ def test_a_file_that_cannot_be_written_or_read(tmp_path: Path) -> None:
         bundle.read(path)
     with pytest.raises(BundleError, match="Is a directory"):
         bundle.write(tmp_path, WINNERS)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """Somebody who may write anywhere, and exports to a device, would take it from every program on the machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(BundleError, match="found a device or a pipe there: name another path"):
+            bundle.write(path, WINNERS)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import inspect
 import socket
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any, get_type_hints
 
 import pytest
-from served import Served, body, key_of, served
+from served import Served, body, key_of, served, winner_of
 
 from autotune.client import AsyncClient, Client, ServiceError, ServiceUnreachableError
 from autotune.winner import WinnerState
@@ -88,6 +89,51 @@ def test_what_is_not_the_service_is_told_in_one_line(said: object, expected: str
                 ask([key_of()])
             assert url in str(caught.value)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, "KeyError"), ({"winner": {}}, "cannot be read"), ({"winner": None}, "cannot be read"), ([], "another"),
+    ],
+)  # fmt: skip
+def test_a_lookup_without_a_winner_is_no_answer(said: object, expected: str) -> None:
+    with answering(lambda *_: said) as url, pytest.raises(ServiceUnreachableError, match=expected):
+        Client(url).lookup({})
+
+
+@pytest.mark.parametrize("following", [0, -1, "100", 1.5, [], True])
+def test_pages_that_never_end_are_not_walked(following: object) -> None:
+    with (
+        answering(lambda *_: {"winners": [], "next": following}) as url,
+        pytest.raises(ServiceUnreachableError, match="found another answer"),
+    ):
+        list(Client(url).winners())
+
+
+def test_a_winner_whose_number_is_none_is_no_answer() -> None:
+    winner = winner_of(key_of()).to_json()
+    with (
+        answering(lambda *_: {"winners": [{"id": "x", "winner": winner}], "next": None}) as url,
+        pytest.raises(ServiceUnreachableError, match="found another answer"),
+    ):
+        list(Client(url).winners())
+
+
+def test_a_refusal_that_trickles_in_is_not_waited_for() -> None:
+    def trickle(handler: BaseHTTPRequestHandler, _: object) -> None:
+        handler.send_response(500)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b" ")
+            time.sleep(0.1)
+
+    with answering(trickle) as url:
+        started = time.monotonic()
+        with pytest.raises(ServiceUnreachableError, match="found 500"):
+            Client(url, timeout_s=0.5).health()
+        assert time.monotonic() - started < 5
 
 
 def test_following_outlasts_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

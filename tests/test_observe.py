@@ -29,6 +29,7 @@ from api.readiness import Readiness
 from api.release import release
 from autotune.fleet import Worker
 from db import DatabaseError, Scope, open_store
+from tests.http_service import service as answering
 
 SECRET = "autotune_" + "x" * 43
 
@@ -302,6 +303,16 @@ def test_doctor_examines_what_is_not_well(
         assert "AUTOTUNE_TOKEN" in capsys.readouterr().err
     assert main(["doctor", "--server"]) == 1
     assert "autotune serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("said", [{}, {"scope": 7, "winners": 7, "devices": 7, "workers": [7]}])
+def test_doctor_examines_what_is_not_the_service(said: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """Something else may answer /healthz, too."""
+    with answering(lambda *_: said) as url:
+        assert main(["doctor", "--server", url, "--json"]) == 1
+    levels = {check["name"]: check["level"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert levels.keys() >= {"service", "way there", "token", "ready", "workers", "lookup"}
+    assert {levels[name] for name in ("token", "ready", "workers", "lookup")} == {"fault"}
 
 
 def test_every_metric_is_documented_and_alerts_name_no_other(service: Served) -> None:

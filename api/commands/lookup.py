@@ -79,7 +79,7 @@ def _remote(args: argparse.Namespace, settings: Settings, shape: ConvShape, poli
     try:
         document = client_of(settings).lookup(query)
     except ServiceError as error:
-        if error.status != 404 or "nearest" not in error.problem:
+        if error.status != 404 or not isinstance(error.problem.get("nearest"), list):
             raise
         return None, str(error), list(error.problem["nearest"])
     return Winner.from_json(document["winner"]), "", []

@@ -62,7 +62,7 @@ class Call(Generic[T]):
             return self.read(parse_json(data))
         except BundleError as error:
             raise ServiceUnreachableError(f"{url} is not the service, or another release of it: {error}") from None
-        except (LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ServiceUnreachableError(
                 f"expected what answers {self.method} {self.path.partition('?')[0]} from {url}, found another answer "
                 f"({type(error).__name__}: {error}): check the address and the release there"
@@ -86,7 +86,7 @@ def cancel(job_id: str) -> Call[JobDocument]:
 
 def lookup(query: Mapping[str, str]) -> Call[JsonObject]:
     """`GET /lookup`."""
-    return Call(method="GET", path=f"/lookup?{urlencode(query)}", read=_object)
+    return Call(method="GET", path=f"/lookup?{urlencode(query)}", read=_found)
 
 
 def lookup_keys(keys: Iterable[ConvKey]) -> Call[dict[str, Winner]]:
@@ -99,7 +99,7 @@ def lookup_keys(keys: Iterable[ConvKey]) -> Call[dict[str, Winner]]:
 def winners(*, device: str | None, offset: int) -> Call[Page]:
     """`GET /winners`: one page."""
     query = {"limit": str(PAGE), "offset": str(offset), **({"device": device} if device else {})}
-    return Call(method="GET", path=f"/winners?{urlencode(query)}", read=_page)
+    return Call(method="GET", path=f"/winners?{urlencode(query)}", read=lambda data: _page(data, offset))
 
 
 def kernels(winner_id: int, *, source: bool) -> Call[JsonObject]:
@@ -139,9 +139,18 @@ def _job(data: Any) -> JobDocument:
     return cast("JobDocument", found)
 
 
-def _page(data: Any) -> Page:
-    found = tuple((int(item["id"]), parse_winner(item["winner"])) for item in data["winners"])
-    return Page(winners=found, next=data["next"])
+def _found(data: Any) -> JsonObject:
+    found = _object(data)
+    parse_winner(found["winner"])
+    return found
+
+
+def _page(data: Any, offset: int) -> Page:
+    found = tuple((int(item["id"]), parse_winner(item["winner"])) for item in _object(data)["winners"])
+    following = data["next"]
+    if following is not None and not (type(following) is int and following > offset):
+        raise TypeError(f"a page after {offset} at {following!r}")  # who believed it would ask for ever
+    return Page(winners=found, next=following)
 
 
 def _winners_of(data: Any, wanted: Mapping[str, ConvKey]) -> dict[str, Winner]:

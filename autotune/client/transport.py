@@ -10,14 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from autotune.client.calls import Call
 from autotune.client.errors import ServiceError, ServiceUnreachableError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_PROBLEM_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
 
 T = TypeVar("T")
@@ -86,9 +85,9 @@ class Transport:
 
     def _refused(self, error: urllib.error.HTTPError) -> ServiceError | ServiceUnreachableError:
         try:
-            problem = json.loads(error.read(MAX_PROBLEM_BYTES))
+            problem = json.loads(self._read(cast("http.client.HTTPResponse", error.fp)))
             return ServiceError(error.code, " ".join(str(problem["detail"]).split()), problem)
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
             advice = "set AUTOTUNE_TOKEN" if error.code in (401, 403) else "check the address"
             return ServiceUnreachableError(f"expected status 200 from {self.url}, found {error.code}: {advice}")
 
