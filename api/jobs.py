@@ -21,7 +21,7 @@ from autotune.runner import DeviceUnavailableError, NoWorkerError, Runner
 from autotune.session import TuneCancelledError
 from autotune.store import Store
 from autotune.winner import Winner
-from db import DatabaseError
+from db import DatabaseError, StatementRefusedError
 from strategies.key import ConvKey
 from strategies.shape import JsonObject
 
@@ -290,9 +290,9 @@ class JobRunner:
             self._tune_key(claim, lane, work)
         except (StoppedError, TuneCancelledError):
             return self._store.release
-        except (NoWorkerError, DatabaseError):
-            raise
         except Exception as error:
+            if isinstance(error, NoWorkerError | DatabaseError) and not isinstance(error, StatementRefusedError):
+                raise  # it may go otherwise the next time
             log.exception("job %s: %s failed", claim.job.id, claim.key)
             reason = one_line(str(error) or type(error).__name__, 300)
             return lambda claim: self._store.finish(claim, reason)

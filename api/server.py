@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -14,10 +16,24 @@ from api.protocol import PatientProtocol
 
 GRACE_S = 5
 BACKLOG = 128
+M_ARENA_MAX = -8
+"""glibc's number (malloc.h) for how many heaps the threads of a process have."""
 
 
 class PortError(Exception):
     """The address cannot be listened on."""
+
+
+def share_one_heap() -> None:
+    """From here on all threads allocate from one heap, where the C library is glibc; MALLOC_ARENA_MAX prevails.
+
+    By default each thread has its own, and in each of them what is remembered for long lies between what lives for one
+    request: memory grew for a long time after all that is remembered had reached its limit (bench/load.py). Python's
+    threads take turns, so that there is little to gain by several.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(M_ARENA_MAX, 1)
 
 
 def listen(host: str, port: int) -> socket.socket:

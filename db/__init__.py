@@ -8,6 +8,7 @@ from db.errors import (
     DatabaseFromTheFutureError,
     DatabaseUnreachableError,
     NotADatabaseError,
+    StatementRefusedError,
     UnknownWorkerError,
 )
 from db.store import SqlStore, open_store
@@ -15,5 +16,5 @@ from db.tokens import Scope, Token
 
 __all__ = [
     "DatabaseBusyError", "DatabaseError", "DatabaseFromTheFutureError", "DatabaseUnreachableError",
-    "NotADatabaseError", "Scope", "SqlStore", "Token", "UnknownWorkerError", "open_store",
+    "NotADatabaseError", "Scope", "SqlStore", "StatementRefusedError", "Token", "UnknownWorkerError", "open_store",
 ]  # fmt: skip

@@ -27,5 +27,10 @@ class DatabaseFullError(DatabaseError):
     """Its disk has no room. What was acknowledged is there; there is room again once somebody makes some."""
 
 
+class StatementRefusedError(DatabaseError):
+    """A statement, or a value in it, that the database does not take, or has no rights for. The same again is refused
+    again."""
+
+
 class UnknownWorkerError(LookupError):
     """A worker of that name never registered, or was silent for so long that its row was removed."""

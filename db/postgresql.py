@@ -8,9 +8,22 @@ import subprocess
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 
-from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
+from db.errors import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseUnreachableError,
+    StatementRefusedError,
+)
 
 MIGRATION_LOCK = 0x6175746F74756E65  # "autotune" in ASCII: advisory locks are numbers that all programs share
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -20,6 +33,7 @@ STATEMENT_S, IDLE_S = 60.0, 30.0
 keeps others from a row. Migrations may take as long as they must."""
 BUSY_CODES = ("55P03", "57014", "40P01")  # lock_not_available, query_canceled, deadlock_detected
 FULL_CODE, CROWDED_CODE = "53100", "53300"  # disk_full, too_many_connections
+LIMITS = "54"  # program_limit_exceeded: a class of errors
 CROWDED = ("too many clients", "too many connections", "connection slots are reserved")
 """What a server says that refuses a connection for it; psycopg knows no code then."""
 
@@ -90,12 +104,15 @@ class Postgresql:
             )
         if code in BUSY_CODES:
             return DatabaseBusyError(f"{self}: expected to get a lock, found it held by others ({found}): try again")
+        refused = isinstance(error, DataError | NotSupportedError | ProgrammingError)
+        if refused or (code or "").startswith(LIMITS):
+            return StatementRefusedError(f"{self}: expected PostgreSQL to accept a statement, found: {found}")
         if isinstance(error, OperationalError):
             return DatabaseUnreachableError(
                 f"{self}: expected a PostgreSQL server that lets us in, found: {found}; check that it runs, "
                 f"and the address, user and password"
             )
-        return DatabaseError(f"{self}: expected PostgreSQL to accept a statement, found: {found}")
+        return DatabaseError(f"{self}: expected PostgreSQL to work, found: {found}")
 
     def now(self, connection: Connection) -> float:
         """Seconds since the epoch, of the server."""

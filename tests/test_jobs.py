@@ -34,7 +34,15 @@ from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
-from db import DatabaseBusyError, DatabaseError, DatabaseUnreachableError, Scope, SqlStore, open_store
+from db import (
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseUnreachableError,
+    Scope,
+    SqlStore,
+    StatementRefusedError,
+    open_store,
+)
 from db.address import dialect_for
 from strategies.key import ConvKey
 
@@ -220,6 +228,16 @@ def test_database_that_is_busy_for_a_while_fails_nothing(store: SqlStore, monkey
     assert jobs.alive
     jobs.stop()
     assert not jobs.alive
+
+
+def test_what_the_database_never_takes_fails_its_key(store: SqlStore) -> None:
+    tune = Scripted(StatementRefusedError("expected a server that accepts a statement, found: no rights"))
+    jobs, job_id = work(store, tune, [key_of()])
+    until(lambda: state_of(store, job_id) is JobState.FAILED)
+    jobs.stop()
+    job = store.job(job_id)
+    assert job is not None
+    assert (job.error, tune.calls) == (f"{key_of()}: expected a server that accepts a statement, found: no rights", 1)
 
 
 class Measuring:

@@ -25,6 +25,7 @@ from db import (  # noqa: E402
     DatabaseUnreachableError,
     NotADatabaseError,
     SqlStore,
+    StatementRefusedError,
     open_store,
 )
 from db.address import dialect_for  # noqa: E402
@@ -91,6 +92,11 @@ class TestPostgresql(StoreContract):
     def address(self, tmp_path: Path) -> Iterator[str]:
         with new_database("postgresql", tmp_path) as address:
             yield address
+
+    def test_what_it_does_not_take_is_told_apart_from_what_passes(self, address: str) -> None:
+        refused = pytest.raises(StatementRefusedError, match="expected PostgreSQL to accept a statement, found")
+        with open_store(address) as store, refused, store._writing() as connection:
+            connection.exec_driver_sql("SELECT chr(0)")
 
 
 @pytest.fixture

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Serves until it is told to end; jobs that are not done go on at the next start."""
     from api.app import create_app
     from api.database import open_database
-    from api.server import PortError, Server, listen
+    from api.server import PortError, Server, listen, share_one_heap
     from autotune.compiler import CCompilerError, ensure_c_compiler
 
     configure("json" if args.json else settings.log_format)
+    share_one_heap()  # before there are threads
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:
