@@ -246,23 +246,23 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
 
 def _with_requested_options(call: UOp, kernel: UOp) -> UOp | None:
     """The kernel's options, where it is to have some."""
-    if not isinstance(kernel.arg, KernelInfo):
-        return None
+    attachment = _thread.attachment
+    if attachment is None or _thread.graph not in attachment.rewritten or not isinstance(kernel.arg, KernelInfo):
+        return None  # tinygrad's own, for a device that need not be open, nor open at all
     if (request := request_of(kernel)) is None:
         device = call.src[1].device if len(call.src) > 1 else ()
         of_one = device[0] if isinstance(device, tuple) and device else device
         spared = spare_tensor_cores(kernel, opened(of_one).renderer) if isinstance(of_one, str) else None
         return call.replace(src=(spared, *call.src[1:])) if spared is not None else None
-    fitted = _thread.attachment.fitted if _thread.attachment is not None else None
     begun, misfit = time.perf_counter(), None
     try:
         kernel = apply_request(kernel, request, opened(call.src[1].device).renderer)
     except MisfitError as error:
-        if fitted is None:
+        if attachment.fitted is None:
             raise
         kernel, misfit = drop_request(kernel, request), MisfitError(f"{request.role}: {error}")
-    if fitted is not None:
-        fitted(misfit, time.perf_counter() - begun)
+    if attachment.fitted is not None:
+        attachment.fitted(misfit, time.perf_counter() - begun)
     return call.replace(src=(kernel, *call.src[1:]))
 
 
