@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,17 +32,15 @@ import tinygrad.engine.jit
 import tinygrad.engine.realize
 import tinygrad.schedule
 import tinygrad.tensor
-from tinygrad.device import Buffer
-from tinygrad.engine.realize import get_call_arg_uops
 from tinygrad.helpers import NUM_CPU_THREADS, Context
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
-from strategies.graph.device import flags_in_force, opened
-from strategies.graph.fitting import MisfitError, apply_request, drop_request, request_of, spare_tensor_cores
+from strategies.graph.device import flags_in_force
+from strategies.graph.fitting import Heard, fitted
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
-from strategies.graph.limits import load
+from strategies.graph.limits import allocate, load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.remembered import remembered
@@ -86,7 +83,7 @@ class Attachment:
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
-    fitted: Callable[[MisfitError | None, float], None] | None = None
+    fitted: Heard | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     rewritten: set[bytes] = field(default_factory=set)
     """Keys of graphs in which something was replaced."""
@@ -244,35 +241,17 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
     return run_rangeify
 
 
-def _with_requested_options(call: UOp, kernel: UOp) -> UOp | None:
-    """The kernel's options, where it is to have some."""
+def _fitted(call: UOp, kernel: UOp) -> UOp | None:
+    """The call of a kernel that was just split off, with its options; tinygrad's own may be for a device that does not
+    open."""
     attachment = _thread.attachment
     if attachment is None or _thread.graph not in attachment.rewritten or not isinstance(kernel.arg, KernelInfo):
-        return None  # tinygrad's own, for a device that need not be open, nor open at all
-    if (request := request_of(kernel)) is None:
-        device = call.src[1].device if len(call.src) > 1 else ()
-        of_one = device[0] if isinstance(device, tuple) and device else device
-        spared = spare_tensor_cores(kernel, opened(of_one).renderer) if isinstance(of_one, str) else None
-        return call.replace(src=(spared, *call.src[1:])) if spared is not None else None
-    begun, misfit = time.perf_counter(), None
-    try:
-        kernel = apply_request(kernel, request, opened(call.src[1].device).renderer)
-    except MisfitError as error:
-        if attachment.fitted is None:
-            raise
-        kernel, misfit = drop_request(kernel, request), MisfitError(f"{request.role}: {error}")
-    if attachment.fitted is not None:
-        attachment.fitted(misfit, time.perf_counter() - begun)
-    return call.replace(src=(kernel, *call.src[1:]))
+        return None
+    return fitted(call, kernel, attachment.fitted)
 
 
 pm_kernel_options = PatternMatcher(
-    [
-        (
-            UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"),
-            _with_requested_options,
-        ),
-    ]
+    [(UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"), _fitted)]
 )
 
 
@@ -340,7 +319,7 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
             with remembered(linear):
                 compiled = original(linear, *args, **options)
             load(compiled)
-            _allocate(compiled)
+            allocate(compiled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the program did not ask for it
             with Context(CAPTURING=0):
                 linear, _ = rescue.plain(error)
@@ -348,29 +327,6 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
         return compiled
 
     return compile_linear
-
-
-def _allocate(linear: UOp) -> None:
-    """Give every kernel its memory, as running it would. Where there is none, gives all back and raises MemoryError."""
-    mine: list[Buffer] = []
-    try:
-        for buffer in _buffers(linear):
-            if not buffer.is_initialized():
-                buffer.allocate()
-                mine.append(buffer)
-    except Exception:
-        for buffer in reversed(mine):
-            buffer.deallocate()
-        raise
-
-
-def _buffers(linear: UOp) -> Iterator[Buffer]:
-    """Those that the kernels of a compiled schedule are given."""
-    for call in linear.src:
-        if call.src[0].op is Ops.PROGRAM:
-            for found in (u.buffer for u in get_call_arg_uops(call)):
-                for buffer in (found,) if isinstance(found, Buffer) else found.bufs:
-                    yield from (buffer.base, buffer)  # one that is a part of another is given its memory after that
 
 
 def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:
