@@ -118,6 +118,10 @@ class _Rescue:
 class _Thread(threading.local):
     """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
 
+    def __init__(self) -> None:
+        self.rewritten: set[bytes] = set()
+        """The attachment's when it began. Another thread may tell the attachment of a change: it then has another."""
+
     block: Attachment | None = None
     """Of the innermost `attached` block that this thread is in: it acts in place of what is attached for all."""
     attachment: Attachment | None = None
@@ -231,11 +235,11 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
         attachment = _thread.attachment
         if attachment is None:
             return ranged
-        before = _thread.graph in attachment.rewritten
-        attachment.rewritten.add(_thread.graph)  # should it raise, it is ours
+        before = _thread.graph in _thread.rewritten
+        _thread.rewritten.add(_thread.graph)  # should it raise, it is ours
         result = rewrite(ranged, _noting_weights(attachment, _thread.call), attachment.wanted)
         if result is ranged and not before:
-            attachment.rewritten.discard(_thread.graph)
+            _thread.rewritten.discard(_thread.graph)
         return result
 
     return run_rangeify
@@ -245,7 +249,7 @@ def _fitted(call: UOp, kernel: UOp) -> UOp | None:
     """The call of a kernel that was just split off, with its options; tinygrad's own may be for a device that does not
     open."""
     attachment = _thread.attachment
-    if attachment is None or _thread.graph not in attachment.rewritten or not isinstance(kernel.arg, KernelInfo):
+    if attachment is None or _thread.graph not in _thread.rewritten or not isinstance(kernel.arg, KernelInfo):
         return None
     return fitted(call, kernel, attachment.fitted)
 
@@ -277,37 +281,40 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
             return original(big_sink)
         attachment.before()
         mark = _mark(attachment)
+        rewritten = attachment.rewritten  # read after the mark: one of former marks is not looked into any more
         graph = big_sink.src[0].key + mark.encode()  # the buffers behind it are other ones every time
         if graph in attachment.plain:
             attachment.scheduled(graph)
             return original(big_sink)
         rescue = _Rescue(attachment=attachment, graph=graph, schedule=lambda: original(big_sink))
         try:
-            linear, variables = _scheduled(original, big_sink, graph, mark, attachment)
+            linear, variables = _scheduled(original, big_sink, graph, mark, attachment, rewritten)
         except Exception as error:
-            if graph not in attachment.rewritten:
+            if graph not in rewritten:
                 raise
             return rescue.plain(error)
         attachment.scheduled(graph)
-        if graph in attachment.rewritten and linear.src:
+        if graph in rewritten and linear.src:
             _rescues[linear] = rescue
         return linear, variables
 
     return create_linear_with_vars
 
 
-def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, mark: str, attachment: Attachment) -> Any:
+def _scheduled(
+    original: Callable[..., Any], big_sink: UOp, graph: bytes, mark: str, attachment: Attachment, rewritten: set[bytes]
+) -> Any:
     """The schedule under this attachment, which is then this thread's."""
     sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
-    outer = (_thread.attachment, _thread.graph, _thread.call)
+    outer = (_thread.attachment, _thread.graph, _thread.rewritten, _thread.call)
     call = big_sink if sinks == [big_sink.src[0]] else None
-    _thread.attachment, _thread.graph, _thread.call = attachment, graph, call
+    _thread.attachment, _thread.graph, _thread.rewritten, _thread.call = attachment, graph, rewritten, call
     try:
         if attachment.frozen is not None and call is not None:
             attachment.frozen.called(graph, call.src[1:])
         return original(_marked(big_sink, sinks, mark))
     finally:
-        _thread.attachment, _thread.graph, _thread.call = outer
+        _thread.attachment, _thread.graph, _thread.rewritten, _thread.call = outer
 
 
 def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
