@@ -156,15 +156,15 @@ def _print_lookup(console: Console, empty: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What a number of graphs came to. `runs` counts by strategy, `ends` by what was asked of a graph; `fault` is the
-    first thing that was wrong, if anything was, and `raised` whether that was an exception; `cpu_s` is processor time,
-    compilers' included."""
+    """What a number of graphs came to. `runs` counts by strategy, `applied` the convolutions that each has rewritten,
+    `ends` by what was asked of a graph; `fault` is the first thing that was wrong, if anything was, and `raised`
+    whether that was an exception; `cpu_s` is processor time, compilers' included."""
 
     graphs: int = 0
     runs: dict[str, int] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)
     convolutions: int = 0
-    applied: int = 0
+    applied: dict[str, int] = field(default_factory=dict)
     too_small: int = 0
     difference: float = 0.0
     fault: str = ""
@@ -174,7 +174,7 @@ class Checked:
     def __add__(self, other: Checked) -> Checked:
         return Checked(
             graphs=self.graphs + other.graphs, runs=Counter(self.runs) + Counter(other.runs),
-            ends=Counter(self.ends) + Counter(other.ends), applied=self.applied + other.applied,
+            ends=Counter(self.ends) + Counter(other.ends), applied=Counter(self.applied) + Counter(other.applied),
             convolutions=self.convolutions + other.convolutions, too_small=self.too_small + other.too_small,
             difference=max(self.difference, other.difference), fault=self.fault or other.fault,
             raised=self.raised or other.raised, cpu_s=self.cpu_s + other.cpu_s,
@@ -193,8 +193,9 @@ def print_graphs(console: Console, options: argparse.Namespace) -> int:
             total += one
             if one.graphs:
                 console.print(
-                    f"seed {options.seed + index}: {one.graphs} graphs, {one.applied} convolutions rewritten, "
-                    f"{one.cpu_s:.0f} s of a processor; {total.graphs} after {time.monotonic() - begun:.0f} s"
+                    f"seed {options.seed + index}: {one.graphs} graphs, {sum(one.applied.values())} convolutions "
+                    f"rewritten, {one.cpu_s:.0f} s of a processor; "
+                    f"{total.graphs} after {time.monotonic() - begun:.0f} s"
                 )
     if total.fault:
         verdict = f"FAILED: {total.fault}"
@@ -202,11 +203,12 @@ def print_graphs(console: Console, options: argparse.Namespace) -> int:
         verdict = "PASSED" if total.graphs >= options.graphs else "NOT COMPLETE, nothing failed"
     listed = ", ".join(f"{name} {count}" for name, count in sorted(total.runs.items()))
     ends = ", ".join(f"{name} {count}" for name, count in sorted(total.ends.items()))
+    applied = ", ".join(f"{name} {count}" for name, count in sorted(total.applied.items()))
     equal, left = sum(total.runs.values()), f"{total.too_small} too small for its blocks"
     console.print(
         f"{total.graphs} of {options.graphs} random graphs on {options.device} ({ends})\n"
         f"with a strategy each, exceptions not rescued: {listed}\n"
-        f"{total.convolutions} convolutions met, {total.applied} rewritten, {left}\n"
+        f"{total.convolutions} convolutions met; rewritten by {applied or 'none'}; {left}\n"
         f"{equal} equal, {int(bool(total.fault))} not, {int(total.raised)} raised; largest difference "
         f"{total.difference:.1e} (bound {BOUND:.0e}), {time.monotonic() - begun:.0f} s with {options.jobs} at once, "
         f"{total.cpu_s / max(total.graphs, 1):.1f} s of a processor each\n{verdict}", highlight=False,
@@ -265,8 +267,9 @@ def check_graphs(count: int, number: int, device: str, each: bool, left_s: float
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what was looked for
             fault, raised = f"seed {number}: {error}", error.__cause__ is not None
     return Checked(
-        graphs=asked.total(), runs=dict(total), ends=dict(asked), convolutions=met.convolutions, applied=met.applied,
-        too_small=len(met.too_small), difference=worst, fault=fault, raised=raised, cpu_s=sum(os.times()[:4]),
+        graphs=asked.total(), runs=dict(total), ends=dict(asked), convolutions=met.convolutions,
+        applied=dict(met.applied), too_small=len(met.too_small), difference=worst, fault=fault, raised=raised,
+        cpu_s=sum(os.times()[:4]),
     )  # fmt: skip
 
 

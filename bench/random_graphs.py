@@ -7,6 +7,7 @@ raises of what a lowering made, is raised.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ def _weight(*shape: int) -> Tensor:
 
 WEIGHTS = {(cin, size): _weight(4, cin, size, size) for cin in (1, 2, 4) for size in (1, 3, 5)}
 OTHER, BIAS, LINEAR = _weight(4, 4, 3, 3), _weight(4), _weight(256, 256)
+WIDE, POINTWISE, NARROW, BOTH = _weight(8, 4, 3, 3), _weight(8, 8, 1, 1), _weight(4, 8, 1, 1), _weight(4, 8, 3, 3)
+"""`implicit_gemm` is for sums of eight products and more, to eight couts and more."""
 
 
 def _conv(x: Tensor) -> Tensor:
@@ -71,6 +74,17 @@ def _scaled_by_variable(x: Tensor) -> Tensor:
     return x * (Tensor(Variable("scale", 1, 8).bind(3)).cast(x.dtype) / 4)
 
 
+def _attention(x: Tensor) -> Tensor:
+    """Every position asks every other; keys are a 1x1 convolution, values a 3x3 one."""
+    query, key, value = (each.flatten(2) for each in (x, x.conv2d(WEIGHTS[4, 1]), _conv(x)))
+    weights = (query.transpose(1, 2) @ key / 2).softmax(-1)
+    return x + (value @ weights.transpose(1, 2)).reshape(*x.shape)
+
+
+def _read_in_pieces(y: Tensor) -> Tensor:
+    return y[:, :2].cat(y[:, 2:4].relu(), dim=1) + y[:, -4:, 1:-1, 1:].pad((1, 0, 1, 1))
+
+
 STEPS: dict[str, Step] = {
     "conv 3x3": lambda x, _: _conv(x),
     "conv 3x3 unpadded": lambda x, _: x.pad((1, 1, 1, 1)).conv2d(WEIGHTS[4, 3]),
@@ -93,6 +107,13 @@ STEPS: dict[str, Step] = {
     "conv summed at once": lambda x, _: x + _conv(x).relu().sum((2, 3), keepdim=True) / 16,
     "conv of some images": lambda x, _: _of_some(x),
     "scaled by a Variable": lambda x, _: _scaled_by_variable(x),
+    "conv to eight couts": lambda x, _: x.conv2d(WIDE, padding=1).relu().conv2d(NARROW),
+    "conv 1x1 of eight": lambda x, _: x.cat(x.relu(), dim=1).conv2d(POINTWISE).sigmoid().conv2d(BOTH, padding=1),
+    "conv to eight couts, read in pieces": lambda x, _: _read_in_pieces(x.conv2d(WIDE, padding=1)),
+    "conv read in pieces": lambda x, _: _read_in_pieces(_conv(x)),
+    "conv twice": lambda x, _: _conv(_conv(x).relu()),
+    "convs concatenated": lambda x, _: _conv(x).cat(x.conv2d(OTHER, padding=1), dim=1).conv2d(BOTH, padding=1),
+    "attention": lambda x, _: _attention(x),
     "diamond": lambda x, _: _conv(x.relu()) + x.sigmoid().conv2d(OTHER, padding=1),
     "relu": lambda x, _: x.relu(),
     "scaled": lambda x, _: x * 0.5 + 1,
@@ -154,19 +175,25 @@ def graphs(draw: st.DrawFn) -> Graph:
     return Graph(steps=tuple(steps), end="value" if "gradient" in end and NOT_DIFFERENTIATED & {*steps} else end)
 
 
+MIXED = "in turn"
+"""In place of a strategy's name: each convolution of a graph has the next of those that apply to it."""
+
+
 @dataclass(slots=True)
 class Met:
-    """What a strategy did, of all graphs that it was applied to."""
+    """What strategies did, of all graphs that they were applied to."""
 
     convolutions: int = 0
-    applied: int = 0
+    applied: Counter[str] = field(default_factory=Counter)
+    """Convolutions that each has rewritten."""
     too_small: list[str] = field(default_factory=list)
     """What the blocks of a strategy for GPUs have no room for: left to tinygrad."""
 
 
 def names_on(device: str) -> list[str]:
-    left_out = FOR_GPUS if device == "CPU" else ()
-    return [item.name for item in strategies() if item.lower is not None and item.name not in left_out]
+    """The strategies that there are for the device, and MIXED."""
+    left_out = {"tensor_cores"} | (FOR_GPUS.keys() if device == "CPU" else set())  # these graphs are in float32
+    return [*(item.name for item in strategies() if item.lower is not None and item.name not in left_out), MIXED]
 
 
 def candidate(name: str) -> Candidate:
@@ -176,8 +203,8 @@ def candidate(name: str) -> Candidate:
 
 @contextmanager
 def lowered(name: str, met: Met) -> Iterator[None]:
-    """One strategy on every convolution that it applies to, within the block; whatever goes wrong is raised."""
-    chosen, strategy = candidate(name), get_strategy(name)
+    """One strategy, or several in turn, on every convolution that it applies to, within the block; whatever goes wrong
+    is raised."""
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
         return [one(conv, ranges) for conv in convs]
@@ -186,17 +213,20 @@ def lowered(name: str, met: Met) -> Iterator[None]:
         met.convolutions += 1
         if conv.shape is None:
             return None
-        device = describe_device(conv.device, surroundings=False)
-        if not strategy.applies(ConvKey(shape=conv.shape, device=device)):
+        key = ConvKey(shape=conv.shape, device=describe_device(conv.device, surroundings=False))
+        names = [each for each in names_on(key.device.device) if each != MIXED] if name == MIXED else [name]
+        names = [each for each in names if get_strategy(each).applies(key)]
+        if not names:
             return None
+        chosen = names[met.convolutions % len(names)]
         try:
-            new = lower(conv, chosen, ranges)
+            new = lower(conv, candidate(chosen), ranges)
         except NotApplicableError as error:
-            if name not in FOR_GPUS:
+            if chosen not in FOR_GPUS:
                 raise
             met.too_small.append(str(error))
             return None
-        met.applied += new is not None
+        met.applied[chosen] += new is not None
         return new
 
     with seam.attached(rewriter):

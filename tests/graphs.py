@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 from tinygrad.engine.realize import compile_linear
 from tinygrad.helpers import DEV, db_connection
 from tinygrad.uop.ops import Ops
@@ -48,6 +48,7 @@ def on_device(name: str) -> Iterator[None]:
 
 
 db_connection()  # tinygrad's cache of compiled kernels belongs to the thread that opens it: to this one
+Device["CPU"]  # and opening a device compiles: no thread of a test is the first that needs it
 
 FACTOR = int(os.environ.get("AUTOTUNE_EXAMPLES", "1"))
 FOR_GPUS = frozenset({"shared_memory", "tensor_cores", "implicit_gemm"})

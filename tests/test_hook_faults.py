@@ -179,3 +179,16 @@ def test_a_fault_of_ours(broken: str, tmp_path: Path, alone: Array, monkeypatch:
     assert "ZeroDivisionError: a bug" in said[0]
     assert did.fallbacks == (broken != "version")
     assert did.applied == (broken == "version")
+
+
+def test_a_graph_for_a_device_that_does_not_open_is_scheduled(tmp_path: Path) -> None:
+    """tinygrad needs no device to schedule; `conv` has a key there that the hook cannot know, `+ 1` asks for none."""
+
+    def schedule(*sizes: int) -> list[int]:
+        x, w = (Tensor.empty(*size, device="NOWHERE") for size in ((1, 4, *sizes), W.shape))
+        return [len(y.schedule_linear().src) for y in (x + 1, x.conv2d(w, padding=1))]
+
+    with sqlite(tmp_path, winner()) as source:
+        autotune.install(source)
+    with pytest.warns(RuntimeWarning, match="tinygrad goes on alone: ModuleNotFoundError"):
+        assert schedule(12, 12) == [1, 1]

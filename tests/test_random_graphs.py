@@ -10,6 +10,7 @@ import pytest
 from graphs import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from tinygrad import Tensor
 from tinygrad.helpers import Context
 
 from strategies.graph.kron import Ranges
@@ -36,6 +37,26 @@ RANDOM = bench()
 def test_a_graph_keeps_its_numbers(graph: object, name: str) -> None:
     with Context(NOOPT=1):
         RANDOM.difference(name, graph, graph.run(), RANDOM.Met())  # type: ignore[attr-defined]
+
+
+def test_every_strategy_has_convolutions_to_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on those that it is for: scheduled for a device whose threads share memory, nothing is compiled."""
+
+    def there(*size: int) -> Tensor:
+        return Tensor.empty(*size, device="PYTHON")
+
+    for name in ("BIAS", "OTHER", "LINEAR", "WIDE", "POINTWISE", "NARROW", "BOTH"):
+        monkeypatch.setattr(RANDOM, name, there(*getattr(RANDOM, name).shape))
+    monkeypatch.setattr(RANDOM, "WEIGHTS", {key: there(*weight.shape) for key, weight in RANDOM.WEIGHTS.items()})
+    x = there(*RANDOM.SHAPE)
+    steps = [step for name, step in RANDOM.STEPS.items() if name.startswith("conv")]
+    for name in (*RANDOM.FOR_GPUS, RANDOM.MIXED):
+        met = RANDOM.Met()
+        with RANDOM.lowered(name, met):
+            for step in steps:
+                step(x, x).linear_with_vars()
+        assert met.applied.total() >= 3, name
+        assert name != RANDOM.MIXED or len(met.applied) > 5
 
 
 def test_what_a_lowering_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,11 @@ from tinygrad.uop.ops import AxisType, Ops, UOp
 
 import autotune
 from autotune import hook, runtime
-from strategies.candidate import Candidate
+from strategies.candidate import Candidate, KernelOptions
 from strategies.graph import seam
 from strategies.graph.apply import lower
 from strategies.graph.device import flags_in_force
+from strategies.graph.fitting import MisfitError
 from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
@@ -144,6 +145,32 @@ def test_a_rewrite_that_tinygrad_refuses() -> None:
     assert kernel_count(conv()) == 1
     assert len(heard) == 1
     assert kernel_count(conv()) == 1  # from the cache: tinygrad's own
+
+
+def test_news_amid_a_schedule_leave_it_ours() -> None:
+    """Another thread, ahead of a schedule of its own, tells the attachment of a change while this is rewritten. What
+    is wrong with it is still no error of the program, and kernels still get their options."""
+    candidate = Candidate(strategy="four_buffer", kernel_options=(("product", KernelOptions(axes="", options=())),))
+
+    def impossible(convs: Sequence[Conv], ranges: Ranges) -> list[Any]:
+        attachment.changed()
+        return [Lowered(value=c.reduce.replace(src=c.reduce.src[:1])) for c in convs]
+
+    def with_options(convs: Sequence[Conv], ranges: Ranges) -> list[Any]:
+        attachment.changed()
+        return [lower(conv, candidate, ranges) for conv in convs]
+
+    heard: list[Exception] = []
+    fitted: list[MisfitError | None] = []
+    attachment = seam.Attachment(
+        rewriter=impossible, failed=lambda _, error: heard.append(error), fitted=lambda misfit, _: fitted.append(misfit)
+    )
+    seam.attach(attachment)
+    assert kernel_count(conv()) == 1
+    assert len(heard) == 1
+    attachment.rewriter = with_options
+    assert kernel_count(conv(18)) == 5
+    assert [str(misfit).startswith("product: they are for") for misfit in fitted] == [True]
 
 
 def test_a_users_own_mistake_is_not_ours() -> None:

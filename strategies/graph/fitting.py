@@ -4,7 +4,7 @@ Which kernels a graph becomes is known only when tinygrad has split it. Until th
 
     lowering     CONTIGUOUS(value, arg=request)             request_options: role, axes and options in one Opt
     tinygrad     SINK(..., arg=KernelInfo(request))         a kernel gets the argument of a CONTIGUOUS in it as options
-    seam         SINK(..., arg=KernelInfo(real options))    apply_request, or drop_request where they do not fit
+    seam         SINK(..., arg=KernelInfo(real options))    fitted: tinygrad's own choice where they do not fit
 
 They fit where the kernel has exactly these axes and takes all the options, tried on the spot. An option that does not
 fit would raise when the kernel is compiled, in the user's program, and leave it unfinished behind.
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tinygrad.codegen.opt import KernelOptError, Opt, OptOps
@@ -29,6 +31,7 @@ from tinygrad.uop.ops import AxisType, Ops, UOp, axis_letters, graph_rewrite
 from tinygrad.uop.symbolic import sym
 
 from strategies.candidate import KernelOptions, Option
+from strategies.graph.device import opened
 from strategies.graph.options import opt_of
 
 MARK = "autotune"
@@ -52,6 +55,10 @@ class MisfitError(Exception):
     """Options that a kernel cannot have, or that were not meant for it."""
 
 
+Heard = Callable[[MisfitError | None, float], None]
+"""Is told of a kernel that was to have options: None where it has them, else why not, and the seconds of the trial."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionRequest:
     """Options for the kernel of this role, if it has these axes. `by_hand`: if they do not fit it has none at all."""
@@ -69,7 +76,30 @@ def request_options(value: UOp, role: str, options: KernelOptions, *, by_hand: b
     return UOp(Ops.CONTIGUOUS, src=(value,), arg=(request,))
 
 
-def request_of(kernel: UOp) -> OptionRequest | None:
+def fitted(call: UOp, kernel: UOp, heard: Heard | None) -> UOp | None:
+    """The call with the options that its kernel is to have; None where it stays as it is.
+
+    `heard` is told how a request ended; without it, MisfitError is raised. Opens the device.
+    """
+    if (request := _request_of(kernel)) is None:
+        device = call.src[1].device if len(call.src) > 1 else ()
+        of_one = device[0] if isinstance(device, tuple) and device else device
+        spared = spare_tensor_cores(kernel, opened(of_one).renderer) if isinstance(of_one, str) else None
+        return call.replace(src=(spared, *call.src[1:])) if spared is not None else None
+    begun, misfit = time.perf_counter(), None
+    try:
+        opts = fit(bare(kernel), request.axes, request.options, opened(call.src[1].device).renderer)
+        new = _with_options(kernel, opts)
+    except MisfitError as error:
+        if heard is None:
+            raise
+        new, misfit = _without_request(kernel, request), MisfitError(f"{request.role}: {error}")
+    if heard is not None:
+        heard(misfit, time.perf_counter() - begun)
+    return call.replace(src=(new, *call.src[1:]))
+
+
+def _request_of(kernel: UOp) -> OptionRequest | None:
     """What `request_options` asked for this kernel."""
     given = kernel.arg.opts_to_apply
     if not given or not isinstance(given[0].arg, tuple) or given[0].arg[:1] != (MARK,):
@@ -78,17 +108,11 @@ def request_of(kernel: UOp) -> OptionRequest | None:
     return OptionRequest(role=role, axes=axes, options=options, by_hand=by_hand)
 
 
-def apply_request(kernel: UOp, request: OptionRequest, renderer: Renderer) -> UOp:
-    """The kernel with the options asked for. Raises MisfitError."""
-    opts = fit(bare(kernel), request.axes, request.options, renderer)
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
-
-
-def drop_request(kernel: UOp, request: OptionRequest) -> UOp:
+def _without_request(kernel: UOp, request: OptionRequest) -> UOp:
     """The kernel as if nothing had been asked for. One that holds loops made by hand, its own or those of another
     convolution in it, is not for tinygrad's heuristics: they would put threads on top of its threads."""
     by_hand = request.by_hand or any(u.op is Ops.RANGE and u.arg[-1] in BY_HAND for u in kernel.toposort())
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=() if by_hand else None))
+    return _with_options(kernel, () if by_hand else None)
 
 
 def spare_tensor_cores(kernel: UOp, renderer: Renderer) -> UOp | None:
@@ -106,7 +130,7 @@ def spare_tensor_cores(kernel: UOp, renderer: Renderer) -> UOp | None:
         opts = heuristics_without_tensor_cores(kernel, renderer)
     except KernelOptError:
         return None  # it has none without them either: tinygrad says so when it compiles the kernel
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
+    return _with_options(kernel, opts)
 
 
 @functools.lru_cache(maxsize=512)
@@ -125,7 +149,12 @@ def _has_float32_tensor_cores(renderer: Renderer) -> bool:
 
 def bare(kernel: UOp) -> UOp:
     """The kernel with neither options nor a request for any."""
-    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=None))
+    return _with_options(kernel, None)
+
+
+def _with_options(kernel: UOp, opts: tuple[Opt, ...] | None) -> UOp:
+    """With these and nothing else; None leaves them to tinygrad."""
+    return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
 
 
 @functools.lru_cache(maxsize=512)

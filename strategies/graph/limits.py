@@ -1,4 +1,5 @@
-"""What a device allows a kernel: checked when it is rendered, before its compiler sees it, and when it is loaded."""
+"""What a device allows a kernel: checked when it is rendered, before its compiler sees it, and when it is loaded and
+given memory, before it runs."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinygrad import Device
+from tinygrad.device import Buffer
 from tinygrad.dtype import AddrSpace
-from tinygrad.engine.realize import get_runtime
+from tinygrad.engine.realize import get_call_arg_uops, get_runtime
 from tinygrad.uop.ops import Ops, UOp
 
 
@@ -85,6 +87,30 @@ def load(linear: UOp) -> None:
                     f"{program.arg.function_name} has {math.prod(sizes)} threads per threadgroup, {device} allows "
                     f"this kernel {allowed}"
                 )
+
+
+def allocate(linear: UOp) -> None:
+    """Give every kernel of a compiled graph its memory, as its first run would. Where there is none, gives all back and
+    raises MemoryError, or whatever the device raises."""
+    mine: list[Buffer] = []
+    try:
+        for buffer in _buffers(linear):
+            if not buffer.is_initialized():
+                buffer.allocate()
+                mine.append(buffer)
+    except Exception:
+        for buffer in reversed(mine):
+            buffer.deallocate()
+        raise
+
+
+def _buffers(linear: UOp) -> Iterator[Buffer]:
+    """Those that the kernels are given."""
+    for call in linear.src:
+        if call.src[0].op is Ops.PROGRAM:
+            for found in (u.buffer for u in get_call_arg_uops(call)):
+                for buffer in (found,) if isinstance(found, Buffer) else found.bufs:
+                    yield from (buffer.base, buffer)  # one that is a part of another is given its memory after that
 
 
 def _checked(render: Callable[[Sequence[UOp]], str], device: str, limits: Limits) -> Callable[[Sequence[UOp]], str]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,17 +32,15 @@ import tinygrad.engine.jit
 import tinygrad.engine.realize
 import tinygrad.schedule
 import tinygrad.tensor
-from tinygrad.device import Buffer
-from tinygrad.engine.realize import get_call_arg_uops
 from tinygrad.helpers import NUM_CPU_THREADS, Context
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
-from strategies.graph.device import flags_in_force, opened
-from strategies.graph.fitting import MisfitError, apply_request, drop_request, request_of, spare_tensor_cores
+from strategies.graph.device import flags_in_force
+from strategies.graph.fitting import Heard, fitted
 from strategies.graph.frozen import FrozenWeights, weight_slots
 from strategies.graph.kron import Ranges
-from strategies.graph.limits import load
+from strategies.graph.limits import allocate, load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.remembered import remembered
@@ -86,7 +83,7 @@ class Attachment:
     scheduled: Callable[[bytes], None] = lambda _: None
     failed: Callable[[bytes, Exception], None] | None = None
     frozen: FrozenWeights | None = None
-    fitted: Callable[[MisfitError | None, float], None] | None = None
+    fitted: Heard | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     rewritten: set[bytes] = field(default_factory=set)
     """Keys of graphs in which something was replaced."""
@@ -120,6 +117,10 @@ class _Rescue:
 
 class _Thread(threading.local):
     """What this thread is scheduling under: fixed when it begins, whatever is attached meanwhile."""
+
+    def __init__(self) -> None:
+        self.rewritten: set[bytes] = set()
+        """The attachment's when it began. Another thread may tell the attachment of a change: it then has another."""
 
     block: Attachment | None = None
     """Of the innermost `attached` block that this thread is in: it acts in place of what is attached for all."""
@@ -234,45 +235,27 @@ def _run_rangeify(original: Callable[..., UOp]) -> Callable[..., UOp]:
         attachment = _thread.attachment
         if attachment is None:
             return ranged
-        before = _thread.graph in attachment.rewritten
-        attachment.rewritten.add(_thread.graph)  # should it raise, it is ours
+        before = _thread.graph in _thread.rewritten
+        _thread.rewritten.add(_thread.graph)  # should it raise, it is ours
         result = rewrite(ranged, _noting_weights(attachment, _thread.call), attachment.wanted)
         if result is ranged and not before:
-            attachment.rewritten.discard(_thread.graph)
+            _thread.rewritten.discard(_thread.graph)
         return result
 
     return run_rangeify
 
 
-def _with_requested_options(call: UOp, kernel: UOp) -> UOp | None:
-    """The kernel's options, where it is to have some."""
-    if not isinstance(kernel.arg, KernelInfo):
+def _fitted(call: UOp, kernel: UOp) -> UOp | None:
+    """The call of a kernel that was just split off, with its options; tinygrad's own may be for a device that does not
+    open."""
+    attachment = _thread.attachment
+    if attachment is None or _thread.graph not in _thread.rewritten or not isinstance(kernel.arg, KernelInfo):
         return None
-    if (request := request_of(kernel)) is None:
-        device = call.src[1].device if len(call.src) > 1 else ()
-        of_one = device[0] if isinstance(device, tuple) and device else device
-        spared = spare_tensor_cores(kernel, opened(of_one).renderer) if isinstance(of_one, str) else None
-        return call.replace(src=(spared, *call.src[1:])) if spared is not None else None
-    fitted = _thread.attachment.fitted if _thread.attachment is not None else None
-    begun, misfit = time.perf_counter(), None
-    try:
-        kernel = apply_request(kernel, request, opened(call.src[1].device).renderer)
-    except MisfitError as error:
-        if fitted is None:
-            raise
-        kernel, misfit = drop_request(kernel, request), MisfitError(f"{request.role}: {error}")
-    if fitted is not None:
-        fitted(misfit, time.perf_counter() - begun)
-    return call.replace(src=(kernel, *call.src[1:]))
+    return fitted(call, kernel, attachment.fitted)
 
 
 pm_kernel_options = PatternMatcher(
-    [
-        (
-            UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"),
-            _with_requested_options,
-        ),
-    ]
+    [(UPat(Ops.CALL, src=(UPat(Ops.SINK, name="kernel"),), allow_any_len=True, name="call"), _fitted)]
 )
 
 
@@ -298,37 +281,40 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
             return original(big_sink)
         attachment.before()
         mark = _mark(attachment)
+        rewritten = attachment.rewritten  # read after the mark: one of former marks is not looked into any more
         graph = big_sink.src[0].key + mark.encode()  # the buffers behind it are other ones every time
         if graph in attachment.plain:
             attachment.scheduled(graph)
             return original(big_sink)
         rescue = _Rescue(attachment=attachment, graph=graph, schedule=lambda: original(big_sink))
         try:
-            linear, variables = _scheduled(original, big_sink, graph, mark, attachment)
+            linear, variables = _scheduled(original, big_sink, graph, mark, attachment, rewritten)
         except Exception as error:
-            if graph not in attachment.rewritten:
+            if graph not in rewritten:
                 raise
             return rescue.plain(error)
         attachment.scheduled(graph)
-        if graph in attachment.rewritten and linear.src:
+        if graph in rewritten and linear.src:
             _rescues[linear] = rescue
         return linear, variables
 
     return create_linear_with_vars
 
 
-def _scheduled(original: Callable[..., Any], big_sink: UOp, graph: bytes, mark: str, attachment: Attachment) -> Any:
+def _scheduled(
+    original: Callable[..., Any], big_sink: UOp, graph: bytes, mark: str, attachment: Attachment, rewritten: set[bytes]
+) -> Any:
     """The schedule under this attachment, which is then this thread's."""
     sinks = [u for u in big_sink.toposort() if u.op is Ops.SINK and u.arg is None]
-    outer = (_thread.attachment, _thread.graph, _thread.call)
+    outer = (_thread.attachment, _thread.graph, _thread.rewritten, _thread.call)
     call = big_sink if sinks == [big_sink.src[0]] else None
-    _thread.attachment, _thread.graph, _thread.call = attachment, graph, call
+    _thread.attachment, _thread.graph, _thread.rewritten, _thread.call = attachment, graph, rewritten, call
     try:
         if attachment.frozen is not None and call is not None:
             attachment.frozen.called(graph, call.src[1:])
         return original(_marked(big_sink, sinks, mark))
     finally:
-        _thread.attachment, _thread.graph, _thread.call = outer
+        _thread.attachment, _thread.graph, _thread.rewritten, _thread.call = outer
 
 
 def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
@@ -340,7 +326,7 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
             with remembered(linear):
                 compiled = original(linear, *args, **options)
             load(compiled)
-            _allocate(compiled)
+            allocate(compiled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the program did not ask for it
             with Context(CAPTURING=0):
                 linear, _ = rescue.plain(error)
@@ -348,29 +334,6 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
         return compiled
 
     return compile_linear
-
-
-def _allocate(linear: UOp) -> None:
-    """Give every kernel its memory, as running it would. Where there is none, gives all back and raises MemoryError."""
-    mine: list[Buffer] = []
-    try:
-        for buffer in _buffers(linear):
-            if not buffer.is_initialized():
-                buffer.allocate()
-                mine.append(buffer)
-    except Exception:
-        for buffer in reversed(mine):
-            buffer.deallocate()
-        raise
-
-
-def _buffers(linear: UOp) -> Iterator[Buffer]:
-    """Those that the kernels of a compiled schedule are given."""
-    for call in linear.src:
-        if call.src[0].op is Ops.PROGRAM:
-            for found in (u.buffer for u in get_call_arg_uops(call)):
-                for buffer in (found,) if isinstance(found, Buffer) else found.bufs:
-                    yield from (buffer.base, buffer)  # one that is a part of another is given its memory after that
 
 
 def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:

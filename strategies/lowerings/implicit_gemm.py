@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 from strategies.candidate import Value
 from strategies.graph import Blocking, Conv, Lowered, Ranges
 from strategies.graph import implicit_gemm as gemm
 from strategies.key import ConvKey
-from strategies.parameter import param, parameters_of
+from strategies.parameter import param
+from strategies.presets import best_of_each, every
 from strategies.registry import strategy
 
 LEAST = 8
@@ -99,20 +98,19 @@ def estimate_us(key: ConvKey, params: ImplicitGemm) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
-    shape, names = key.shape, [parameter.name for parameter in parameters_of(ImplicitGemm)]
+    shape = key.shape
     couts, products = shape.cout // shape.groups, math.prod(shape.kernel) * shape.cin // shape.groups
-    best: dict[tuple[Value, ...], tuple[float, Mapping[str, Value]]] = {}
-    for values in itertools.product(*(parameter.choices for parameter in parameters_of(ImplicitGemm))):
-        chosen = dict(zip(names, values, strict=True))
-        params = ImplicitGemm(**cast("Any", chosen))
+
+    def fits(params: ImplicitGemm) -> bool:
         by = params.blocking
         if by.fault() is not None or by.shared_bytes > STATIC_BYTES or by.threads > 256:
-            continue
-        if by.rows >= 2 * couts > LEAST * 2 or by.depth * by.parts > products:
-            continue
-        block, found = (by.rows, by.columns, by.parts, by.ahead, params.weight), (estimate_us(key, params), chosen)
-        best[block] = min(best.get(block, found), found, key=lambda item: item[0])
-    return tuple(chosen for _, chosen in sorted(best.values(), key=lambda item: item[0])[:PRESETS]) or ({},)
+            return False
+        return not by.rows >= 2 * couts > LEAST * 2 and by.depth * by.parts <= products
+
+    def kind(params: ImplicitGemm) -> tuple[Value, ...]:
+        return params.cout_block, params.window_block, params.parts, params.ahead, params.weight
+
+    return best_of_each(filter(fits, every(ImplicitGemm)), kind, lambda p: estimate_us(key, p), PRESETS) or ({},)
 
 
 def applies(key: ConvKey) -> bool:

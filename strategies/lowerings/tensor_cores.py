@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
 
 from strategies.candidate import Value
 from strategies.graph import Conv, Lowered, Ranges, Tiling, implicit
 from strategies.key import ConvKey
-from strategies.parameter import param, parameters_of
+from strategies.parameter import param
+from strategies.presets import best_of_each, every
 from strategies.registry import strategy
 
 DTYPES = ("float16", "bfloat16")
@@ -96,21 +95,19 @@ def estimate_us(key: ConvKey, params: TensorCores) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
-    shape, parameters = key.shape.canonical(), parameters_of(TensorCores)
+    shape = key.shape.canonical()
     couts, channels = shape.cout // shape.groups, shape.cin // shape.groups
-    best: dict[tuple[int, ...], tuple[float, Mapping[str, Value]]] = {}
-    for values in itertools.product(*(item.choices for item in parameters if item.name != "stages")):
-        chosen = dict(zip((item.name for item in parameters if item.name != "stages"), values, strict=True))
-        by = TensorCores(**cast("Any", chosen), stages=FEWEST).tiling
+
+    def fits(params: TensorCores) -> bool:
+        by = params.tiling
         if by.fault() is not None or by.shared_bytes > STATIC_BYTES or by.warp_rows * by.warp_columns < LEAST_SUMS:
-            continue
+            return False
         steps = math.prod(shape.kernel) * -(-channels // by.depth)
-        if by.rows >= 2 * couts or by.depth >= 2 * channels or steps % by.parts:
-            continue
-        chosen["stages"] = min(MOST, STATIC_BYTES * FEWEST // by.shared_bytes)
-        block, found = (by.rows, by.columns), (estimate_us(key, TensorCores(**cast("Any", chosen))), chosen)
-        best[block] = min(best.get(block, found), found, key=lambda item: item[0])
-    return tuple(chosen for _, chosen in sorted(best.values(), key=lambda item: item[0])[:PRESETS])
+        return by.rows < 2 * couts and by.depth < 2 * channels and steps % by.parts == 0
+
+    fitting = filter(fits, every(TensorCores, stages=FEWEST))
+    deep = (replace(p, stages=min(MOST, STATIC_BYTES * FEWEST // p.tiling.shared_bytes)) for p in fitting)
+    return best_of_each(deep, lambda p: (p.cout_block, p.window_block), lambda p: estimate_us(key, p), PRESETS)
 
 
 def applies(key: ConvKey) -> bool:

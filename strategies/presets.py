@@ -1,0 +1,34 @@
+"""Presets of a strategy whose blocks are more than can be timed: the best of each kind by an estimate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from strategies.candidate import Value
+from strategies.parameter import parameters_of
+
+P = TypeVar("P", bound=Hashable)
+"""A frozen dataclass of parameters."""
+
+
+def every(params: type[P], **given: Value) -> Iterator[P]:
+    """One of each combination of choices, the last parameter's changing fastest; those `given` are as they are."""
+    open_ = [parameter for parameter in parameters_of(params) if parameter.name not in given]
+    for values in itertools.product(*(parameter.choices for parameter in open_)):
+        chosen: dict[str, Any] = dict(zip((parameter.name for parameter in open_), values, strict=True))
+        yield params(**chosen, **given)
+
+
+def best_of_each(
+    several: Iterable[P], kind: Callable[[P], Hashable], estimate_us: Callable[[P], float], most: int
+) -> tuple[Mapping[str, Value], ...]:
+    """The values of at most `most`, the shortest estimate first; of each `kind` the one with the shortest, of equals
+    the first. Without kinds the best would be much alike, and a search would begin in one corner."""
+    best: dict[Hashable, tuple[float, P]] = {}
+    for params in several:
+        found = (estimate_us(params), params)
+        best[kind(params)] = min(best.get(kind(params), found), found, key=lambda item: item[0])
+    ranked = sorted(best.values(), key=lambda item: item[0])[:most]
+    return tuple({p.name: getattr(params, p.name) for p in parameters_of(type(params))} for _, params in ranked)
