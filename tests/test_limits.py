@@ -106,6 +106,17 @@ def test_outside_of_the_block_nothing_is_limited() -> None:
     assert "render" not in vars(Device["METAL"].renderer)
 
 
+def test_a_block_within_another_leaves_that_ones_limits() -> None:
+    with limited("METAL"):
+        with limited("METAL"):
+            pass
+        out = Tensor.empty(2048, device="METAL")
+        linear = Tensor.custom_kernel(out, fxn=through(AddrSpace.LOCAL, 8193))[0].schedule_linear()
+        with pytest.raises(KernelLimitError):
+            compile_linear(linear)
+    assert "render" not in vars(Device["METAL"].renderer)
+
+
 def test_what_is_known_of_devices() -> None:
     assert limits_of("METAL:1") == limits_of("METAL") != Limits()
     assert limits_of("CUDA") == limits_of("NV:3")

@@ -63,11 +63,15 @@ def limited(device: str) -> Iterator[None]:
 @contextmanager
 def checking(renderer: Any, device: str) -> Iterator[None]:
     """The same for one renderer, without opening the device that it renders for."""
+    before = vars(renderer).get("render")
     renderer.render = _checked(renderer.render, device, limits_of(device))  # the instance's, in front of its class's
     try:
         yield
     finally:
-        del renderer.render
+        if before is None:
+            del renderer.render
+        else:
+            renderer.render = before
 
 
 def load(linear: UOp) -> None:
