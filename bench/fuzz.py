@@ -170,10 +170,11 @@ def _fuzz(database: Path, name: str, number: int, requests: int, options: argpar
 def _run(
     service: Served, token: str | None, seed: int, left_s: float, phases: Sequence[str], examples: int
 ) -> tuple[list[str], int]:
-    """One run of schemathesis: what it found, and how often a request never left."""
+    """One run of schemathesis: what it found, and how often a request never left. Of all its checks one is not for us:
+    DELETE ends a job, and what became of it stays to be read."""
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{service.url}/openapi.json",
-        "--checks", "all", "--phases", ",".join(phases),
+        "--checks", "all", "--exclude-checks", "use_after_free", "--phases", ",".join(phases),
         "--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure",
         "--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "60", "--max-response-time", "60",
     ]  # fmt: skip

@@ -233,9 +233,11 @@ def _batch(service: tuple[str, int], spec: DeviceSpec, options: argparse.Namespa
 
 
 def _memory(service: tuple[str, int], pid: int, options: argparse.Namespace) -> bool:
-    """Any winner, not only the hot ones, so that what is remembered turns over."""
+    """Any winner, not only the hot ones, so that what is remembered turns over. Each was asked for once before: what
+    is remembered has reached its limits, however slow the machine."""
     process, rng = psutil.Process(pid), random.Random(2)
     sizes: list[float] = []
+    _ask(service, [_get(_query(number)) for number in range(options.winners)], options.connections)
     ends_at = time.monotonic() + options.minutes * 60
     while (now := time.monotonic()) < ends_at:
         while time.monotonic() < now + SAMPLE_S:
