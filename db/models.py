@@ -93,7 +93,7 @@ class MeasurementRow(Base):
     __tablename__ = "measurements"
     __table_args__ = (
         Index("ix_measurements_key_id_measured_at", "key_id", "measured_at"),
-        # For pruning: without it a pass over the 5000 measurements of a key took 18 s, now 0.2 s (SQLite, 2 cores).
+        # For pruning, which asks of each measurement for later ones: without it, time in the square of a key's.
         Index(
             "ix_measurements_key_id_device_id_candidate_measured_at", "key_id", "device_id", "candidate", "measured_at"
         ),

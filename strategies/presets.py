@@ -28,7 +28,7 @@ def best_of_each(
     the first. Without kinds the best would be much alike, and a search would begin in one corner."""
     best: dict[Hashable, tuple[float, P]] = {}
     for params in several:
-        found = (estimate_us(params), params)
-        best[kind(params)] = min(best.get(kind(params), found), found, key=lambda item: item[0])
+        found, of = (estimate_us(params), params), kind(params)
+        best[of] = min(best.get(of, found), found, key=lambda item: item[0])
     ranked = sorted(best.values(), key=lambda item: item[0])[:most]
     return tuple({p.name: getattr(params, p.name) for p in parameters_of(type(params))} for _, params in ranked)
