@@ -7,6 +7,7 @@ raises of what a lowering made, is raised.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
-from tinygrad import Tensor, Variable
+from tinygrad import Device, Tensor, Variable
 
+from autotune.compiler import ensure_c_compiler
 from autotune.reference import Array
 from strategies.candidate import Candidate, Value
 from strategies.graph import seam
@@ -26,6 +28,9 @@ from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.key import ConvKey
 from strategies.registry import get_strategy, strategies
+
+if Device.DEFAULT == "CPU":
+    ensure_c_compiler()  # the weights below are computed
 
 FOR_GPUS: dict[str, dict[str, Value]] = {
     "shared_memory": {"cout_block": 16, "tile_block": 32, "couts": 4, "tiles": 4, "depth": 4},
@@ -205,6 +210,7 @@ def candidate(name: str) -> Candidate:
 def lowered(name: str, met: Met) -> Iterator[None]:
     """One strategy, or several in turn, on every convolution that it applies to, within the block; whatever goes wrong
     is raised."""
+    turns = itertools.count()
 
     def rewriter(convs: Sequence[Conv], ranges: Ranges) -> list[Lowered | None]:
         return [one(conv, ranges) for conv in convs]
@@ -218,7 +224,7 @@ def lowered(name: str, met: Met) -> Iterator[None]:
         names = [each for each in names if get_strategy(each).applies(key)]
         if not names:
             return None
-        chosen = names[met.convolutions % len(names)]
+        chosen = names[next(turns) % len(names)]
         try:
             new = lower(conv, candidate(chosen), ranges)
         except NotApplicableError as error:

@@ -7,7 +7,7 @@ import pytest
 from graphs import TOLERANCE, Array, candidates, counted, examples, kernel_count, normal, relative
 from hypothesis import given
 from hypothesis import strategies as st
-from test_winowrite import GRAPHS, TENSORS, alone, check
+from test_winowrite import CORES, GRAPHS, TENSORS, alone, check
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 
@@ -40,13 +40,14 @@ def any_shape(draw: st.DrawFn) -> ConvShape:
         raise AssertionError(str(error)) from error
 
 
-@given(any_shape(), candidates(("im2col",)))
+@given(any_shape(), candidates(("im2col",)), st.sampled_from(CORES))
 @examples(15)
-def test_any_shape_with_any_parameters(shape: ConvShape, candidate: Candidate) -> None:
-    try:
-        check(shape, candidate)
-    except NotApplicableError:
-        assert not _is_found(shape)
+def test_any_shape_with_any_parameters(shape: ConvShape, candidate: Candidate, cores: int) -> None:
+    with Context(NUM_CPU_THREADS=cores):
+        try:
+            check(shape, candidate)
+        except NotApplicableError:
+            assert not _is_found(shape)
 
 
 def _is_found(shape: ConvShape) -> bool:

@@ -32,6 +32,10 @@ SMALL = {
 }
 
 
+CORES = (2, 6, 16)
+"""Of a processor: with that many threads its kernels are divided among."""
+
+
 def errors(program: Program, shape: ConvShape) -> list[float]:
     """The error on normal, large-range and integer-valued inputs."""
     found = []
@@ -67,15 +71,24 @@ def test_every_strategy_tile_and_dtype(candidate: Candidate, dtype: str) -> None
         check(SMALL[dtype], candidate)
 
 
-@given(conv_shapes(), candidates(), st.integers(0, 9))
+@given(conv_shapes(), candidates(), st.integers(0, 9), st.sampled_from(CORES))
 @examples(8)
-def test_any_shape_with_any_parameters(shape: ConvShape, candidate: Candidate, turn: int) -> None:
+def test_any_shape_with_any_parameters(shape: ConvShape, candidate: Candidate, turn: int, cores: int) -> None:
     optimised = turn == 9 and candidate.strategy != "single_fused"
-    with Context(NOOPT=int(not optimised)):
+    with Context(NOOPT=int(not optimised), NUM_CPU_THREADS=cores):
         try:
             check(shape, candidate)
         except NotApplicableError:
             assert candidate.strategy == "tensor_winograd"
+
+
+@pytest.mark.parametrize("cores", [4, 12, 16])
+@pytest.mark.parametrize("candidate", [Candidate.of("im2col"), Candidate.of("blocked", cores="all")], ids=str)
+def test_divided_among_cores(candidate: Candidate, cores: int) -> None:
+    """A row of the image divides the threads: tinygrad splits a range that is read so."""
+    chosen = get_strategy(candidate.strategy).candidate(dict(candidate.params))
+    with Context(NUM_CPU_THREADS=cores, NOOPT=1):
+        check(ConvShape.of((2, 4, 8, 8), (4, 4, 3, 3), padding=1), chosen)
 
 
 @pytest.mark.parametrize("parameter", ["xhat", "ghat", "mhat", "product"])

@@ -25,6 +25,19 @@ NEVER_SET = 1 << 24
 """A bit that is 0 in every value of a range over at most so many; a longer range is not used for that."""
 
 
+def in_one_piece(index: UOp) -> UOp:
+    """The index of a range, so that tinygrad does not split it.
+
+    It splits a range that is read modulo a divisor of its length. Of a CPU's threads it then looks for one part only,
+    and of parts of an UPCAST none is held in registers. Behind a mask of all its bits an index has the same value and
+    the same bounds, and is no range any more; where the length has no divisor it stays as it is.
+    """
+    count = int(index.vmax) + 1
+    if all(count % divisor for divisor in range(2, count)):
+        return index
+    return index & ((1 << (count - 1).bit_length()) - 1)
+
+
 def hand_made(body: UOp) -> UOp:
     """`body` in a kernel that tinygrad's heuristics and BEAM leave as its ranges say: an empty tuple of options."""
     return UOp(Ops.CONTIGUOUS, src=(body,), arg=())
@@ -48,7 +61,8 @@ def stored_singly(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, devic
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
-    loops = [r for r in loops_of(axes) if r.arg[-1] is AxisType.WEAK and r.vmax < NEVER_SET]
+    outer = (AxisType.WEAK, AxisType.THREAD)
+    loops = [r for r in loops_of(axes) if r.arg[-1] in outer and r.vmax < NEVER_SET]
     index = _flat(axes, sizes) + (loops[0] & NEVER_SET) if loops else _flat(axes, sizes)
     return _stored(body, axes, sizes, index, device, slot)
 

@@ -23,7 +23,7 @@ from functools import partial
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
-from strategies.graph.buffers import Held, computed, staged, stored, stored_singly
+from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, Ranges, kron
 from strategies.graph.lowered import Lowered
@@ -47,7 +47,7 @@ class Stage:
     registers, `local` those that the threads of a workgroup divide among them, the innermost to neighbours. With
     `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone. Without `joined` its stores
     are not joined into vectors: see `buffers`. `threaded` divides the outermost loop that divides evenly among the
-    threads of a CPU.
+    threads of a CPU, which tinygrad 0.14.0 runs one after the other.
     """
 
     layout: str
@@ -57,6 +57,11 @@ class Stage:
     by_hand: bool = False
     joined: bool = True
     threaded: bool = False
+
+    @property
+    def in_stage(self) -> bool:
+        """Whether it is a STAGE, whose axes can only be ranges; else buffer and store are written out."""
+        return self.joined and not self.threaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +150,7 @@ def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermedia
     sizes = [size for letter in layout for size in space.sizes[letter]]
     if not stage.joined:
         return stored_singly(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
-    if stage.threaded:
+    if not stage.in_stage:
         return stored(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
     return staged(body, axes, device=space.conv.device)
 
@@ -160,10 +165,12 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
     at: dict[str, list[UOp]] = {letter: [] for letter in letters}
     for position, (letter, size) in enumerate(sizes):
         if position == divided:
-            core = space.ranges.new(cores, AxisType.THREAD)
+            core = in_one_piece(space.ranges.new(cores, AxisType.THREAD))
             at[letter].append(core * (size // cores) + space.ranges.new(size // cores))
         else:
-            at[letter].append(space.ranges.new(size, kinds.get(letter, AxisType.WEAK)))
+            loop = space.ranges.new(size, kinds.get(letter, AxisType.WEAK))
+            in_registers = letter in stage.upcast and not stage.in_stage
+            at[letter].append(in_one_piece(loop) if in_registers else loop)
     return at
 
 
