@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from strategies.shape import JsonObject
@@ -24,11 +24,17 @@ class KernelOptions:
     """tinygrad's options for one kernel, in the order in which they are applied.
 
     `axes` are the kernel's loops before the first of them, as `g64 g56 R64 R3`: what the axis numbers count, and so
-    what a kernel must have for the options to be meant for it. An option is `(op, axis, arg)`, as `("UPCAST", 1, 4)`.
+    what a kernel must have for the options to be meant for it; or their kinds alone, as `g g R R`, for options that
+    were found on another shape. An option is `(op, axis, arg)`, as `("UPCAST", 1, 4)`.
     """
 
     axes: str
     options: tuple[Option, ...]
+
+    @property
+    def anywhere(self) -> KernelOptions:
+        """For kernels with loops of the same kinds, whatever their extents."""
+        return replace(self, axes=kinds_of(self.axes))
 
     def to_json(self) -> JsonObject:
         return {"axes": self.axes, "options": [_thawed(option) for option in self.options]}
@@ -39,6 +45,11 @@ class KernelOptions:
         if not isinstance(axes, str) or not isinstance(options, list) or not all(map(_is_option, options)):
             raise CandidateFormatError(f"a kernel's options are axes and a list of [op, axis, arg]: got {data!r}")
         return cls(axes=axes, options=tuple(map(_frozen, options)))
+
+
+def kinds_of(axes: str) -> str:
+    """`g g R R` of `g64 g56 R64 R3`."""
+    return " ".join(axis[:1] for axis in axes.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

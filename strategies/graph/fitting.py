@@ -23,14 +23,14 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.codegen.opt.postrange import Scheduler
 from tinygrad.codegen.simplify import pm_flatten_range, pm_load_collapse, pm_simplify_ranges, pm_split_ranges
 from tinygrad.dtype import dtypes
-from tinygrad.helpers import ALLOW_TF32, NOOPT, USE_TC, Context
+from tinygrad.helpers import ALLOW_TF32, NOOPT, NUM_CPU_THREADS, USE_TC, Context
 from tinygrad.renderer import Renderer
 from tinygrad.schedule.multi import multi_pm
 from tinygrad.schedule.rangeify import pm_mops
 from tinygrad.uop.ops import AxisType, Ops, UOp, axis_letters, graph_rewrite
 from tinygrad.uop.symbolic import sym
 
-from strategies.candidate import KernelOptions, Option
+from strategies.candidate import KernelOptions, Option, kinds_of
 from strategies.graph.device import opened
 from strategies.graph.options import opt_of
 
@@ -61,7 +61,8 @@ Heard = Callable[[MisfitError | None, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionRequest:
-    """Options for the kernel of this role, if it has these axes. `by_hand`: if they do not fit it has none at all."""
+    """Options for the kernel of this role, if it has these axes, or axes of these kinds. `by_hand`: if they do not fit
+    it has none at all."""
 
     role: str
     axes: str
@@ -157,15 +158,20 @@ def _with_options(kernel: UOp, opts: tuple[Opt, ...] | None) -> UOp:
     return kernel.replace(arg=replace(kernel.arg, opts_to_apply=opts))
 
 
-@functools.lru_cache(maxsize=512)
 def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer) -> tuple[Opt, ...]:
     """The options as tinygrad's, tried on this kernel. Raises MisfitError, and nothing else whatever they are."""
+    return _fit(kernel, axes, options, renderer, NUM_CPU_THREADS.value)
+
+
+@functools.lru_cache(maxsize=512)
+def _fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer, _threads: int) -> tuple[Opt, ...]:
     if len(options) > MAX_OPTIONS or not all(map(is_well_formed, options)):
         raise MisfitError("no options that a kernel can have")
     opts = tuple(map(opt_of, options))
     try:
         scheduler = scheduler_of(kernel, renderer)
-        if (found := axes_of(scheduler)) != axes:
+        found = axes_of(scheduler)
+        if axes not in (found, kinds_of(found)):
             raise MisfitError(f"they are for {axes}, the kernel has {found}")
         before = extent_of(scheduler, REGISTERS)
         if before > 1 and any(opt.op is OptOps.TC for opt in opts):

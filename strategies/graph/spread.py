@@ -75,7 +75,7 @@ def share(sizes: Sequence[int], device: str) -> tuple[int, int]:
     """
     renderer = opened(device).renderer
     most = renderer.global_max[0] if renderer.has_threads and renderer.global_max is not None else 1
-    shares = [_divisor(size, most) for size in sizes]
+    shares = [_divisor(size, max(1, most)) for size in sizes]
     return shares.index(max(shares)), max(shares)
 
 

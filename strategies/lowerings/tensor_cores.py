@@ -15,6 +15,8 @@ from strategies.presets import best_of_each, every
 from strategies.registry import strategy
 
 DTYPES = ("float16", "bfloat16")
+NEVER = ("AMD", "CL", "CPU", "METAL", "QCOM", "WEBGPU")
+"""Devices without instructions for 16 x 8 x 16 halves, which NVIDIA's have from Ampere on."""
 LEAST = 8
 """Channels and couts of a group: of fewer, the sixteens that an instruction takes are mostly filled up with zeros."""
 
@@ -113,7 +115,7 @@ def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
 def applies(key: ConvKey) -> bool:
     shape = key.shape
     return (
-        key.device.device != "CPU" and shape.dtype in DTYPES and shape.acc_dtype == "float32"
+        key.device.device not in NEVER and shape.dtype in DTYPES and shape.acc_dtype == "float32"
         and min(shape.cin, shape.cout) // shape.groups >= LEAST
     )  # fmt: skip
 
