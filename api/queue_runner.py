@@ -11,7 +11,7 @@ from api.task_board import TaskBoard
 from autotune.fleet import ALIVE_S, MOST_LOST, Task, TaskState, Worker, queue_of, queue_to
 from autotune.job import target_of
 from autotune.measurement import Measurement, Status
-from autotune.runner import DeviceUnavailableError, NoWorkerError, Request, RunStoppedError
+from autotune.runner import DeviceUnavailableError, NoWorkerError, Request, RunStoppedError, at_once
 from db import SqlStore
 from strategies.key import DeviceSpec
 
@@ -66,6 +66,12 @@ class QueueRunner:
             if len(request.candidates) == 1:
                 return [self._crashed(request, error.task)]
         return self._apart(request, should_stop)
+
+    @property
+    def at_once(self) -> int:
+        """Of the smallest machine that may take the request; 1 while there is none, or where it does not say."""
+        asked = [worker for worker in self._store.workers() if worker.fit and self._is_asked(worker)]
+        return at_once(min((worker.processors for worker in asked), default=1))
 
     def close(self) -> None:
         """Nothing is held."""

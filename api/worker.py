@@ -28,6 +28,7 @@ from autotune.fleet import Refusal, Worker, queue_of, queue_to, this_release
 from autotune.job import target_of
 from autotune.local_runner import LocalRunner
 from autotune.measurement import Measurement
+from autotune.reference import processors
 from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
 from db import DatabaseError, SqlStore, UnknownWorkerError
 from db.queue import MEASURE
@@ -342,5 +343,5 @@ def _about(device: str | None, release: str) -> JsonObject:
     return {
         "host": platform.node(), "pid": os.getpid(), "asked_for": device or "auto", "python": platform.python_version(),
         "os": platform.platform(), "machine": platform.machine(), "executable": Path(sys.executable).name,
-        "tinygrad-autotune": release,
+        "processors": processors(), "tinygrad-autotune": release,
     }  # fmt: skip

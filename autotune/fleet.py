@@ -97,6 +97,12 @@ class Worker:
         return str(self.about.get("tinygrad-autotune", ""))
 
     @property
+    def processors(self) -> int:
+        """That it may use; 1 where it did not say."""
+        told = self.about.get("processors")
+        return told if isinstance(told, int) and told > 0 else 1
+
+    @property
     def target(self) -> str:
         return target_of(self.device)
 

@@ -20,7 +20,8 @@ from autotune.device_lock import DeviceLock
 from autotune.isolation import Outcome, measure_isolated
 from autotune.measurement import Measurement, Status
 from autotune.memory import candidate_memory_bytes
-from autotune.runner import DeviceUnavailableError, Request, RunStoppedError
+from autotune.reference import processors
+from autotune.runner import DeviceUnavailableError, Request, RunStoppedError, at_once
 from autotune.watchdog import PHASES, SHARED, Watchdog
 from strategies.key import DeviceSpec
 from strategies.shape import JsonObject
@@ -62,6 +63,7 @@ class LocalRunner:
         self._lock, self._on_wait = DeviceLock(device, lock_directory, self._environ), on_wait
         self._one_at_a_time = threading.Lock()
         self._should_stop: Callable[[], bool] = lambda: False
+        self.at_once = at_once(processors())
         self._child: ChildProcess | None = None
         self._started_as: tuple[object, ...] = ()
 

@@ -16,7 +16,7 @@ from autotune.job import Budget
 from autotune.measurement import Kernel, Measurement, Status
 from autotune.option_search import Options, with_options
 from autotune.reference import processors
-from autotune.runner import TRIED, Request
+from autotune.runner import TIMED, TRIED, Request
 from autotune.timing import Times, drift, interleaved, medians_in_turn
 from autotune.verify import Case, Verdict, prepare_cases, verify
 from strategies.candidate import Candidate
@@ -44,7 +44,7 @@ QUICK_ROUND_S = 0.005
 OVERESTIMATED = 10.0
 """By how much `Program.arithmetic` may be above what is computed: see strategies.graph.work. Seen: 10.1, for
 `deferred_mhat`, whose transforms tinygrad moves out of the loops."""
-WORKERS = min(8, processors())
+WORKERS = min(16, processors())
 
 
 class Bench:
@@ -103,13 +103,23 @@ def measure(request: Request, *, emit: Emit) -> list[Measurement]:
     for index, candidate in enumerate(request.candidates):
         trial.begin("prepare", index)
         trial.sort(index, _scheduled(request, index, candidate))
+    twins = trial.without_twins() if request.keep == 0 else {}
     _compile(trial)
     if trial.programs:
+        begun, several = time.perf_counter(), len(trial.programs)
         verdicts = _verify(trial, direct, cases)
-        for index, measurement in _time(trial, direct, verdicts).items():
+        timed = _time(trial, direct, verdicts)
+        timed_s = round((time.perf_counter() - begun) / several, 4)
+        for index, measurement in timed.items():
             _bench.programs[trial.programs[index].graph] = measurement
-            trial.final(index, measurement)
+            trial.final(index, replace(measurement, conditions={**measurement.conditions, TIMED: timed_s}))
+    for index, other in twins.items():
+        trial.final(index, _same(trial.results[other], request.candidates[index]))
     return [trial.results[index] for index in range(len(request.candidates))]
+
+
+def _same(known: Measurement, candidate: Candidate) -> Measurement:
+    return replace(known, candidate=candidate, reason=f"the same program as {known.candidate}")
 
 
 def _with_options(request: Request, budget: Budget, emit: Emit) -> tuple[Request, list[int]]:
@@ -148,6 +158,14 @@ class _Trial:
         self.results[index] = measurement
         self._emit({"event": "measured", "index": index, "measurement": measurement.to_json()})
 
+    def without_twins(self) -> dict[int, int]:
+        """Leaves one of those candidates in the running that are the same program; the others, and whose they are."""
+        firsts: dict[str, int] = {}
+        twins = {i: first for i, p in self.programs.items() if (first := firsts.setdefault(p.graph, i)) != i}
+        for index in twins:
+            del self.programs[index]
+        return twins
+
     def sort(self, index: int, prepared: Program | Measurement) -> None:
         if isinstance(prepared, Measurement):
             self.programs.pop(index, None)
@@ -168,7 +186,7 @@ def _scheduled(request: Request, index: int, candidate: Candidate) -> Program | 
     except Exception as error:  # noqa: BLE001 - tinygrad raises anything; each is a fact to record
         return Measurement(key=key, candidate=candidate, status=Status.COMPILE_ERROR, reason=_reason(error))
     if request.keep == 0 and (known := _bench.programs.get(program.graph)) is not None:
-        return replace(known, candidate=candidate, reason=f"the same program as {known.candidate}")
+        return _same(known, candidate)
     if index >= request.keep and _bench.peak:
         least_s = program.arithmetic / OVERESTIMATED / _bench.peak
         if least_s > request.hopeless * _bench.direct_s:
@@ -237,6 +255,7 @@ def _time(trial: _Trial, direct: Program, verdicts: dict[int, Verdict]) -> dict[
     times = _interleaved(trial, direct, rounds=request.rounds, round_s=request.round_s, race=request.race)
     result = {}
     for index, program in trial.programs.items():
+        trial.begin("time", index)  # its kernels, one by one
         mine, yardstick = times[str(index)], times[YARDSTICK]
         _bench.peak = max(_bench.peak, program.arithmetic / min(mine.times_s))
         if mine.pruned:
@@ -278,13 +297,13 @@ def _describe(
         error_bound=verdict.bound if verdict else None,
         conditions={"drift": round(drift(yardstick.times_s), 4)} if yardstick is not None else {},
         workspace_bytes=program.workspace_bytes, fingerprint=program.fingerprint,
-        kernels=_kernels(program), measured_at=time.time(),
+        kernels=_kernels(program, timed=times is not None and not times.pruned), measured_at=time.time(),
     )  # fmt: skip
 
 
-def _kernels(program: Program) -> tuple[Kernel, ...]:
-    """With each kernel's own time: all of them in turn, several times over."""
-    times = medians_in_turn(program.run_kernels, seconds=KERNELS_S)
+def _kernels(program: Program, *, timed: bool) -> tuple[Kernel, ...]:
+    """With each kernel's own time, if it is wanted: all of them in turn, several times over."""
+    times = medians_in_turn(program.run_kernels, seconds=KERNELS_S) if timed else []
     medians = times if len(times) == len(program.kernels) else [None] * len(program.kernels)
     return tuple(
         Kernel(name=k.name, device=k.device, ops=k.ops, bytes=k.bytes, source_bytes=len(k.source), median_s=median_s)

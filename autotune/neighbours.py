@@ -25,7 +25,7 @@ FARTHEST = 6.0
 """Beyond it nothing is learned: another kind of convolution, or sizes 64 times apart."""
 NEIGHBOURS = 4
 KNOWN = 2000
-FASTEST, OTHERS, WITH_OPTIONS = 25, 15, 8
+FASTEST, OTHERS, WITH_OPTIONS = 25, 15, 4
 """Of a neighbour's measurements: from the fastest alone one would learn nothing of what is slow, and from those with
 options for their kernels, of which there may be many alike, nothing of structures."""
 HINTS = 2
@@ -33,6 +33,8 @@ HINTS = 2
 CAUTION = 1.0
 """A guess is what is best by its mean plus so many standard deviations: not the boldest candidate, the safest."""
 CONFIDENT = 1.96
+WORTH = 0.97
+"""Options that left more of the time than this may have been lucky."""
 
 
 def distance(key: ConvKey, other: ConvKey) -> float:
@@ -80,7 +82,11 @@ def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | Non
         rest = plain[FASTEST:]
         chosen = dict(plain[:FASTEST] + rest[:: max(1, math.ceil(len(rest) / OTHERS))])
         chosen |= {c: v for c, v in plain if c.strategy in DEFAULTS}
-        chosen |= dict([item for item in ranked if item[0].kernel_options][:WITH_OPTIONS])
+        fastest: dict[Candidate, tuple[Candidate, float]] = {}  # of each structure
+        for candidate, value in ranked:
+            if candidate.kernel_options:
+                fastest.setdefault(replace(candidate, kernel_options=()), (candidate, value))
+        chosen |= dict(list(fastest.values())[:WITH_OPTIONS])
         level = plain[0][1] if plain else 0.0
         points += [Point(candidate=c, value=v - level, distance=apart) for c, v in chosen.items()]
     return points
@@ -109,7 +115,7 @@ def guess(
     with its times of then. Otherwise a `guess`: of the candidates that neighbours had in their finals the one that
     the model thinks safest, or the default if even that may be slower. Its `provenance` says from whom, and how
     confident the model is that it is faster than the default. Times are estimates: the nearest default's, by the work.
-    A guess has no options for kernels: those of the neighbours are for other axes.
+    Options for its kernels are those that made it faster where it was nearest; they are applied where they fit.
     """
     near = neighbours(store, key, known)
     if not near:
@@ -117,7 +123,8 @@ def guess(
     for _, winner in near:
         if _only_aged(key, winner.key):
             return replace(winner, key=key, state=WinnerState.PROVISIONAL)
-    points = [p for p in prior(store, key, near) if not p.candidate.kernel_options]
+    known_points = prior(store, key, near)
+    points = _achieved(known_points)
     space = space or Space.of(key)
     names = {item.name for item in space.strategies}
     others = [p for p in points if p.candidate.strategy in names and p.candidate not in space.defaults]
@@ -137,7 +144,7 @@ def guess(
     nearest = near[0][1]
     default_s = nearest.default_time_s.median * _work(key) / _work(nearest.key)
     return Winner(
-        key=key, candidate=chosen, state=WinnerState.GUESS, default=default,
+        key=key, candidate=_with_options(chosen, known_points), state=WinnerState.GUESS, default=default,
         default_time_s=Interval(median=default_s, low=default_s / 2, high=default_s * 2),
         time_s=_times(default_s, _interval(difference, spread)), ratio=_interval(difference, spread),
         provenance={
@@ -145,6 +152,28 @@ def guess(
             "confidence": round(_below(-difference / spread) if spread else 1.0, 3),
         },
     )  # fmt: skip
+
+
+def _achieved(points: Iterable[Point]) -> list[Point]:
+    """Structures, each with what it came to where it was measured, with options for its kernels or without."""
+    best: dict[tuple[Candidate, float], float] = {}
+    for p in points:
+        at = replace(p.candidate, kernel_options=()), p.distance
+        best[at] = min(best.get(at, math.inf), p.value)
+    return [Point(candidate=c, value=value, distance=apart) for (c, apart), value in best.items()]
+
+
+def _with_options(candidate: Candidate, points: Iterable[Point]) -> Candidate:
+    """With the options that it was fastest with at the nearest of the neighbours that found some for it."""
+    same = [p for p in points if replace(p.candidate, kernel_options=()) == candidate]
+    plain = {p.distance: p.value for p in same if not p.candidate.kernel_options}
+    better = [
+        p for p in same if p.candidate.kernel_options and p.value < plain.get(p.distance, math.inf) + math.log(WORTH)
+    ]
+    if not better:
+        return candidate
+    best = min(better, key=lambda p: (p.distance, p.value)).candidate
+    return replace(best, kernel_options=tuple((role, made.anywhere) for role, made in best.kernel_options))
 
 
 def _weighted(points: Sequence[Point]) -> float:

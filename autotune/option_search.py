@@ -87,7 +87,7 @@ class KernelSearch:
             if self.clock() < until:
                 self.time(hint, self.time(default))
         best = self._descend(min((default, *self.times), key=lambda o: self.times.get(o, FAILED)), until)
-        if default:
+        if default and self.clock() < until:
             best = min(best, self._descend((), until), key=self.time)
         return self._confirmed(best, default)
 
@@ -109,7 +109,10 @@ class KernelSearch:
         while (batch := list(islice(steps, self.at_once))) and self.clock() < until:
             self.begins()
             self.kernel.prepare(batch)
-            yield from batch
+            for number, step in enumerate(batch):
+                if number and self.clock() >= until:
+                    return
+                yield step
 
     def _is_better(self, step: Options, at: Options) -> bool:
         return self.time(step, self.times[at]) < BETTER * self.times[at]

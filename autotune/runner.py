@@ -15,6 +15,9 @@ from strategies.shape import JsonObject
 
 ROUND_S = 0.02
 """How long a contestant runs in one round."""
+MOST_AT_ONCE = 8
+TIMED = "timed_s"
+"""A Measurement's condition: seconds of verifying and timing it, those of what was measured with it in equal parts."""
 TRIED = "options_tried"
 """A Measurement's condition: how many kernels were compiled and timed before it in the search for their options."""
 
@@ -105,8 +108,19 @@ class RunStoppedError(Exception):
     """`should_stop` said so amid a request: what was under way is ended, and nothing is known of its candidates."""
 
 
+def at_once(processors: int) -> int:
+    """How many candidates to ask for in one request of a machine with so many processors, which compiles them side by
+    side: a candidate has two kernels or so that take long. What is asked at once is chosen without knowing how the
+    others of it do, so that there is an end to it."""
+    return max(1, min(MOST_AT_ONCE, processors // 2))
+
+
 class Runner(Protocol):
     """Runs measurements on one device, one at a time."""
+
+    @property
+    def at_once(self) -> int:
+        """How many candidates are best asked for in one request."""
 
     def measure(self, request: Request, *, should_stop: Callable[[], bool] = lambda: False) -> Sequence[Measurement]:
         """One Measurement per candidate, in order. Whatever a candidate does - crash, hang, lie - ends up in its

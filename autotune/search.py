@@ -101,14 +101,27 @@ class Search:
 
     def ask(self) -> Candidate | None:
         """The next candidate to measure; None when everything there is has been."""
-        while self._presets:
+        return next(iter(self.ask_for(1)), None)
+
+    def ask_for(self, several: int) -> list[Candidate]:
+        """The next candidates to measure, so many at most: presets, as long as there are, then what the model expects
+        most of. A sampler without a model proposes one. None when everything there is has been, or none are asked."""
+        chosen: list[Candidate] = []
+        while self._presets and len(chosen) < several:
             candidate = self._presets.popleft()
             if candidate.digest not in self._known:
-                return candidate
-        if self._sampler == "random":
+                chosen.append(candidate)
+        if chosen or several < 1:
+            return chosen
+        if self._sampler == "model" and (expected := self._expected(several)):
+            return expected
+        proposed = self._proposed()
+        return [] if proposed is None else [proposed]
+
+    def _proposed(self) -> Candidate | None:
+        """One, without the model."""
+        if self._sampler in ("random", "model"):
             return self._anywhere()
-        if self._sampler == "model":
-            return self._expected() or self._anywhere()
         if self._sampler == "steps" and len(self._known) >= LOCAL_FROM and len(self._known) % 2 == 0:
             return self._near() or self._sampled() or self._anywhere()
         return self._sampled() or self._near() or self._anywhere()
@@ -137,7 +150,8 @@ class Search:
         return list(ranked.values())
 
     def _value(self, measurement: Measurement) -> float:
-        if measurement.fingerprint in self._by_program:
+        again = measurement.candidate.digest in self._known
+        if measurement.fingerprint in self._by_program and not again:
             return self._by_program[measurement.fingerprint]
         if not _timed(measurement):
             return FAILED
@@ -169,20 +183,28 @@ class Search:
             Point(candidate=m.candidate, value=min(self._values[digest], worst) - best)
             for digest, m in self._known.items()
         ]
-        return mine + list(self._prior)
+        return [*self._prior, *mine]  # in the order in which they came: see autotune.surrogate.MAX_POINTS
 
-    def _expected(self) -> Candidate | None:
-        """The candidate of which the model expects most."""
+    def _expected(self, several: int) -> list[Candidate]:
+        """The candidates of which the model expects most, each as if those before it had come out as expected: else
+        they would all be neighbours."""
         pool = self._pool()
         points = self._points()
         if not pool or not points:
-            return None
+            return []
         learn = len(points) >= LEARN_EVERY * self._learned_from
         model = Surrogate(points, None if learn else self._weights)
         if learn:
             self._learned_from, self._weights = len(points), model.weights
-        expected = model.expected_improvement(pool, -WORTH)
-        return pool[int(expected.argmax())]
+        chosen: list[Candidate] = []
+        while pool and len(chosen) < several:
+            if chosen:
+                [mean], _ = model.predict(chosen[-1:])
+                points.append(Point(candidate=chosen[-1], value=float(mean)))
+                model = Surrogate(points, self._weights)
+            expected = model.expected_improvement(pool, -WORTH)
+            chosen.append(pool.pop(int(expected.argmax())))
+        return chosen
 
     def _pool(self) -> list[Candidate]:
         leaders = [m.candidate for m in self.ranked()[:NEIGHBOURS_OF]]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autotune.job import Budget
-from autotune.measurement import Measurement
+from autotune.measurement import Measurement, Status
 from autotune.option_search import Hints
 from autotune.progress import Phase, Progress
-from autotune.runner import TRIED, DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
+from autotune.runner import TIMED, TRIED, DeviceUnavailableError, Limits, Request, Runner, RunStoppedError
 from autotune.search import Search
 from autotune.store import Store
 from autotune.timing import HOPELESS
@@ -28,6 +29,10 @@ LEAST_TRIALS = 4
 """The same of a budget in trials, in which a candidate counts as one: the fewest options worth it."""
 LOOKS_SHARE = 0.75
 """Of what is kept back for options: for a first look at several candidates. The rest is for the best of them."""
+
+TOGETHER_BYTES, MOST_BUFFERS, ITEM_BYTES = 2 << 30, 8, 4
+"""What the buffers of all candidates of one request may take: a candidate's, with the tiles that it transforms, are
+up to so many times as large as what it reads and writes, in float32."""
 
 FINAL_SHARE = 0.4
 """At most this share of a budget in seconds is kept back for the final."""
@@ -52,7 +57,7 @@ class Settings:
     finalists: int = 3
     close_finalists: int = 6
     patience: int | None = 40
-    options_share: float = 0.5
+    options_share: float = 0.7
     limits: Limits = field(default_factory=Limits)
 
 
@@ -87,6 +92,7 @@ class Session:
         self._options_tried = 0
         self._shared_from, self._shared_from_s = 0, 0.0
         self._share_for_options = settings.options_share
+        self._apart = False
         self._begun, self._before_s, self._waited_s = clock(), 0.0, 0.0
         for measurement in history:
             cost_s = _cost_s(measurement)
@@ -132,28 +138,47 @@ class Session:
         elapsed_s = self._clock() - begun
         costs_s = [_cost_s(measurement, elapsed_s / len(candidates)) for measurement in measured]
         self._waited_s += max(0.0, elapsed_s - sum(costs_s))
+        broken = any(m.status is Status.CRASHED for m in measured) or elapsed_s > self.settings.limits.run_s
+        self._apart = self._apart or (broken and len(measured) > 1 and not race)
         for measurement, cost_s in zip(measured, costs_s, strict=True):
             if options is not None and not measurement.ok and not measurement.candidate.kernel_options:
                 continue  # the search for options broke, which says nothing of the candidate without
             self._store.record(measurement)
             self.search.tell(measurement)
-            self._count(measurement, cost_s)
+            self._count(measurement, self._usual_s(measurement.candidate, cost_s) if options is not None else cost_s)
         return measured
 
-    def affords_another(self, finalists: Sequence[Candidate]) -> bool:
-        """Whether the budget allows one more candidate and then a final among `finalists`."""
-        if self.budget.trials is not None and self.trials >= self.budget.trials - self._trials_for_options():
-            return False
-        return self.has_time_for_another(finalists)
+    def _usual_s(self, candidate: Candidate, cost_s: float) -> float:
+        """What measuring a candidate costs without the search for its options, which its measurement came with."""
+        return self._cost_s.get(replace(candidate, kernel_options=()).digest, cost_s)
 
-    def has_time_for_another(self, finalists: Sequence[Candidate]) -> bool:
-        """The same for a repetition, which counts as no trial."""
+    def affords(self, finalists: Sequence[Candidate], most: int = 1) -> int:
+        """How many more candidates, `most` at most, the budget allows before a final among `finalists`."""
+        if self.budget.trials is not None:
+            most = min(most, self.budget.trials - self._trials_for_options() - self.trials)
+        return max(0, min(most, self.has_time_for(finalists)))
+
+    def at_once(self) -> int:
+        """How many candidates to measure together: as many as the runner compiles side by side, as far as their buffers
+        fit. One, once some that were measured together cost their process: it costs the others their work, too."""
+        if self._apart:
+            return 1
+        shape = self.key.shape
+        elements = sum(map(math.prod, (shape.input_shape, shape.weight_shape, shape.output_shape)))
+        bytes_each = MOST_BUFFERS * elements * ITEM_BYTES
+        return max(1, min(self._runner.at_once, TOGETHER_BYTES // bytes_each))
+
+    def has_time_for(self, finalists: Sequence[Candidate]) -> int:
+        """The same for repetitions, which count as no trials, and without an end where the budget is not in seconds."""
         if self.budget.seconds is None:
-            return True
+            return sys.maxsize
         options_s = self._share_for_options * (self.budget.seconds - self._shared_from_s)
         if options_s < OVERHEAD_S + LEAST_S or self.search.has_presets:  # options of what is not even the best so far
             options_s = 0.0
-        return self.used_s + self._typical_s() + self.final_s(finalists) + options_s <= self.budget.seconds
+        left_s = self.budget.seconds - self.used_s - self.final_s(finalists) - options_s
+        if left_s < 0:
+            return 0
+        return int(left_s / typical_s) if (typical_s := self._typical_s()) > 0 else sys.maxsize
 
     def _typical_s(self) -> float:
         """What one more candidate takes. `direct`, the first, also pays for the reference that all are held against."""
@@ -235,11 +260,13 @@ class Session:
 
     def _final_s(self, candidate: Candidate) -> float:
         """What a candidate will take in the final: compiled already, timed in more rounds. On 2 CPU cores a final
-        of five took 0.8 s each where (cost - compiling) was 0.5 to 0.7 s in the search, direct apart (1.8 s)."""
+        of five took 0.8 s each where the search took 0.5 to 0.7 s to verify and time one, direct apart (1.8 s)."""
         measurement = self._tried.get(candidate.digest)
         if measurement is None:
             return 0.0
-        return 1.5 * max(self._cost_s[candidate.digest] - measurement.compile_s, 0.0)
+        otherwise_s = max(self._cost_s[candidate.digest] - measurement.compile_s, 0.0)
+        told_s = measurement.conditions.get(TIMED)
+        return 1.5 * (float(told_s) if isinstance(told_s, int | float) and told_s >= 0 else otherwise_s)
 
     def _count(self, measurement: Measurement, cost_s: float) -> None:
         self._tried[measurement.candidate.digest] = measurement

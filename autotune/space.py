@@ -48,12 +48,9 @@ class Space:
 
     @property
     def presets(self) -> tuple[Candidate, ...]:
-        """The defaults, then what strategies declare as good, then each other strategy as it is by default.
-
-        What is declared comes first, a candidate of each strategy in turn: some of the rest is slow to compile, and a
-        short budget should have seen the best.
-        """
-        plain = [item.candidate() for item in self.strategies]
+        """The defaults, then what strategies declare as good for the key, a candidate of each in turn, and of those
+        that declare nothing at all what they are by default."""
+        plain = [item.candidate() for item in self.strategies if not item.declares]
         turns = zip_longest(*(item.good(self.key) for item in self.strategies))
         declared = [candidate for turn in turns for candidate in turn if candidate is not None]
         return tuple(dict.fromkeys([*self.defaults, *declared, *plain]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from strategies.shape import ConvShape, JsonObject
 RUNS, SECONDS_EACH = 5, 120.0
 LEAST_S = 8.0
 """A search that is shorter sees little more than the defaults."""
+SETTLED_S = 12.0
+"""After so many seconds, about, a search has left a third of what there was to gain: from then on another convolution
+may have more to give."""
+LEAST_WEIGHT_S = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +84,18 @@ def tunable(part: Part) -> bool:
 
 
 def allotted(parts: Sequence[Part], budget_s: float, *, least_s: float = LEAST_S) -> dict[ConvKey, float]:
-    """Seconds of search for each key: proportional to its share of the time. What would get less than `least_s` gets
-    nothing, the cheapest first; the costliest gets something whatever the budget."""
+    """Seconds of search for each key, so that the last of them brings as much everywhere: where what there is to gain
+    is in proportion to the time that a convolution takes, and what is left of it falls exponentially, that is an even
+    share, and SETTLED_S more for each factor e in time. What would get less than `least_s` gets nothing, the cheapest
+    first; the costliest gets something whatever the budget."""
     chosen = sorted(parts, key=lambda part: -part.weight_s)
-    while len(chosen) > 1 and budget_s * chosen[-1].weight_s / sum(part.weight_s for part in chosen) < least_s:
+    while True:
+        logs = [math.log(max(part.weight_s, LEAST_WEIGHT_S)) for part in chosen]
+        even_s = budget_s / len(chosen) - SETTLED_S * sum(logs) / len(logs)
+        shares_s = [even_s + SETTLED_S * log for log in logs]
+        if len(chosen) == 1 or shares_s[-1] >= least_s:
+            return {part.key: share_s for part, share_s in zip(chosen, shares_s, strict=True)}
         chosen.pop()
-    total_s = sum(part.weight_s for part in chosen)
-    return {part.key: budget_s * part.weight_s / total_s for part in chosen}
 
 
 def tune_parts(
@@ -96,22 +106,23 @@ def tune_parts(
     """Tune what pays within one budget and return the winners by key, those known before included.
 
     A key that has a winner is not tuned `again` unless asked for. What one search leaves of its time goes to the
-    others. Raises what `tune` raises.
+    others, as long as it is worth a search: one that is cut short would leave a winner that says little, and that
+    nobody looks for again. Raises what `tune` raises.
     """
     known = {part.key: found for part in parts if (found := _known(store, part.key)) is not None}
     open_parts = [part for part in parts if tunable(part) and (again or part.key not in known)]
-    winners, end_at = dict(known), clock() + budget_s
+    open_parts.sort(key=lambda part: -part.weight_s)
+    winners, end_at, least_s = dict(known), clock() + budget_s, 0.0  # the first gets something whatever the budget
     while open_parts:
         remaining_s = end_at - clock()
-        shares = allotted(open_parts, remaining_s) if remaining_s > 0 else {}
-        part = open_parts.pop(0)
-        seconds = shares.get(part.key, 0.0)
-        if seconds > 0:
-            on_part(part, seconds)
-            winners[part.key] = tune(
-                part.key, store=store, runner=runner, budget=Budget(seconds=seconds), on_progress=on_progress,
-                clock=clock,
-            )  # fmt: skip
+        if remaining_s < least_s:
+            break
+        part, seconds = open_parts[0], allotted(open_parts, remaining_s)[open_parts[0].key]
+        on_part(part, seconds)
+        winners[part.key] = tune(
+            part.key, store=store, runner=runner, budget=Budget(seconds=seconds), on_progress=on_progress, clock=clock
+        )
+        open_parts, least_s = open_parts[1:], LEAST_S
     return winners
 
 

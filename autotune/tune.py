@@ -66,8 +66,8 @@ def tune(
 ) -> Winner:
     """Search, decide, record the winner in the store and return it.
 
-    Every measurement is in the store before the next one begins, so that a search killed at any moment goes on where
-    it was: candidates measured before are not measured again. `since` is when a resumed job first began (seconds
+    Every measurement is in the store before the next request begins, so that a search killed at any moment goes on
+    where it was: candidates measured before are not measured again. `since` is when a resumed job first began (seconds
     since the epoch): what was measured from then on counts as used budget; None: a new job, with all of its budget.
     The final comes on top of a budget in trials, and is kept room for in a budget in seconds; `direct` and
     `tensor_winograd` are measured whatever the budget. Raises TuneError if `direct` fails, TuneCancelledError when
@@ -88,7 +88,7 @@ def tune(
     _default(session, direct, seed)
     _expect_direct(search.known(direct))
     former = _former(store, session, space)
-    if former is not None and session.affords_another(_finalists(session, space)):
+    if former is not None and session.affords(_finalists(session, space)):
         session.measure([former], rounds=settings.rounds, seed=seed)
         session.report("search")
     for default in other_defaults:
@@ -133,19 +133,18 @@ def _former(store: Store, session: Session, space: Space) -> Candidate | None:
 
 def _search(session: Session, space: Space, seed: int) -> None:
     """Measure candidates as long as the budget has more than options and the final need."""
-    while (candidate := _next(session, space)) is not None:
-        session.measure([candidate], rounds=session.settings.rounds, seed=seed)
+    while candidates := _next(session, space):
+        session.measure(candidates, rounds=session.settings.rounds, seed=seed)
         session.report("search")
 
 
-def _next(session: Session, space: Space) -> Candidate | None:
-    """The next candidate to measure; None when the budget is used, patience is at its end or nothing is left."""
+def _next(session: Session, space: Space) -> list[Candidate]:
+    """The next candidates to measure, together; none when the budget is used, patience is at its end or nothing is
+    left."""
     patience = session.settings.patience
     if patience is not None and session.search.since_better >= patience:
-        return None
-    if not session.affords_another(_finalists(session, space)):
-        return None
-    return session.search.ask()
+        return []
+    return session.search.ask_for(session.affords(_finalists(session, space), session.at_once()))
 
 
 def _finalists(session: Session, space: Space) -> list[Candidate]:
@@ -163,8 +162,9 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     settings = session.settings
     near = [c for c in challengers[: settings.close_finalists] if _ratio(search, c) < CLOSE * best]
     chosen = [m.candidate for m in defaults] + max(challengers[: settings.finalists], near, key=len)
-    without = (replace(c, kernel_options=()) for c in chosen)  # options must be worth it
-    return list(dict.fromkeys([*chosen, *(c for c in without if _ratio(search, c) < math.inf)]))
+    plain = (replace(c, kernel_options=()) for c in chosen)  # options must be worth it
+    without = (c for c in plain if c not in session.banned and _ratio(search, c) < math.inf)
+    return list(dict.fromkeys([*chosen, *without]))
 
 
 def _alternate(session: Session, space: Space, known: Sequence[Point], seed: int) -> None:
@@ -211,7 +211,10 @@ def _promising(session: Session, looked: Container[Candidate]) -> list[Candidate
     search = session.search
     ranked = search.ranked()
     done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
-    best = [m.candidate for m in ranked if search.ratio(m) < NEAR * search.ratio(ranked[0])]
+    best = [
+        m.candidate for m in ranked
+        if search.ratio(m) < NEAR * search.ratio(ranked[0]) and m.candidate not in session.banned
+    ]  # fmt: skip
     return [c for c in best if not c.kernel_options and c not in done and c not in looked][:MOST_PROMISING]
 
 
@@ -240,7 +243,7 @@ def _second_chances(session: Session, space: Space) -> list[Candidate]:
         if m.status in MISHAPS and float(m.conditions.get("load") or 0.0) > (os.cpu_count() or 1)
     ]  # fmt: skip
     chances = [m.candidate for m in busy[:MAX_SECOND_CHANCES]]
-    return chances if session.has_time_for_another([*_finalists(session, space), *chances]) else []
+    return chances if session.has_time_for([*_finalists(session, space), *chances]) else []
 
 
 def _final(session: Session, space: Space, seed: int) -> list[Measurement]:

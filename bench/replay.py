@@ -98,6 +98,17 @@ class Recorded:
         """The better of tinygrad's own, over direct."""
         return min([t.ratio for c in self.space.defaults if (t := self.trials.get(c)) and t.ratio], default=1.0)
 
+    def here(self, candidate: Candidate) -> Candidate:
+        """The candidate with options found on another shape: of each kernel those, if they were recorded here, else
+        what it has by default."""
+        structure = replace(candidate, kernel_options=())
+        menus, wanted = self.menus.get(structure, {}), dict(candidate.kernel_options)
+        chosen = [
+            menu.options.index(wanted[role].options) if role in wanted and wanted[role].options in menu.options else 0
+            for role, menu in menus.items()
+        ]
+        return with_chosen(structure, menus, chosen)
+
     def measured(self, candidate: Candidate, noise: np.ndarray, hopeless: float = math.inf) -> Measurement:
         """As the search would have seen it."""
         trial = self.trials.get(candidate)
@@ -160,6 +171,7 @@ class Replay:
 
     item: Recorded
     seed: int
+    at_once: int = 1
     seen: list[Seen] = field(default_factory=list)
     count: int = 0
     now: float = 0.0
@@ -302,16 +314,25 @@ class Flat:
         return iter(self.item.trials)
 
 
+def ended(
+    item: Recorded, way: str, seed: int, budget: Budget, others: Sequence[Recorded] = ()
+) -> tuple[Replay, Candidate]:  # fmt: skip
+    """What the search of `autotune tune` saw within a budget, and what it ended with."""
+    replay = Replay(item, seed)
+    store: Any = RecordedStore(others if "neighbours" in way else (), item)
+    winner = tune(
+        item.key, store=store, runner=replay, budget=budget, clock=replay.clock, now=replay.clock, seed=seed,
+        space=item.space,
+    )  # fmt: skip
+    return replay, winner.candidate
+
+
 def replayed(item: Recorded, others: Sequence[Recorded], way: str, seed: int, budget: Budget) -> tuple[Replay, float]:
     """What one search saw within a budget, and the time over direct's of what it ended with."""
-    replay = Replay(item, seed)
     if way.startswith("tune"):
-        store: Any = RecordedStore(others if "neighbours" in way else (), item)
-        winner = tune(
-            item.key, store=store, runner=replay, budget=budget, clock=replay.clock, now=replay.clock, seed=seed,
-            space=item.space,
-        )  # fmt: skip
-        return replay, item.trials[winner.candidate].ratio or math.inf
+        replay, candidate = ended(item, way, seed, budget, others)
+        return replay, item.trials[candidate].ratio or math.inf
+    replay = Replay(item, seed)
     flat: Any = Flat(item)
     search = Search(flat, seed=seed, sampler=way)
     while not _used(budget, replay) and (candidate := search.ask()) is not None:

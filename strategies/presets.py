@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from strategies.candidate import Value
+from strategies.key import ConvKey
 from strategies.parameter import parameters_of
 
 P = TypeVar("P", bound=Hashable)
 """A frozen dataclass of parameters."""
+
+
+def elsewhere_than_on_a_cpu(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
+    """The defaults, and nothing on a CPU: there `blocked` keeps in registers and caches what these move through memory,
+    and a search has better to do than to see each of them lose. It may still come to them."""
+    return () if key is not None and key.device.device == "CPU" else ({},)
 
 
 def every(params: type[P], **given: Value) -> Iterator[P]:

@@ -49,6 +49,11 @@ class Strategy:
         bind(self.params, values)
         return Candidate.of(self.name, **canonical(self.params, values))
 
+    @property
+    def declares(self) -> bool:
+        """Whether it says what is good, if only that nothing is."""
+        return hasattr(self.params, "presets")
+
     def good(self, key: ConvKey | None) -> tuple[Candidate, ...]:
         """What the strategy declares as good for the key, the best guess first: `presets` of its parameters' class, a
         sequence of mappings or a function from the key to one. A strategy that declares nothing has none."""

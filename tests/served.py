@@ -53,6 +53,8 @@ def winner_of(key: ConvKey, *, strategy: str = "four_buffer", decided_at: float 
 class NoRunner:
     """Measures nothing: the scripted search below asks it for nothing."""
 
+    at_once = 1
+
     def measure(self, request: Request, **_: Any) -> list[Measurement]:
         raise AssertionError(f"asked for {request}")
 

@@ -92,6 +92,7 @@ class SimulatedRunner:
     seed: int = 0
     cost_s: float = 1.0
     gain: float = 1.0
+    at_once: int = 1
     broken: Mapping[str, Status] = field(default_factory=dict)
     program: Callable[[Candidate], str] = lambda candidate: ""
     now: float = 1000.0

@@ -87,6 +87,8 @@ def test_a_threadgroup_that_the_loaded_kernel_does_not_allow(monkeypatch: pytest
 class HereRunner:
     """Measures in this process."""
 
+    at_once = 1
+
     def measure(self, request: Request, *, should_stop: Callable[[], bool] = lambda: False) -> list[Measurement]:
         measured = measuring.measure(replace(request, rounds=2, round_s=0.001), emit=lambda _: None)
         return [replace(m, attempt=uuid.uuid4().hex) for m in measured]

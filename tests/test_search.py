@@ -205,3 +205,21 @@ def test_choosing_outside_the_space_is_an_error() -> None:
 
     with pytest.raises(ParameterError):
         SPACE.choose(wrong)
+
+
+def test_asked_for_several_at_once_a_search_comes_as_far() -> None:
+    """What the first of them are expected to come to counts for those after them, so that they are not all alike."""
+    reached: dict[int, list[float]] = {1: [], 6: []}
+    for seed, several in ((seed, several) for seed in range(5) for several in reached):
+        runner, search = SimulatedRunner(noise=0.01, seed=seed), Search(SPACE, seed=seed)
+        asked: list[Candidate] = []
+        while len(asked) < 36:
+            together = search.ask_for(several)
+            assert 0 < len(together) <= several
+            asked += together
+            for candidate in together:
+                search.tell(measured(candidate, runner))
+        assert len(set(asked)) == len(asked)
+        reached[several].append(min(map(time_of, asked)) / best_time_s())
+        assert search.ask_for(0) == []
+    assert np.mean(reached[6]) <= 1.05 * np.mean(reached[1])

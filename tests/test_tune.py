@@ -19,6 +19,7 @@ from autotune.tune import MOST_PROMISING, TuneCancelledError, TuneError, tune
 from autotune.winner import Winner, WinnerState
 from strategies.candidate import Candidate
 from strategies.key import ConvKey, Policy
+from strategies.shape import ConvShape
 
 
 def run(
@@ -125,7 +126,7 @@ def test_a_killed_job_goes_on_and_counts_what_it_had_measured(kill_after: int) -
 
 def test_seconds_used_before_a_kill_count_and_those_between_do_not() -> None:
     store, killed = MemoryStore(), Killed()
-    killed.left = 12
+    killed.left = 8
     with pytest.raises(KilledError):
         run(killed, store, trials=None, seconds=40, since=killed.now)
     resumed = SimulatedRunner(now=90_000.0)
@@ -147,7 +148,7 @@ def test_the_kernels_of_the_best_get_options_that_must_be_worth_it() -> None:
     assert winner.candidate.kernel_options
     searched = [r.options.seconds or 0.0 for r in runner.requests if r.options is not None]
     assert 2 <= len(searched) <= 2 * MOST_PROMISING
-    assert 0.2 * 60 <= sum(searched) <= 0.5 * 60
+    assert 0.3 * 60 <= sum(searched) <= 0.7 * 60
     final = runner.requests[-1].candidates
     assert winner.candidate in final
     assert replace(winner.candidate, kernel_options=()) in final
@@ -159,7 +160,7 @@ def test_of_a_budget_in_trials_too_some_are_for_options() -> None:
     winner = run(runner, store, trials=40, settings=Settings())
     assert winner.candidate.kernel_options
     tried = [r.options.trials or 0 for r in runner.requests if r.options is not None]
-    assert 0.3 * 40 <= sum(tried) <= 0.5 * 40
+    assert 0.4 * 40 <= sum(tried) <= 0.7 * 40
     assert winner.provenance["trials"] == len({m.candidate for m in store.measurements(KEY)}) + sum(tried) == 40
 
 
@@ -410,3 +411,22 @@ def strict_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(SimulatedRunner, "measure", counting_measure)
     monkeypatch.setattr(MemoryStore, "record", counting_record)
+
+
+def test_a_machine_that_compiles_side_by_side_is_asked_for_several_at_once() -> None:
+    store, runner = MemoryStore(), SimulatedRunner(at_once=4, cost_s=0.5)
+    winner = run(runner, store, trials=23)
+    assert winner.provenance["trials"] == 23, "a last request of fewer keeps a budget exact"
+    search = [r.candidates for r in runner.requests if r.options is None][:-1]
+    measured = [candidate for together in search for candidate in together]
+    assert len(measured) == len(set(measured)) == len({m.candidate for m in store.measurements(KEY)})
+    assert max(map(len, search)) == 4
+
+
+def test_large_convolutions_are_not_measured_together() -> None:
+    """Of each the buffers are there as long as the request is."""
+    large = replace(KEY, shape=ConvShape.of((8, 64, 512, 512), (64, 64, 3, 3), padding=1))
+    runner = SimulatedRunner(at_once=8)
+    run(runner, MemoryStore(), key=large, trials=12)
+    final = runner.requests[-1]
+    assert all(len(r.candidates) == 1 for r in runner.requests if r is not final)

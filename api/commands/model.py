@@ -35,7 +35,8 @@ EXAMPLES = """examples:
   autotune model detector.onnx --json
 
 Built in: resnet18, resnet34, resnet50, vgg16, unet, yolo, mobilenet, with random weights. The budget goes to the
-convolutions in proportion to their share of the network's time. What has a winner is not tuned again."""
+convolutions that take most of the network's time, to the others while they bring more, and to none
+less than a search is worth. What has a winner is not tuned again."""
 
 
 def register(commands: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
+from strategies.presets import elsewhere_than_on_a_cpu
 from strategies.registry import strategy
 from strategies.transform import TILES
 
@@ -16,6 +17,7 @@ class DeferredMhat:
     form: str = param("nested", ("nested", "unrolled"), "one REDUCE per axis over a table, or one REDUCE per point")
     points: str = param("inner", ("inner", "outer"), "where the points lie in XHAT and GHAT")
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+    presets = staticmethod(elsewhere_than_on_a_cpu)
 
 
 @strategy("deferred_mhat", DeferredMhat)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
+from strategies.presets import elsewhere_than_on_a_cpu
 from strategies.registry import strategy
 from strategies.transform import TILES
 
@@ -14,6 +15,7 @@ from strategies.transform import TILES
 class HybridGrid:
     tile: int = param(4, TILES, "outputs per tile and axis, m of F(m, 3)")
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+    presets = staticmethod(elsewhere_than_on_a_cpu)
 
 
 @strategy("hybrid_grid", HybridGrid)

@@ -26,13 +26,13 @@ class Im2col:
     vectors: str = param(
         "compiler", ("compiler", "tinygrad"), "who joins the product's stores: the C compiler, or tinygrad, by four"
     )
-    cores: str = param("all", ("all", "one"), "which of a CPU's cores are used")
+    cores: str = param("one", ("one", "all"), "which of a CPU's cores are used")
 
     @staticmethod
     def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
         if key is not None and key.shape.cout == key.shape.groups:  # nothing to share a window with
             return ({"cout_block": 1, "window_block": 28, "columns": "inline"},)
-        return ({}, {"weight": "staged"}, {"cout_block": 8, "window_block": 32})
+        return ({"cout_block": 8}, {"cout_block": 8, "weight": "staged"}, {}, {"cout_block": 8, "window_block": 32})
 
 
 MOST_BYTES = 256 << 20

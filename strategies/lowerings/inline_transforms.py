@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
 from strategies.parameter import param
+from strategies.presets import elsewhere_than_on_a_cpu
 from strategies.registry import strategy
 from strategies.transform import TILES
 
@@ -15,6 +16,7 @@ class InlineTransforms:
     tile: int = param(2, TILES, "outputs per tile and axis, m of F(m, 3)")
     points: str = param("outer", ("inner", "outer"), "where the points lie in MHAT")
     output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+    presets = staticmethod(elsewhere_than_on_a_cpu)
 
 
 @strategy("inline_transforms", InlineTransforms)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from strategies.graph import Conv, Lowered, Plan, Ranges, winowrite
 from strategies.parameter import param
+from strategies.presets import elsewhere_than_on_a_cpu
 from strategies.registry import strategy
 from strategies.transform import TILES
 
@@ -15,6 +16,7 @@ class SingleFused:
     tile: int = param(2, TILES, "outputs per tile and axis, m of F(m, 3)")
     form: str = param("nested", ("nested", "unrolled"), "how the transforms are written (see deferred_mhat)")
     output: str = param("inline", ("inline", "staged"), "in the consumer's kernel, or whole tiles in one of its own")
+    presets = staticmethod(elsewhere_than_on_a_cpu)
 
 
 @strategy("single_fused", SingleFused)
