@@ -4,7 +4,8 @@ replay     the search of `autotune tune` on every shape of a recording (bench/re
            search and plain TPE: how many candidates it measures until one is within 5% of the best that was recorded;
            how many seconds until one is as fast as BEAM=2's result, and how much faster one is after the same time
 guess      each recorded shape is held out in turn and guessed from the others: how near the guess comes to what the
-           search comes to that knows nothing of the others, and to the best that was recorded
+           search comes to that knows nothing of the others, and to the best that was recorded; with --timed all three
+           are built and timed here and now, for options that the guess has from a neighbour may not have been recorded
 stability  tunes shapes several times over from nothing, here and now, and times each one's winners against each other;
            with --slots that many tunings run at once, each on --width processors of its own
 
@@ -23,11 +24,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from replay import WAYS, Recorded, RecordedStore, Seen, by_way, first, recorded, replayed
+from replay import WAYS, Recorded, RecordedStore, Seen, by_way, ended, first, recorded, replayed
 from rich.console import Console
 from rich.table import Table
 from shapes import conv_shape, label
@@ -37,14 +39,15 @@ from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
 from autotune.local_runner import LocalRunner
 from autotune.neighbours import guess
-from autotune.statistics import MIN_GAIN, median
+from autotune.statistics import MIN_GAIN, median, median_ratio
 from autotune.timing import interleaved
 from autotune.tune import tune
 from db import open_store
 from strategies.candidate import Candidate
+from strategies.graph.apply import NotApplicableError
 from strategies.graph.device import describe_device
 from strategies.graph.program import Program
-from strategies.key import ConvKey
+from strategies.key import ConvKey, DeviceSpec
 
 RECORDED = Path(__file__).parent / "recorded" / "cpu.jsonl.gz"
 NEAR = 1.05
@@ -64,6 +67,10 @@ def main() -> int:
     parser.add_argument(
         "--shape", type=int, nargs=3, action="append", metavar=("BATCH", "CHANNELS", "SIZE"),
         help="stability: may be given several times (default: 1 64 28)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timed", action="store_true",
+        help="guess: time them here, on the machine of the recording, with what a search ends with in the same rounds",
     )  # fmt: skip
     parser.add_argument("--times", type=int, default=5, help="stability: how often a shape is tuned (%(default)s)")
     parser.add_argument("--budget", default="40s", help="stability: for each tuning (%(default)s)")
@@ -196,9 +203,75 @@ def geomean(values: Sequence[float]) -> float:
 
 
 def guesses(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> int:
+    if options.timed:
+        return timed_guesses(spaces, options.trials, console)
     made = runs([(item, "tune", Budget(trials=options.trials)) for item in spaces], options)
     tuned = {item.key.digest: statistics.median(ratio for _, ratio in next(made)) for item in spaces}
     return held_out(spaces, tuned, console)
+
+
+def timed_guesses(spaces: Sequence[Recorded], trials: int, console: Console) -> int:
+    """Each shape guessed from all others, and the guess timed here beside what a replayed search ends with that knows
+    nothing of them, the best that was recorded, and tinygrad's own. Exit status 1 if guesses are not good enough."""
+    if len({item.key.device for item in spaces}) > 1 or spaces[0].key.device.identity() != described(spaces).identity():
+        sys.exit("search: recorded on another machine or number of processors: set NUM_CPU_THREADS to a slot's")
+    ensure_c_compiler()
+    table = Table("shape", "default/tuned", "tuned/guess", "best/guess", "did not fit", "guess", box=None)
+    speeds, of_best, slower = [], [], 0
+    for item in spaces:
+        store: Any = RecordedStore([s for s in spaces if s is not item])
+        made = guess(store, item.key, item.space)
+        if made is None:
+            sys.exit(f"search: {label(item.key.shape)} has no neighbours to guess from")
+        guessed, misfits = fitting(item.key, made.candidate)
+        tuned = ended(item, "tune", 0, Budget(trials=trials))[1]
+        best = min((t.ratio, str(c), c) for c, t in item.trials.items() if t.ok and t.ratio)[2]
+        own = {candidate.strategy: candidate for candidate in item.space.defaults}
+        over = timed_over({"tuned": tuned, "guess": guessed, "best": best} | own, item.key)
+        default = min(over[name] for name in own)
+        speeds.append(1 / over["guess"])
+        of_best.append(over["best"] / over["guess"])
+        slower += over["guess"] > default * (1 + MIN_GAIN)
+        table.add_row(
+            label(item.key.shape), f"{default:.2f}", f"{speeds[-1]:.3f}", f"{of_best[-1]:.3f}", ", ".join(misfits),
+            str(guessed),
+        )  # fmt: skip
+    console.print(table)
+    mean = geomean(speeds)
+    console.print(
+        f"speed of the guess over the tuned, timed in the same rounds, geometric mean of {len(speeds)}: {mean:.3f} "
+        f"(wanted: 0.9); over the best recorded: {geomean(of_best):.3f}"
+    )
+    console.print(f"slower than the default by more than {MIN_GAIN:.0%}: {slower} of {len(spaces)} (wanted: 1 in 20)")
+    return 0 if mean >= 0.9 and slower <= len(spaces) / 20 else 1
+
+
+def described(spaces: Sequence[Recorded]) -> DeviceSpec:
+    return describe_device(spaces[0].key.device.device)
+
+
+def fitting(key: ConvKey, candidate: Candidate) -> tuple[Candidate, list[str]]:
+    """The candidate with those of its options that fit their kernels here, as the hook applies it; and the others."""
+    fit, misfits = [], []
+    for role, options in candidate.kernel_options:
+        try:
+            Program(key.shape, replace(candidate, kernel_options=((role, options),)), key.device.device, compiled=False)
+            fit.append((role, options))
+        except NotApplicableError:
+            misfits.append(role)
+    return replace(candidate, kernel_options=tuple(fit)), misfits
+
+
+def timed_over(candidates: Mapping[str, Candidate], key: ConvKey) -> dict[str, float]:
+    """The median ratio of each to the first, in interleaved rounds."""
+    programs = {name: Program(key.shape, candidate, key.device.device) for name, candidate in candidates.items()}
+    rng = np.random.default_rng(0)
+    for program in programs.values():
+        program.load(rng.normal(size=key.shape.input_shape), rng.normal(size=key.shape.weight_shape))
+    first_one = next(iter(programs))
+    runs_of = {name: program.run for name, program in programs.items()}
+    times = interleaved(runs_of, yardstick=first_one, rounds=21, round_s=0.02, prune=False)
+    return {name: median_ratio(times[name].times_s, times[first_one].times_s) for name in programs}
 
 
 def held_out(spaces: Sequence[Recorded], tuned: Mapping[str, float], console: Console) -> int:
@@ -211,10 +284,18 @@ def held_out(spaces: Sequence[Recorded], tuned: Mapping[str, float], console: Co
     for item in spaces:
         store: Any = RecordedStore([s for s in spaces if s is not item])
         made = guess(store, item.key, item.space)
-        trial = item.trials.get(made.candidate) if made is not None else None
+        trial = item.trials.get(item.here(made.candidate)) if made is not None else None
         if made is None or trial is None or not trial.ratio:
             none += 1
-            table.add_row(label(item.key.shape), f"{item.best / item.default:.3f}", "-", "-", "-", "-", str(made))
+            table.add_row(
+                label(item.key.shape),
+                f"{item.best / item.default:.3f}",
+                "-",
+                "-",
+                "-",
+                "-",
+                str(made.candidate) if made else "none",
+            )
             continue
         speeds.append(tuned[item.key.digest] / trial.ratio)
         of_best.append(item.best / trial.ratio)
