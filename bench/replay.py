@@ -48,6 +48,8 @@ class Measured(Space):
     chosen of the others becomes the recorded one that it shares most values with."""
 
     known: tuple[Candidate, ...] = ()
+    good: tuple[Candidate, ...] | None = None
+    """In place of what strategies declare as good."""
 
     @cached_property
     def among(self) -> frozenset[Candidate]:
@@ -55,7 +57,8 @@ class Measured(Space):
 
     @cached_property
     def presets(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for candidate in super().presets if candidate in self.among)
+        presets = super().presets if self.good is None else (*self.defaults, *self.good)
+        return tuple(candidate for candidate in presets if candidate in self.among)
 
     def choose(self, choose: Choose) -> Candidate | None:
         chosen = super().choose(choose)

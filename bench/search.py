@@ -1,8 +1,11 @@
-"""How good the search is: `python bench/search.py replay | guess | stability`.
+"""How good the search is: `python bench/search.py replay | presets | guess | stability`.
 
 replay     the search of `autotune tune` on every shape of a recording (bench/record.py), with no device, beside random
            search and plain TPE: how many candidates it measures until one is within 5% of the best that was recorded;
            how many seconds until one is as fast as BEAM=2's result, and how much faster one is after the same time
+presets    which --presets structures leave least to be found on all shapes, by what they came to without options and
+           with; and the same search with those that are so on all shapes but the searched one: presets chosen on what
+           they are judged by would flatter it
 guess      each recorded shape is held out in turn and guessed from the others: how near the guess comes to what the
            search comes to that knows nothing of the others, and to the best that was recorded; with --timed all three
            are built and timed here and now, for options that the guess has from a neighbour may not have been recorded
@@ -58,12 +61,13 @@ LEAST = 1000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("replay", "guess", "stability"))
+    parser.add_argument("what", choices=("replay", "presets", "guess", "stability"))
     parser.add_argument("--recording", type=Path, default=RECORDED)
     parser.add_argument("--least", type=int, default=LEAST, help="candidates that a shape must have (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=WANTED, help="of a search, replayed (default %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="searches replayed at once (default %(default)s)")
+    parser.add_argument("--presets", type=int, default=9, help="presets: how many (default %(default)s)")
     parser.add_argument(
         "--shape", type=int, nargs=3, action="append", metavar=("BATCH", "CHANNELS", "SIZE"),
         help="stability: may be given several times (default: 1 64 28)",
@@ -84,13 +88,59 @@ def main() -> int:
     if not spaces:
         sys.exit(f"search: {options.recording} has no shape with {options.least} candidates: record more")
     console.print(f"{options.recording.name}: {spaces[0].machine}; {sums(spaces)}")
-    return replay(options, spaces, console) if options.what == "replay" else guesses(options, spaces, console)
+    commands = {"replay": replay, "presets": presets, "guess": guesses}
+    return commands[options.what](options, spaces, console)
 
 
 def replay(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> int:
     """Exit status 1 if the product's search needs too many candidates, or too long for BEAM=2's result."""
     tables = [candidates_table(options, spaces, console), beam_table(options, spaces, console)]
     return 0 if all(tables) else 1
+
+
+def presets(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> int:
+    """Exit status 1 if the search with presets of other shapes needs too many candidates."""
+    left = [{c: math.log(over) for c, over in promise(item).items()} for item in spaces]
+    for count, candidate in enumerate(chosen_by(left, options.presets), 1):
+        console.print(f"{count}: {candidate}", highlight=False, soft_wrap=True)
+    counts, ends = [], []
+    for number, item in enumerate(spaces):
+        others = tuple(chosen_by(left[:number] + left[number + 1 :], options.presets))
+        judged = replace(item, space=replace(item.space, good=others))
+        made = [ended(judged, "tune", seed, Budget(trials=options.trials)) for seed in range(options.seeds)]
+        found = [first(made_of.seen, NEAR * item.best, lambda s: s.count) for made_of, _ in made]
+        counts.append(statistics.median(found))
+        ends.append(statistics.median((item.trials[c].ratio or math.inf) / item.best for _, c in made))
+        console.print(f"{label(item.key.shape)}, presets of the others: {counts[-1]:.0f} ({ends[-1]:.3f})")
+    within = sum(count <= options.trials for count in counts)
+    console.print(
+        f"tune, presets of the other shapes: median over the shapes {statistics.median(counts):.0f} (wanted: {WANTED}),"
+        f" within {options.trials} on {within} of {len(spaces)}; then at {geomean(ends):.3f} of the best's time"
+    )
+    return int(statistics.median(counts) > WANTED)
+
+
+def promise(item: Recorded) -> dict[Candidate, float]:
+    """Of each structure the geometric mean of its time without options and the best with some, over the best of all."""
+    plain = {c: t.ratio for c, t in item.trials.items() if not c.kernel_options and t.ok and t.ratio}
+    best = dict(plain)
+    for c, t in item.trials.items():
+        structure = replace(c, kernel_options=())
+        if t.ok and t.ratio and structure in best:
+            best[structure] = min(best[structure], t.ratio)
+    return {c: math.sqrt(ratio * best[c]) / item.best for c, ratio in plain.items()}
+
+
+def chosen_by(left: Sequence[Mapping[Candidate, float]], count: int) -> list[Candidate]:
+    """Greedily, of structures that all have: with which the mean over all of the least of the chosen falls most."""
+    common = sorted(set.intersection(*(set(one) for one in left)), key=str)
+    chosen: list[Candidate] = []
+    least = [math.inf] * len(left)
+    for _ in range(count):
+        best = min(common, key=lambda c: sum(min(known, one[c]) for known, one in zip(least, left, strict=True)))
+        least = [min(known, one[best]) for known, one in zip(least, left, strict=True)]
+        chosen.append(best)
+    return chosen
 
 
 def candidates_table(options: argparse.Namespace, spaces: Sequence[Recorded], console: Console) -> bool:
