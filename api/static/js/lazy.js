@@ -4,12 +4,12 @@ import { enhance as enhancePart, go } from "./pages.js";
 
 export function enhance(part, signal) {
   for (const place of part.querySelectorAll("[data-load]")) load(place, place.dataset.load, signal);
-  part.addEventListener("click", (event) => {
-    const show = event.target.closest("[data-show]");
-    if (show) reveal(show, signal);
-    const patch = event.target.closest("[data-patch]");
-    if (patch) decide(patch);
-  }, { signal });
+}
+
+export function press(button, signal) {
+  // A button that shows something, or decides.
+  if (button.dataset.show) reveal(button, signal);
+  else decide(button);
 }
 
 async function load(place, url, signal, method = "GET") {

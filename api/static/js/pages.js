@@ -13,6 +13,11 @@ export function start() {
     event.preventDefault();
     go(link.href, { target: link.dataset.target, focus: link.dataset.target ? `#${link.id}` : "#main" });
   });
+  document.addEventListener("click", (event) => {
+    // Heard from the first moment on, though what answers is only loaded then.
+    const button = event.target.closest("[data-show], [data-patch]");
+    if (button) import("./lazy.js").then((module) => module.press(button, controller.signal));
+  });
   document.addEventListener("submit", (event) => {
     if (!event.target.matches("form[data-nav]")) return;
     event.preventDefault();
@@ -34,7 +39,7 @@ export function enhance(part) {
   const signal = controller.signal;
   if (part.querySelector("[data-events], #tune")) import("./jobs.js").then((module) => module.enhance(part, signal));
   if (part.querySelector("[data-chart]")) import("./charts.js").then((module) => module.enhance(part, signal));
-  if (part.querySelector("[data-load], [data-show], [data-patch]")) import("./lazy.js").then((module) => module.enhance(part, signal));
+  if (part.querySelector("[data-load]")) import("./lazy.js").then((module) => module.enhance(part, signal));
 }
 
 function filter(form) {
