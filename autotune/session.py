@@ -138,7 +138,7 @@ class Session:
         elapsed_s = self._clock() - begun
         costs_s = [_cost_s(measurement, elapsed_s / len(candidates)) for measurement in measured]
         self._waited_s += max(0.0, elapsed_s - sum(costs_s))
-        broken = any(m.status is Status.CRASHED for m in measured) or elapsed_s > self.settings.limits.run_s
+        broken = any(m.status is Status.CRASHED for m in measured) or sum(costs_s) > self.settings.limits.run_s
         self._apart = self._apart or (broken and len(measured) > 1 and not race)
         for measurement, cost_s in zip(measured, costs_s, strict=True):
             if options is not None and not measurement.ok and not measurement.candidate.kernel_options:
