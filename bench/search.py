@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from replay import WAYS, Recorded, RecordedStore, Seen, by_way, ended, first, recorded, replayed
+from replay import WAYS, Recorded, RecordedStore, Seen, by_way, ended, first, recorded, replayed, winner_of
 from rich.console import Console
 from rich.table import Table
 from shapes import conv_shape, label
@@ -50,7 +50,7 @@ from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.device import describe_device
 from strategies.graph.program import Program
-from strategies.key import ConvKey, DeviceSpec
+from strategies.key import ConvKey
 
 RECORDED = Path(__file__).parent / "recorded" / "cpu.jsonl.gz"
 NEAR = 1.05
@@ -263,7 +263,8 @@ def guesses(options: argparse.Namespace, spaces: Sequence[Recorded], console: Co
 def timed_guesses(spaces: Sequence[Recorded], trials: int, console: Console) -> int:
     """Each shape guessed from all others, and the guess timed here beside what a replayed search ends with that knows
     nothing of them, the best that was recorded, and tinygrad's own. Exit status 1 if guesses are not good enough."""
-    if len({item.key.device for item in spaces}) > 1 or spaces[0].key.device.identity() != described(spaces).identity():
+    here = describe_device(spaces[0].key.device.device).identity()
+    if any(item.key.device.identity() != here for item in spaces):
         sys.exit("search: recorded on another machine or number of processors: set NUM_CPU_THREADS to a slot's")
     ensure_c_compiler()
     table = Table("shape", "default/tuned", "tuned/guess", "best/guess", "did not fit", "guess", box=None)
@@ -275,7 +276,7 @@ def timed_guesses(spaces: Sequence[Recorded], trials: int, console: Console) -> 
             sys.exit(f"search: {label(item.key.shape)} has no neighbours to guess from")
         guessed, misfits = fitting(item.key, made.candidate)
         tuned = ended(item, "tune", 0, Budget(trials=trials))[1]
-        best = min((t.ratio, str(c), c) for c, t in item.trials.items() if t.ok and t.ratio)[2]
+        best = winner_of(item).candidate
         own = {candidate.strategy: candidate for candidate in item.space.defaults}
         over = timed_over({"tuned": tuned, "guess": guessed, "best": best} | own, item.key)
         default = min(over[name] for name in own)
@@ -294,10 +295,6 @@ def timed_guesses(spaces: Sequence[Recorded], trials: int, console: Console) -> 
     )
     console.print(f"slower than the default by more than {MIN_GAIN:.0%}: {slower} of {len(spaces)} (wanted: 1 in 20)")
     return 0 if mean >= 0.9 and slower <= len(spaces) / 20 else 1
-
-
-def described(spaces: Sequence[Recorded]) -> DeviceSpec:
-    return describe_device(spaces[0].key.device.device)
 
 
 def fitting(key: ConvKey, candidate: Candidate) -> tuple[Candidate, list[str]]:
