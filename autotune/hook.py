@@ -61,8 +61,7 @@ class Hook:
         self._reported: dict[bytes, Reports] = {}
         self._kernels: dict[bytes, Stats] = {}
         """Both by graph, as long as tinygrad's cache may hold its schedule."""
-        # a winner that was tuned without the promise holds with it as well, and saves its filter transform
-        self._policies = (policy, replace(policy, frozen_weights=False)) if policy.frozen_weights else (policy,)
+        self._policies = tuple(_narrower(policy))
         self.attachment = Attachment(
             rewriter=self, wanted=self._wanted, before=self._before, scheduled=self._scheduled, failed=self._failed,
             fitted=self._fitted,
@@ -177,6 +176,14 @@ def _best(answers: Sequence[Answer]) -> Answer:
     if not answers:
         return Answer(candidate=None, origin="no key describes it")
     return next((answer for answer in answers if answer.candidate is not None), answers[0])
+
+
+def _narrower(policy: Policy) -> Iterator[Policy]:
+    """The policy, then those that allow or promise less: a winner that was tuned without the promise that weights stay
+    holds with it as well, and saves its filter transform, as does one that did not need to be allowed TF32."""
+    for tf32 in (True, False) if policy.allow_tf32 else (False,):
+        for frozen in (True, False) if policy.frozen_weights else (False,):
+            yield replace(policy, allow_tf32=tf32, frozen_weights=frozen)
 
 
 def _lowered(

@@ -95,13 +95,16 @@ def tuned(
 
 
 @contextmanager
-def forced(strategy: str, *, frozen_weights: bool = False, **params: Any) -> Iterator[None]:
+def forced(
+    strategy: str, *, policy: Policy | None = None, frozen_weights: bool = False, **params: Any
+) -> Iterator[None]:
     """One candidate on every convolution that it applies to, within the block: `forced("hybrid_grid", tile=4)`.
 
-    `frozen_weights` as in `install`. Raises UnknownStrategyError or ParameterError, each of which says what there is.
+    `policy` and `frozen_weights` as in `install`: `tensor_cores_tf32` applies where the policy allows TF32. Raises
+    UnknownStrategyError or ParameterError, each of which says what there is.
     """
     item = get_strategy(strategy)
-    with _within(Forced(item.candidate(params), item.applies), Policy(frozen_weights=frozen_weights)):
+    with _within(Forced(item.candidate(params), item.applies), _policy(policy, frozen_weights)):
         yield
 
 

@@ -76,8 +76,9 @@ def prepare_cases(shape: ConvShape, direct: Runnable, seed: int) -> tuple[Case, 
 
 def bound(dtype: str, direct_error: float, policy: Policy) -> float:
     """The largest allowed max|y - y64| / max|y64|; `direct_error` is direct's own, the largest of all inputs."""
-    allowed = max(FLOOR[dtype], DIRECT_FACTOR * direct_error if math.isfinite(direct_error) else 0.0)
-    allowed = min(allowed, CEILING.get(dtype, allowed))
+    digits = "float16" if dtype == "float32" and policy.allow_tf32 else dtype  # TF32 keeps as many as float16
+    allowed = max(FLOOR[digits], DIRECT_FACTOR * direct_error if math.isfinite(direct_error) else 0.0)
+    allowed = min(allowed, CEILING.get(digits, allowed))
     return min(allowed, policy.max_error) if policy.max_error is not None else allowed
 
 

@@ -41,7 +41,7 @@ from db import open_store
 from strategies.candidate import Candidate, Option
 from strategies.graph.device import describe_device
 from strategies.graph.program import NONE, Program
-from strategies.key import ConvKey, DeviceSpec
+from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.shape import DTYPES, ConvShape
 
 LOWERINGS = ("direct", "WINO=1")
@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds of the comparison")
     parser.add_argument("--shapes", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--allow-tf32", action="store_true", help="for the winner and for PyTorch")
     parser.add_argument("--only", type=int, metavar="N", help="the first N shapes")
     parser.add_argument("--torch", action="store_true", help="time PyTorch's convolution too")
     parser.add_argument("--beam", type=Path, metavar="FILE", help="replay what bench/beam.py found")
@@ -79,11 +80,10 @@ def main() -> int:
         store = open_store(options.db or str(Path(scratch) / "bench.db"))
         for size in SHAPES[options.shapes][: options.only]:
             shape = conv_shape(*size, dtype=options.dtype)
+            key = ConvKey(shape=shape, device=spec, policy=Policy(allow_tf32=options.allow_tf32))
             with LocalRunner(spec.device) as runner:
-                winner = tune(
-                    ConvKey(shape=shape, device=spec), store=store, runner=runner, budget=Budget.parse(options.budget)
-                )
-            row = compare(shape, winner, spec.device, options.rounds, beams, options.torch)
+                winner = tune(key, store=store, runner=runner, budget=Budget.parse(options.budget))
+            row = compare(winner, options.rounds, beams, options.torch)
             table.add_row(*row.cells)
             rows.append(row)
             print(" ".join(row.cells), file=sys.stderr, flush=True)
@@ -146,8 +146,9 @@ def geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def compare(shape: ConvShape, winner: Winner, device: str, rounds: int, beams: Beams, with_torch: bool) -> Row:
+def compare(winner: Winner, rounds: int, beams: Beams, with_torch: bool) -> Row:
     """Everything compiled anew and timed in the same rounds."""
+    shape, device, tf32 = winner.key.shape, winner.key.device.device, winner.key.policy.allow_tf32
     programs = {lowering: stock(shape, lowering, device) for lowering in LOWERINGS}
     searched = {f"{lowering} BEAM": beams.program(shape, lowering, device) for lowering in LOWERINGS}
     programs |= {name: program for name, program in searched.items() if program is not None}
@@ -158,7 +159,8 @@ def compare(shape: ConvShape, winner: Winner, device: str, rounds: int, beams: B
         program.load(x, w)
     runs = {name: program.run for name, program in programs.items()}
     formats = torch_formats(shape.dtype) if with_torch else ()
-    runs |= {name: torch_convolution(x, w, shape, device, channels_last=name == CHANNELS_LAST) for name in formats}
+    for name in formats:
+        runs[name] = torch_convolution(x, w, shape, device, channels_last=name == CHANNELS_LAST, tf32=tf32)
     times = interleaved(runs, yardstick="direct", rounds=rounds, round_s=0.02, prune=False)
     medians = {name: median(t.times_s) for name, t in times.items()}
     default = min(LOWERINGS, key=lambda name: medians[name])
@@ -180,24 +182,24 @@ def torch_formats(dtype: str) -> tuple[str, ...]:
 
 
 def torch_convolution(
-    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, *, channels_last: bool
+    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, *, channels_last: bool, tf32: bool
 ) -> Callable[[], float]:
-    """PyTorch's convolution without TF32; on CUDA a graph of 20, timed by events. Gives seconds for one.
+    """PyTorch's convolution; on CUDA a graph of 20, timed by events. Gives seconds for one.
 
     In a thread of its own: PyTorch and tinygrad each have a CUDA context, and which is current belongs to the thread.
     """
     thread = ThreadPoolExecutor(1)
-    run = thread.submit(_torch_convolution, x, w, shape, device, channels_last).result()
+    run = thread.submit(_torch_convolution, x, w, shape, device, channels_last, tf32).result()
     return lambda: thread.submit(run).result()
 
 
 def _torch_convolution(
-    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, channels_last: bool
+    x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, channels_last: bool, tf32: bool
 ) -> Callable[[], float]:
     import torch
 
     place = "cuda" if device == "CUDA" else "cpu"
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, tf32
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     tx, tw = (
         torch.tensor(values, dtype=getattr(torch, shape.dtype), device=place).contiguous(memory_format=format_)

@@ -197,7 +197,8 @@ class Met:
 
 def names_on(device: str) -> list[str]:
     """The strategies that there are for the device, and MIXED."""
-    left_out = {"tensor_cores"} | (FOR_GPUS.keys() if device == "CPU" else set())  # these graphs are in float32
+    left_out = {"tensor_cores", "tensor_cores_tf32"}  # these graphs are in float32, and nobody allows them TF32
+    left_out |= FOR_GPUS.keys() if device == "CPU" else set()
     return [*(item.name for item in strategies() if item.lower is not None and item.name not in left_out), MIXED]
 
 

@@ -51,7 +51,7 @@ db_connection()  # tinygrad's cache of compiled kernels belongs to the thread th
 Device["CPU"]  # and opening a device compiles: no thread of a test is the first that needs it
 
 FACTOR = int(os.environ.get("AUTOTUNE_EXAMPLES", "1"))
-FOR_GPUS = frozenset({"shared_memory", "tensor_cores", "implicit_gemm"})
+FOR_GPUS = frozenset({"shared_memory", "tensor_cores", "tensor_cores_tf32", "implicit_gemm"})
 WINOGRAD = tuple(
     item.name for item in strategies() if item.lower is not None and item.name not in FOR_GPUS | {"im2col"}
 )

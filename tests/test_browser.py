@@ -272,7 +272,7 @@ def test_a_service_that_goes_away_and_comes_back(browser: Browser, tmp_path: Pat
         expect(page.locator("#connection")).to_be_hidden()
         page.get_by_role("link", name="Winners", exact=True).click()
         expect(page.locator("#count")).to_have_text(f"{len(winners)} winners")
-    # The browser says itself that it found nobody, or that the answer broke off: refused, empty, incomplete, reset. What
+    # The browser says itself that it found nobody, or that an answer broke off: refused, empty, incomplete, reset. What
     # the page says (an exception, a status of the service's) is none of these.
     assert [text for text in said if "Failed to load resource: net::ERR_" not in text] == []
 

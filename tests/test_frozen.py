@@ -282,8 +282,9 @@ def test_beside_other_threads_nothing_new_is_computed() -> None:
 # Winners and their measurements
 
 
-def source(directory: Path, *, frozen_weights: bool, strategy: str) -> ConvKey:
-    key = ConvKey(shape=SHAPE, device=describe_device("CPU"), policy=Policy(frozen_weights=frozen_weights))
+def source(directory: Path, *, frozen_weights: bool, strategy: str, allow_tf32: bool = False) -> ConvKey:
+    policy = Policy(frozen_weights=frozen_weights, allow_tf32=allow_tf32)
+    key = ConvKey(shape=SHAPE, device=describe_device("CPU"), policy=policy)
     path = directory / "winners.json"
     known = list(bundle.read(path)) if path.exists() else []
     bundle.write(path, [*known, replace(a_winner(key), candidate=Candidate.of(strategy))])
@@ -302,6 +303,19 @@ def test_a_winner_tuned_without_the_promise_holds_with_it(tmp_path: Path) -> Non
         assert ran(lambda: x.conv2d(w, padding=1).realize())[0] == 2
     with autotune.tuned(tmp_path / "winners.json"):
         assert ran(lambda: x.conv2d(w, padding=1).realize())[0] == 4
+
+
+def test_a_winner_tuned_without_tf32_holds_where_it_is_allowed(tmp_path: Path) -> None:
+    """And with both allowed and promised, one that was tuned with neither; never the other way round."""
+    x, w = normal(*SHAPE.input_shape), normal(*SHAPE.weight_shape, seed=1)
+    source(tmp_path, frozen_weights=False, strategy="four_buffer")
+    for policy in (Policy(allow_tf32=True), Policy(allow_tf32=True, frozen_weights=True)):
+        with autotune.tuned(tmp_path / "winners.json", policy=policy):
+            assert counted(lambda: x.conv2d(w, padding=1).realize()).applied == 1
+    (tmp_path / "winners.json").unlink()
+    source(tmp_path, frozen_weights=False, strategy="four_buffer", allow_tf32=True)
+    with autotune.tuned(tmp_path / "winners.json"):
+        assert counted(lambda: x.conv2d(w, padding=1).realize()).misses == 1
 
 
 def test_a_candidate_is_measured_as_it_will_run() -> None:

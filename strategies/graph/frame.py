@@ -71,6 +71,16 @@ class Frame:
             at |= {"O": (flat // block,), "o": (flat % block,)}
         return at
 
+    def gates(self, at: Coords) -> list[UOp]:
+        """What holds unless these coordinates only pad a block."""
+        blocks = (
+            ("T", "t", self.tile_block, self._batch_tile_sizes), ("O", "o", self.cout_block, self._cout_sizes)
+        )  # fmt: skip
+        return [
+            as_uop(at[outer][0]) * block + as_uop(at[inner][0]) < math.prod(sizes)
+            for outer, inner, block, sizes in blocks if block and math.prod(sizes) % block
+        ]  # fmt: skip
+
     def is_read(self, axis: Axis, inner: Index) -> bool:
         """Whether element `inner` of every tile along this axis, the last one too, is read by some output."""
         last = (-(-axis.size // self.m) - 1) * self.m

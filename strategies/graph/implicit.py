@@ -1,8 +1,8 @@
 """A convolution as one product of matrices on tensor cores, its windows gathered by the product itself.
 
-    X[g, c, b, p, 16] = the activation, zeros around it included, 16 channels together
-    W[g, c, k, o, 16] = the weight, likewise
-    Y[g, o, (b, y)]   = sum over (c, k, 16) of W[g, c, k, o] * X[g, c, b, y * stride + k * dilation]
+    X[g, c, b, p, e] = the activation, zeros around it included, channels together in groups of 16, of 8 in TF32
+    W[g, c, k, o, e] = the weight, likewise
+    Y[g, o, (b, y)]  = sum over (c, k, e) of W[g, c, k, o, e] * X[g, c, b, y * stride + k * dilation, e]
 
 Nothing is repeated in memory for the sake of the product, as im2col does: a tap is an offset that all windows share.
 """
@@ -25,7 +25,7 @@ from strategies.graph.match import Axis, Conv, extent
 from strategies.graph.rebuild import gated, rebuild
 from strategies.graph.spread import in_kernel, lanes, threads
 from strategies.graph.sums import Store, Sums, bind, count, extents, filled, outputs
-from strategies.graph.tensor_matmul import GROUP, VECTOR, Operand, Tiling, arranged, tensor_core, tensor_matmul
+from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
 
 MOST_BLOCKS = 65535
 """Of windows: CUDA's limit of a grid's second axis, which nothing looks at before the launch."""
@@ -39,7 +39,7 @@ def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
 
     Where the sum is whole and its kernel does nothing but what is elementwise of it, the product does that too.
     """
-    core = tensor_core(conv.device, conv.dtype)
+    core = tensor_core(conv.device, conv.dtype, by.group)
     if core is None or by.fault() is not None or not all(_is_placed(conv, axis) for axis in conv.axes):
         return None
     product = _Product(conv=conv, by=by, core=core, ranges=ranges)
@@ -62,15 +62,16 @@ class _Product:
 
     @property
     def steps(self) -> int:
-        """Of all parts: sixteens of channels, and within them taps."""
-        return self.taps * self.sixteens // self.by.groups
+        """Of all parts: groups of channels, and within them taps."""
+        return self.taps * self.together // self.by.groups
 
     @property
     def taps(self) -> int:
         return math.prod(axis.taps for axis in self.conv.axes)
 
     @property
-    def sixteens(self) -> int:
+    def together(self) -> int:
+        """Groups of channels, filled up to whole steps."""
         return -(-count(self.conv.channels) // self.by.depth) * self.by.groups
 
     @property
@@ -82,22 +83,23 @@ class _Product:
         return filled(count(outputs(self.conv)), self.by.columns)
 
     def operands(self) -> tuple[UOp, UOp]:
-        weight = _weight(self.conv, self.sixteens, self.rows, self.ranges)
-        return weight.buffer, _activation(self.conv, self.sixteens, self.ranges).buffer
+        weight = _weight(self.conv, self.by, self.together, self.rows, self.ranges)
+        return weight.buffer, _activation(self.conv, self.by, self.together, self.ranges).buffer
 
     def kernel(self, store: Store) -> UOp:
         groups, steps = count(self.conv.groups), self.steps // self.by.parts
+        channels = groups * self.together * self.by.group
         return tensor_matmul(
             groups, self.rows, self.columns, steps,
-            Operand(size=groups * self.sixteens * self.taps * self.rows * GROUP, group=self._group_of_weight),
-            Operand(size=groups * self.sixteens * math.prod(_places(self.conv)) * GROUP, group=self._group_of_window),
+            Operand(size=channels * self.taps * self.rows, group=self._group_of_weight),
+            Operand(size=channels * math.prod(_places(self.conv)), group=self._group_of_window),
             self.by, store, core=self.core, device=self.conv.device,
             name=f"tensor_{groups}_{self.rows}_{self.columns}_{steps * self.by.depth}",
         )  # fmt: skip
 
     def _group_of_weight(self, item: UOp, step: UOp, index: UOp, row: UOp) -> UOp:
         channel = step // self.taps * self.by.groups + index
-        return ((item * self.sixteens + channel) * self.taps + step % self.taps) * self.rows + row
+        return ((item * self.together + channel) * self.taps + step % self.taps) * self.rows + row
 
     def _group_of_window(self, item: UOp, step: UOp, index: UOp, column: UOp) -> UOp:
         conv, places = self.conv, _places(self.conv)
@@ -109,40 +111,40 @@ class _Product:
         tap = unflatten(step % self.taps, [axis.taps for axis in conv.axes])
         first = flatten([*images, *(out * _stride(a) for out, a in zip(outs, conv.axes, strict=True))], places)
         beyond = flatten([t * a.dilation for t, a in zip(tap, conv.axes, strict=True)], places[len(images) :])
-        return (item * self.sixteens + channel) * math.prod(places) + first + beyond
+        return (item * self.together + channel) * math.prod(places) + first + beyond
 
 
-def _activation(conv: Conv, sixteens: int, ranges: Ranges) -> Held:
-    """X. Four lanes have the 16 channels of one position or of two, the next four those of the next."""
-    groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(sixteens)
+def _activation(conv: Conv, by: Tiling, together: int, ranges: Ranges) -> Held:
+    """X. Four lanes have a group of channels of one position or of two, the next four that of the next."""
+    groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(together)
     sizes = _places(conv)
     own = 2 if sizes[-1] % 2 == 0 else 1
-    low, *places = threads([GROUP // VECTOR, sizes[-1] // own, *reversed(sizes[:-1])], ranges)
+    low, *places = threads([by.group // by.vector, sizes[-1] // own, *reversed(sizes[:-1])], ranges)
     places.reverse()
     places[-1] = places[-1] * own + ranges.new(own, AxisType.UPCAST)
-    inner = low * VECTOR + ranges.new(VECTOR, AxisType.UPCAST)
-    where, gates = _channels(conv, outer * GROUP + inner)
+    inner = low * by.vector + ranges.new(by.vector, AxisType.UPCAST)
+    where, gates = _channels(conv, outer * by.group + inner)
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.batch, places, strict=False))
     for axis, position in zip(conv.axes, places[len(conv.batch) :], strict=True):
         where |= _placed(axis, position.minimum(_positions(axis) - 1))  # what only pads repeats the last one
-    body = gated(rebuild(conv.activation, where), gates).cast(conv.dtype)
-    shape = [*extents(conv.groups), sixteens, *sizes, GROUP]
+    body = as_multiplied(gated(rebuild(conv.activation, where), gates), conv.dtype)
+    shape = [*extents(conv.groups), together, *sizes, by.group]
     return _filled(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
 
 
-def _weight(conv: Conv, sixteens: int, m: int, ranges: Ranges) -> Held:
-    """W. Sixteen lanes have the 16 channels of a cout; what only pads a block repeats the last cout."""
-    groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(sixteens)
-    inner, line = threads([GROUP, m], ranges)
+def _weight(conv: Conv, by: Tiling, together: int, m: int, ranges: Ranges) -> Held:
+    """W. As many lanes as a group has channels have those of a cout; what only pads a block repeats the last cout."""
+    groups, outer = [ranges.new(extent(r)) for r in conv.groups], ranges.new(together)
+    inner, line = threads([by.group, m], ranges)
     taps = [ranges.new(axis.taps, AxisType.UPCAST) for axis in conv.axes]
-    row, number = arranged(line, inner)
-    where, gates = _channels(conv, outer * GROUP + number)
+    row, number = arranged(line, inner, by.item_bytes)
+    where, gates = _channels(conv, outer * by.group + number)
     couts = count(conv.couts)
     cout = unflatten(row.minimum(couts - 1) if m > couts else row, extents(conv.couts))
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.couts, cout, strict=True))
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
-    body = gated(rebuild(conv.weight, where), gates).cast(conv.dtype)
-    shape = [*extents(conv.groups), sixteens, *(axis.taps for axis in conv.axes), m, GROUP]
+    body = as_multiplied(gated(rebuild(conv.weight, where), gates), conv.dtype)
+    shape = [*extents(conv.groups), together, *(axis.taps for axis in conv.axes), m, by.group]
     return _filled(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
 
 

@@ -35,7 +35,7 @@ def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
     """An index along each axis, innermost first, of `sizes` elements, that threads and then workgroups divide."""
     counts: list[int] = []
     for size in sizes:
-        counts.append(_divisor(size, min(ROW, WORKGROUP // math.prod(counts))))
+        counts.append(divisor(size, min(ROW, WORKGROUP // math.prod(counts))))
     thread = ranges.new(
         math.prod(counts), AxisType.WARP
     )  # tinygrad would split one of LOCAL, and order the parts itself
@@ -48,7 +48,7 @@ def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
 
 def lanes(size: int) -> int:
     """How many threads of a workgroup share an axis of this size, by `threads`, if no other does."""
-    return _divisor(size, ROW)
+    return divisor(size, ROW)
 
 
 def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> dict[UOp, UOp] | None:
@@ -61,7 +61,7 @@ def split_consumer(conv: Conv, axes: Sequence[Axis], m: int, ranges: Ranges) -> 
     if not all(r.op is Ops.RANGE and r.arg[-1] is AxisType.WEAK and r in conv.private for r in loops):
         return None
     tiled = {axis.out for axis in axes}
-    own = [_divisor(extent(r), m) if r in tiled else 1 for r in loops]
+    own = [divisor(extent(r), m) if r in tiled else 1 for r in loops]
     outer = threads([extent(r) // count for r, count in zip(loops, own, strict=True)], ranges)
     return {
         r: index * count + ranges.new(count, AxisType.UPCAST) for r, index, count in zip(loops, outer, own, strict=True)
@@ -75,10 +75,10 @@ def share(sizes: Sequence[int], device: str) -> tuple[int, int]:
     """
     renderer = opened(device).renderer
     most = renderer.global_max[0] if renderer.has_threads and renderer.global_max is not None else 1
-    shares = [_divisor(size, max(1, most)) for size in sizes]
+    shares = [divisor(size, max(1, most)) for size in sizes]
     return shares.index(max(shares)), max(shares)
 
 
-def _divisor(size: int, limit: int) -> int:
+def divisor(size: int, limit: int) -> int:
     """The largest divisor of `size` that is at most `limit`."""
     return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)

@@ -8,7 +8,7 @@ in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce as fold
 from operator import and_
@@ -32,6 +32,11 @@ VECTOR = 4
 Store = Callable[[UOp, UOp, UOp, UOp, int, UOp], UOp]
 """From part, batch, row, a column that is a multiple of VECTOR, how many beyond it, and the sum there, in float32, to
 the store of it."""
+
+
+Put = Callable[[Mapping[UOp, UOp], Sequence[UOp], UOp], UOp]
+"""From the convolution's loops at an output, the gates beyond which there is none, and the sum there, to the store of
+what becomes of it."""
 
 
 def product_store(parts: int, batch: int, m: int, n: int, dtype: DType) -> Store:
@@ -60,22 +65,13 @@ class Sums:
     def lowered(self) -> Lowered:
         """What replaces the convolution."""
         conv, operands = self.conv, self.operands()
-        if self.parts == 1 and not self.apart and "output" not in conv.options and self._has_room(operands):
+        if self.parts == 1 and not self.apart and "output" not in conv.options and has_room(conv, operands):
             return Lowered(value=conv.reduce, whole=lambda tail: self._whole(tail, operands))
         value = self._read(operands).cast(conv.reduce.dtype)
         split = split_consumer(conv, conv.axes[-1:], VECTOR, self.ranges) if not conv.shared else None
         value = in_kernel(conv, "output", value, by_hand=split is not None)
         is_read = self.parts == 1 and split is None and "output" not in conv.options
         return Lowered(value=value, split=split or {}, is_read=is_read)
-
-    def _has_room(self, operands: Sequence[UOp]) -> bool:
-        """Whether there is a `Conv.kernel` that the product can be: where kernels have more buffers than the device
-        allows, tinygrad divides its own, but not ours."""
-        conv, most = self.conv, most_buffers(self.conv.device)
-        if conv.kernel is None or most is None:
-            return conv.kernel is not None
-        tail = rebuild(conv.kernel.src[0], {conv.reduce: conv.reduce.const_like(0)})
-        return len({*operands, *sources_of(tail)}) < most
 
     def _read(self, operands: Sequence[UOp]) -> UOp:
         """The sum at the consumer's own indexes, from a buffer that holds it; each part in one if there are several."""
@@ -94,14 +90,9 @@ class Sums:
     def _whole(self, tail: Tail, operands: Sequence[UOp]) -> UOp:
         """The call of a kernel that stores what the tail makes of the sum."""
         conv = self.conv
-        # stands for the sum until it is known where it is
-        total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
-        value = uncopied(tail.value, {conv.reduce: total})
-        sources = list(dict.fromkeys([*operands, *sources_of(value, total)]))
-        value = rebuild(value, parameters(sources))
-        target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0).index(*tail.index)
+        become = Becoming(conv, tail, operands)
         columns, outs = outputs(conv), [axis.out for axis in conv.axes]
-        in_line = all(is_in_line(each, outs, total) for each in (value, target))
+        in_line = all(is_in_line(each, outs, become.total) for each in (become.value, become.target))
 
         def store(_part: UOp, item: UOp, row: UOp, column: UOp, e: int, summed: UOp) -> UOp:
             columns_at = placed(conv, column, e, in_line=in_line)
@@ -113,13 +104,66 @@ class Sums:
                 for index, size, loops in ((row, self.rows, conv.couts), (column, self.columns, columns))
                 if size > count(loops)
             ]
-            where = bind(conv.groups, item) | bind(conv.couts, row) | columns_at
-            here = rebuild(value, where)
-            loads = {u: _gated(u, gates) for u in expression(here) if u.op is Ops.INDEX and u is not total}
-            here = rebuild(here, loads | {total: summed.cast(conv.reduce.dtype)})
-            return _gated(rebuild(target, where), gates).store(here)
+            return become.put(bind(conv.groups, item) | bind(conv.couts, row) | columns_at, gates, summed)
 
-        return self.kernel(store).call(tail.buffer, *sources)
+        return become.call(self.kernel(store))
+
+
+class Becoming:
+    """What becomes of a convolution's sums in the kernel that consumes them, for a kernel of our own: parameter 0 is
+    stored to, those from 1 on are the `operands`, then whatever else is read."""
+
+    def __init__(self, conv: Conv, tail: Tail, operands: Sequence[UOp]) -> None:
+        self._conv, self._buffer = conv, tail.buffer
+        self.total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
+        """Stands for the sum until it is known where it is."""
+        value = uncopied(tail.value, {conv.reduce: self.total})
+        self._sources = list(dict.fromkeys([*operands, *sources_of(value, self.total)]))
+        self.value = rebuild(value, parameters(self._sources))
+        self.target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0).index(*tail.index)
+
+    def put(self, where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
+        """A `Put`."""
+        here = rebuild(self.value, where)
+        loads = {u: _gated(u, gates) for u in expression(here) if u.op is Ops.INDEX and u is not self.total}
+        here = rebuild(here, loads | {self.total: summed.cast(self._conv.reduce.dtype)})
+        return _gated(rebuild(self.target, where), gates).store(here)
+
+    def call(self, kernel: UOp) -> UOp:
+        return kernel.call(self._buffer, *self._sources)
+
+
+def consumed(conv: Conv, operands: Sequence[UOp], kernel: Callable[[Put], UOp], ranges: Ranges) -> Lowered:
+    """What replaces a convolution whose sums `kernel` makes, which has what is stored to as parameter 0 and the
+    operands from 1 on. Where the kernel that consumes them can be ours that is all of it, else they are stored."""
+    if conv.kernel is not None and "output" not in conv.options and has_room(conv, operands):
+
+        def whole(tail: Tail) -> UOp:
+            become = Becoming(conv, tail, operands)
+            return become.call(kernel(become.put))
+
+        return Lowered(value=conv.reduce, whole=whole)
+    loops = [*conv.groups, *conv.couts, *outputs(conv)]
+    target = UOp.placeholder(tuple(extents(loops)), conv.reduce.dtype, slot=0)
+
+    def put(where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
+        place = target.index(flatten([where[r] for r in loops], extents(loops)))
+        return _gated(place, gates).store(summed.cast(conv.reduce.dtype))
+
+    held = computed(
+        kernel(put), operands, extents(loops), dtype=conv.reduce.dtype, device=conv.device, slot=ranges.new_buffer()
+    )
+    return Lowered(value=in_kernel(conv, "output", held.read(loops)))
+
+
+def has_room(conv: Conv, operands: Sequence[UOp]) -> bool:
+    """Whether there is a `Conv.kernel` that a kernel of our own can be: where kernels have more buffers than the device
+    allows, tinygrad divides its own, but not ours."""
+    most = most_buffers(conv.device)
+    if conv.kernel is None or most is None:
+        return conv.kernel is not None
+    tail = rebuild(conv.kernel.src[0], {conv.reduce: conv.reduce.const_like(0)})
+    return len({*operands, *sources_of(tail)}) < most
 
 
 def uncopied(value: UOp, known: dict[UOp, UOp] | None = None) -> UOp:

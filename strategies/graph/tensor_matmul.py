@@ -12,14 +12,16 @@ step is done. With more of them a thread only starts copies, which go on by them
 capability 8.0): registers are free for sums, and memory may take as long as several steps do. Where there is no such
 instruction, stages are copied at once, to the same effect.
 
-Operands lie in groups of 16 along K, a multiple of which a step takes: `Operand.group` says where the group of a row
-is, so a convolution's windows need no buffer of their own. Sixteen numbers of a row are what one instruction takes, and
-which of them a lane calls its first is free as long as both operands agree: a lane reads four neighbours at once. Which
-column is which is free too: two instructions together give a lane four columns that are neighbours in memory. A, which
-is made for this, has the numbers of 16 rows in the order in which a lane's registers want them: see `arranged`.
+Operands lie in groups of 32 bytes along K, a multiple of which a step takes: 16 halves, or 8 numbers of TF32, which
+are float32 with the last 13 digits zero. `Operand.group` says where the group of a row is, so a convolution's windows
+need no buffer of their own. A row's group is what one instruction takes, and which of its numbers a lane calls its
+first is free as long as both operands agree: a lane reads eight bytes of neighbours at once. Which column is which is
+free too: two instructions together give a lane four columns that are neighbours in memory. A, which is made for this,
+has the numbers of 16 rows in the order in which a lane's registers want them: see `arranged`.
 
-The instruction is `mma.sync` m16n8k16 (NVIDIA, "PTX ISA", section on matrix fragments): lane l has, at
-k = 2 (l % 4) + {0, 1, 8, 9}, row l / 4 of A and the one eight below it, and column l / 4 of B; of C it has columns
+The instruction is `mma.sync` m16n8k16, or m16n8k8 for TF32 (NVIDIA, "PTX ISA", section on matrix fragments). A register
+is of four bytes: two halves, neighbours along K, or one number of TF32. Lane l has the registers l % 4 and l % 4 + 4
+along K of row l / 4 of A and of the row eight below it, and of column l / 4 of B; of C it has columns
 2 (l % 4) + {0, 1} of the same two rows.
 """
 
@@ -36,14 +38,16 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 from strategies.graph.device import opened
 from strategies.graph.sums import Store
 
-GROUP = 16
-"""Numbers along K that lie together: what one instruction multiplies."""
-VECTOR = 4
-"""Numbers that a lane holds of a group, and that a thread copies at once through registers: 8 bytes, tinygrad's longest
-of halves."""
-COPIED = 8
-"""Numbers that an asynchronous copy takes: 16 bytes, which go past the first cache."""
+GROUP_BYTES = 32
+"""Of the numbers along K that lie together: what one instruction multiplies."""
+VECTOR_BYTES = 8
+"""Of a group, what a lane holds and what a thread copies at once through registers: tinygrad's longest of halves."""
+COPIED_BYTES = 16
+"""What an asynchronous copy takes, past the first cache."""
+REGISTER_BYTES = 4
 CORE_ROWS, CORE_COLUMNS = 16, 8
+TF32_DROPPED = 13
+"""Of the 23 binary digits that float32 keeps of a number, those that TF32 does not."""
 JOINED = 2
 """Instructions whose columns are dealt out together, so that a lane has 2 x 2 neighbours, a vector."""
 WARP = 32
@@ -62,7 +66,8 @@ WAIT = 'asm volatile("cp.async.wait_group COUNT;" ::: "memory");'
 class Tiling:
     """What a workgroup and a warp compute; `depth` of K at a time, K divided into `parts` that are not added up.
 
-    `stages` steps of both operands are in shared memory at a time.
+    `stages` steps of both operands are in shared memory at a time. A `group` of numbers along K is what an instruction
+    multiplies: 16 of two bytes, 8 of four.
     """
 
     rows: int
@@ -72,6 +77,16 @@ class Tiling:
     warp_columns: int
     parts: int = 1
     stages: int = 2
+    group: int = 16
+
+    @property
+    def item_bytes(self) -> int:
+        return GROUP_BYTES // self.group
+
+    @property
+    def vector(self) -> int:
+        """Numbers that a lane holds of a group."""
+        return VECTOR_BYTES // self.item_bytes
 
     @property
     def threads(self) -> int:
@@ -79,13 +94,13 @@ class Tiling:
 
     @property
     def shared_bytes(self) -> int:
-        """Of all stages of both operands, in two bytes a number."""
-        return 2 * self.stages * self.depth * (self.rows + self.columns)
+        """Of all stages of both operands."""
+        return self.item_bytes * self.stages * self.depth * (self.rows + self.columns)
 
     @property
     def copied(self) -> int:
         """Numbers that a thread copies at once."""
-        return COPIED if self.stages > 2 else VECTOR
+        return (COPIED_BYTES if self.stages > 2 else VECTOR_BYTES) // self.item_bytes
 
     @property
     def copies(self) -> int:
@@ -94,7 +109,7 @@ class Tiling:
 
     @property
     def groups(self) -> int:
-        return self.depth // GROUP
+        return self.depth // self.group
 
     @property
     def instructions(self) -> int:
@@ -105,8 +120,8 @@ class Tiling:
         """Why there is no such kernel, or None."""
         if self.rows % self.warp_rows or self.columns % self.warp_columns:
             return f"{self.rows} x {self.columns} does not divide into {self.warp_rows} x {self.warp_columns}"
-        if self.warp_rows % CORE_ROWS or self.warp_columns % (CORE_COLUMNS * JOINED) or self.depth % GROUP:
-            return f"{self.warp_rows} x {self.warp_columns} x {self.depth} is no multiple of 16 x 16 x 16"
+        if self.warp_rows % CORE_ROWS or self.warp_columns % (CORE_COLUMNS * JOINED) or self.depth % self.group:
+            return f"{self.warp_rows} x {self.warp_columns} x {self.depth} is no multiple of 16 x 16 x {self.group}"
         if self.threads > 1024:
             return f"{self.threads} threads, there are at most 1024"
         if any(self.depth * lines % (self.threads * self.copied) for lines in (self.rows, self.columns)):
@@ -116,18 +131,31 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
-    """A parameter of `size` numbers. `group(batch, step, index, row)` counts the groups of 16 before the one that holds
-    numbers 16 `index` and following, of this step of K, of this row (of B: column)."""
+    """A parameter of `size` numbers. `group(batch, step, index, row)` counts the groups before the one that is number
+    `index` of the step's along K, of this row (of B: column)."""
 
     size: int
     group: Callable[[UOp, UOp, UOp, UOp], UOp]
 
 
-def tensor_core(device: str, dtype: DType) -> TensorCore | None:
-    """The device's instruction for 16 x 8 x 16 products of this dtype with sums in float32, if it has one."""
+def tensor_core(device: str, dtype: DType, group: int) -> TensorCore | None:
+    """The device's instruction for 16 x 8 x `group` products of this dtype with sums in float32, if it has one."""
     cores = opened(device).renderer.tensor_cores
-    wanted = ((CORE_COLUMNS, CORE_ROWS, GROUP), dtype, dtypes.float32)
-    return next((core for core in cores if (core.dims, core.dtype_in, core.dtype_out) == wanted), None)
+    wanted = ((CORE_COLUMNS, CORE_ROWS, group), dtype, dtypes.float32)
+    fits = group * dtype.itemsize == GROUP_BYTES  # there is one for eight halves too, of half as many bytes
+    return next((core for core in cores if fits and (core.dims, core.dtype_in, core.dtype_out) == wanted), None)
+
+
+def as_multiplied(value: UOp, dtype: DType) -> UOp:
+    """A number as an operand of this dtype holds it. float32 is rounded to the 10 digits of TF32 here, to the nearest,
+    of two away from zero: the instruction would just not look at the others, and products would come out too small.
+    """
+    value = value.cast(dtype)
+    if dtype != dtypes.float32:
+        return value
+    half, kept = 1 << (TF32_DROPPED - 1), (1 << 32) - (1 << TF32_DROPPED)
+    rounded = ((value.bitcast(dtypes.uint32) + half) & kept).bitcast(dtypes.float32)
+    return value.ne(value).where(value, rounded)  # of some NaN the carry would make a zero
 
 
 def tensor_matmul(
@@ -172,8 +200,8 @@ def tensor_matmul(
     }  # fmt: skip
     kind = opened(device).renderer.target.device
     for group in range(by.groups):
-        a = [_rows_of(rows, group, row + i * CORE_ROWS, high, low) for i in range(blocks_down)]
-        b = [_column_of(columns, group, column, j, high, low) for j in range(blocks_across)]
+        a = [_rows_of(rows, group, row + i * CORE_ROWS, high, low * by.vector, by.vector) for i in range(blocks_down)]
+        b = [_column_of(columns, group, column, j, high, low * by.vector, by.vector) for j in range(blocks_across)]
         now = {
             (i, j): UOp.wmma(a[i], b[j], total, core.dims, kind, core.threads) for (i, j), total in now.items()
         }  # fmt: skip
@@ -212,8 +240,8 @@ class _Copy:
 
     @property
     def shared(self) -> UOp:
-        """stages x groups x size x 16."""
-        shape = (self.by.stages, self.by.groups, self.size, GROUP)
+        """stages x groups x size x numbers of a group."""
+        shape = (self.by.stages, self.by.groups, self.size, self.by.group)
         return UOp.placeholder(shape, self.dtype, slot=self.slot, addrspace=AddrSpace.LOCAL)
 
     def stores(self, step: UOp, stage: UOp, *after: UOp) -> list[UOp]:
@@ -224,7 +252,7 @@ class _Copy:
 
     def starts(self, step: UOp, stage: UOp, wanted: UOp, *after: UOp) -> list[UOp]:
         """Copies that go on by themselves; where they are not wanted, nothing is read."""
-        count = wanted.where(UOp.const(2 * COPIED, dtypes.int32), UOp.const(0, dtypes.int32))
+        count = wanted.where(UOp.const(COPIED_BYTES, dtypes.int32), UOp.const(0, dtypes.int32))
         return [
             UOp(Ops.CUSTOM, dtypes.void, (to[0], source[0], count, *after), START)
             for to, source in self._vectors(step, stage, *after)
@@ -234,11 +262,11 @@ class _Copy:
         """Where this thread's vectors of a step go, and where they come from."""
         source = UOp.placeholder((self.operand.size,), self.dtype, slot=self.slot + 1)
         shared, copied = self.shared.after(*after), self.by.copied
-        vectors = GROUP // copied
+        vectors = self.by.group // copied
         for turn in range(self.by.groups * self.size * vectors // self.by.threads):
             unit = self.thread + turn * self.by.threads
             group, row, vector = unit // (vectors * self.size), unit // vectors % self.size, unit % vectors
-            at = self.operand.group(self.item, step, group, self.first + row) * GROUP + vector * copied
+            at = self.operand.group(self.item, step, group, self.first + row) * self.by.group + vector * copied
             place, first = self.place(row), vector * copied
             yield (
                 [shared[stage, group, place, first + e] for e in range(copied)],
@@ -247,7 +275,7 @@ class _Copy:
 
 
 Lines = tuple[UOp, ...]
-"""Of both operands, what a step multiplies: groups x rows (or columns) x 16 in shared memory."""
+"""Of both operands, what a step multiplies: groups x rows (or columns) x numbers of a group, in shared memory."""
 End = Callable[[Sequence[UOp]], UOp]
 """From a step's stores of its sums to what the steps have done."""
 
@@ -314,25 +342,27 @@ def _column(j: int, pair: UOp, width: int) -> UOp:
     return pair * (width * JOINED) + j // JOINED * (CORE_COLUMNS * JOINED) + j % JOINED * width
 
 
-def arranged(line: UOp, number: UOp) -> tuple[UOp, UOp]:
-    """Which row of A and which of its 16 numbers is in memory as this number of this line.
+def arranged(line: UOp, number: UOp, item_bytes: int) -> tuple[UOp, UOp]:
+    """Which row of A and which number of its group is in memory as this number of this line.
 
-    Four neighbours are two of a row and the same two of the row eight below: a lane's registers are four at a time.
+    The neighbours that a lane reads at once are a register of a row and the same one of the row eight below; in the
+    line eight below are the registers that follow along K.
     """
-    row = line // CORE_ROWS * CORE_ROWS + line % 8 + number % 4 // 2 * 8
-    return row, number // 4 * 4 + line % CORE_ROWS // 8 * 2 + number % 2
+    one = REGISTER_BYTES // item_bytes
+    row = line // CORE_ROWS * CORE_ROWS + line % 8 + number % (2 * one) // one * 8
+    return row, number // (2 * one) * (2 * one) + line % CORE_ROWS // 8 * one + number % one
 
 
-def _rows_of(rows: UOp, group: int, first: UOp, high: UOp, low: UOp) -> UOp:
+def _rows_of(rows: UOp, group: int, first: UOp, high: UOp, at: UOp, vector: int) -> UOp:
     """What a lane holds of 16 rows of A."""
     lines = (first + high, first + 8 + high)
-    return UOp.stack(*(rows[group, line, low * VECTOR + e] for line in lines for e in range(VECTOR)))
+    return UOp.stack(*(rows[group, line, at + e] for line in lines for e in range(vector)))
 
 
-def _column_of(columns: UOp, group: int, first: UOp, j: int, high: UOp, low: UOp) -> UOp:
+def _column_of(columns: UOp, group: int, first: UOp, j: int, high: UOp, at: UOp, vector: int) -> UOp:
     """What a lane holds of eight columns of B."""
     place = _place(first + _column(j, high // 2, 2) + high % 2)
-    return UOp.stack(*(columns[group, place, low * VECTOR + e] for e in range(VECTOR)))
+    return UOp.stack(*(columns[group, place, at + e] for e in range(vector)))
 
 
-__all__ = ["GROUP", "Operand", "Tiling", "arranged", "tensor_core", "tensor_matmul"]
+__all__ = ["Operand", "Tiling", "arranged", "as_multiplied", "tensor_core", "tensor_matmul"]

@@ -15,6 +15,7 @@ An intermediate is a function from coordinates to a value. Staging one changes o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,21 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
-from strategies.graph.frame import Coords, Frame, as_uop, frame
+from strategies.graph.frame import Coords, Frame, as_uop, flatten, frame
 from strategies.graph.kron import Index, Ranges, kron
+from strategies.graph.lanes import MOST_LANES, Elements, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import in_kernel, share, split_consumer, threads
+from strategies.graph.spread import divisor, in_kernel, share, split_consumer, threads
+from strategies.graph.sums import Put, consumed
+from strategies.transform import Matrix
 
 Intermediate = Callable[[Coords], UOp]
+
+MHAT = "AGBOoTt"
+"""Its axes."""
 
 PHASES = ("XHAT", "+GHAT", "+MHAT", "+output")
 """What there is after each part of a lowering: an output made of XHAT alone, of XHAT and GHAT, of MHAT, and the real
@@ -47,7 +54,8 @@ class Stage:
     registers, `local` those that the threads of a workgroup divide among them, the innermost to neighbours. With
     `by_hand` these are all the kernel gets: tinygrad's heuristics and BEAM leave it alone. Without `joined` its stores
     are not joined into vectors: see `buffers`. `threaded` divides the outermost loop that divides evenly among the
-    threads of a CPU, which tinygrad 0.14.0 runs one after the other.
+    threads of a CPU, which tinygrad 0.14.0 runs one after the other. `lanes` names the axis along which a transform is
+    computed in vectors, its elements gathered first: see `lanes`.
     """
 
     layout: str
@@ -57,11 +65,12 @@ class Stage:
     by_hand: bool = False
     joined: bool = True
     threaded: bool = False
+    lanes: str = ""
 
     @property
     def in_stage(self) -> bool:
         """Whether it is a STAGE, whose axes can only be ranges; else buffer and store are written out."""
-        return self.joined and not self.threaded
+        return self.joined and not self.threaded and not self.lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +82,8 @@ class Plan:
     `channel_block` channels unrolled. `nested` transforms are REDUCEs over tables, others spelled out (see kron).
     `output` says where the last transform goes: `inline` into the consumer's kernel, or `staged`, whole tiles to a
     buffer of its own; `auto` is inline if tiles cover the output exactly, else staged: the consumer would repeat the
-    transform for every element.
+    transform for every element. With `lanes` the consumer's kernel is one of our own, in which it is computed in
+    vectors along the innermost axis of a staged MHAT.
 
     With `tile` 0 nothing is transformed: XHAT are the windows copied out as columns (im2col), GHAT is the weight, and
     outputs take the place of tiles.
@@ -95,6 +105,8 @@ class Plan:
     workgroup: Blocking | None = None
 
     def __post_init__(self) -> None:
+        if self.output == "lanes" and (self.mhat is None or self.mhat.layout[-1] not in "to"):
+            raise ValueError("lanes are along the innermost axis of a staged MHAT, t or o")
         given = [name for name in ("xhat", "ghat", "mhat", "channel_block") if getattr(self, name)]
         if self.workgroup is not None and given:
             raise ValueError(f"a workgroup's product lays out its own operands: leave out {', '.join(given)}")
@@ -108,9 +120,11 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
     if space is None:
         return None
     nested = ranges if plan.nested else None
-    operands = partial(_xhat, space, nested), partial(_ghat, space, nested)
+    operands = partial(_xhat, space, nested, plan.xhat), partial(_ghat, space, nested, plan.ghat)
+    if plan.output == "lanes" and plan.mhat is not None and conv.until not in PHASES[:-1]:
+        return _in_lanes(space, plan.mhat, _product(space, plan, *operands))
     if plan.workgroup is None:
-        mhat = _product(space, plan, *operands)
+        mhat = _staged(space, plan.mhat, "product", MHAT, _product(space, plan, *operands))
     elif math.prod(space.sizes["C"]) % (plan.workgroup.depth * plan.workgroup.parts) == 0:
         mhat = _matmul(space, plan.workgroup, *operands)
     else:
@@ -137,8 +151,10 @@ def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: I
     return lambda at: held.read([as_uop(index) for letter in layout for index in at[letter]])
 
 
-def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermediate) -> Held:
-    """`value` in a buffer."""
+def _held(
+    space: Frame, stage: Stage, role: str, letters: str, value: Intermediate, *, written_out: bool = False
+) -> Held:
+    """`value` in a buffer, which is no STAGE if it is to be `written_out`."""
     loops = [letter for letter in stage.loops or stage.layout if letter in letters]
     layout = [letter for letter in stage.layout if letter in letters]
     if sorted(loops) != sorted(layout) or any(space.sizes[letter] and letter not in layout for letter in letters):
@@ -150,7 +166,7 @@ def _held(space: Frame, stage: Stage, role: str, letters: str, value: Intermedia
     sizes = [size for letter in layout for size in space.sizes[letter]]
     if not stage.joined:
         return stored_singly(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
-    if not stage.in_stage:
+    if written_out or not stage.in_stage:
         return stored(body, axes, sizes, device=space.conv.device, slot=space.ranges.new_buffer())
     return staged(body, axes, device=space.conv.device)
 
@@ -167,6 +183,9 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
         if position == divided:
             core = in_one_piece(space.ranges.new(cores, AxisType.THREAD))
             at[letter].append(core * (size // cores) + space.ranges.new(size // cores))
+        elif letter == stage.lanes and size > MOST_LANES:
+            lanes = divisor(size, MOST_LANES)
+            at[letter].append(space.ranges.new(size // lanes) * lanes + space.ranges.new(lanes))
         else:
             loop = space.ranges.new(size, kinds.get(letter, AxisType.WEAK))
             in_registers = letter in stage.upcast and not stage.in_stage
@@ -174,7 +193,17 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
     return at
 
 
-def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
+def _transformed(
+    space: Frame, matrix: Matrix, nested: Ranges | None, stage: Stage | None, elements: Elements, at: Coords
+) -> UOp:
+    """(matrix x matrix) of the elements, along the lanes of its stage if it has some."""
+    lane = lane_of(as_uop(at[stage.lanes][-1])) if stage is not None and stage.lanes and space.axes else None
+    if lane is not None:
+        elements = gathered(elements, len(matrix[0]), len(space.axes), lane, space.ranges)
+    return kron(matrix, at["A"], elements, nested)
+
+
+def _xhat(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
     """(Bt x Bt) activation, of one tile and channel, in float32."""
     conv = space.conv
     batch, tiles = space.batch_and_tiles(at)
@@ -189,10 +218,10 @@ def _xhat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
                 gates.append(position < axis.size + axis.taps - 1)
         return _float32(gated(rebuild(conv.activation, where), gates))
 
-    return kron(space.transform.bt, at["A"], element, nested)
+    return _transformed(space, space.transform.bt, nested, stage, element, at)
 
 
-def _ghat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
+def _ghat(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
     """(G x G) weight, of one cout and channel, in float32."""
     conv = space.conv
     placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.couts, space.couts(at))
@@ -200,7 +229,7 @@ def _ghat(space: Frame, nested: Ranges | None, at: Coords) -> UOp:
     def element(taps: tuple[Index, ...]) -> UOp:
         return _float32(rebuild(conv.weight, placed | _bind([axis.tap for axis in space.axes], taps)))
 
-    return kron(space.transform.g, at["A"], element, nested)
+    return _transformed(space, space.transform.g, nested, stage, element, at)
 
 
 def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermediate, at: Coords) -> UOp:
@@ -220,10 +249,10 @@ def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermedia
 
 
 def _product(space: Frame, plan: Plan, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
-    """MHAT as a REDUCE, over operands staged or not."""
+    """MHAT as a REDUCE where it is used, over operands staged or not."""
     xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", xhat)
     ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", ghat)
-    return _staged(space, plan.mhat, "product", "AGBOoTt", partial(_mhat, space, plan.channel_block, xhat, ghat))
+    return partial(_mhat, space, plan.channel_block, xhat, ghat)
 
 
 def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
@@ -253,6 +282,51 @@ def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     conv, outs = space.conv, [axis.out for axis in space.axes]
     at = space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs])
     return kron(space.transform.at, [out % space.m for out in outs], lambda a: mhat({**at, "A": a}), nested)
+
+
+def _in_lanes(space: Frame, stage: Stage, product: Intermediate) -> Lowered:
+    """(At x At) MHAT of all of a block's tiles (or couts) in an array, then one by one to where they belong."""
+    conv, m = space.conv, space.m
+    mhat = _held(space, stage, "product", MHAT, product, written_out=True)
+    layout = [letter for letter in stage.layout if space.sizes[letter]]
+    letters = [letter for letter in layout[:-1] if letter != "A"]
+    outer = [size for letter in letters for size in space.sizes[letter]]
+    [lanes] = space.sizes[layout[-1]]
+    sizes = [size for letter in layout for size in space.sizes[letter]]
+    rows = list(itertools.product(range(m), repeat=len(space.axes)))
+    held = UOp.placeholder((math.prod(sizes),), dtypes.float32, slot=1)
+
+    def coordinates(loops: Sequence[UOp], lane: UOp) -> dict[str, Sequence[Index]]:
+        left = iter(loops)
+        at = {letter: [next(left) for _ in space.sizes[letter]] for letter in letters}
+        return {letter: (at | {layout[-1]: [lane]}).get(letter, ()) for letter in "GBOoTt"}
+
+    def compute(loops: Sequence[UOp], lane: UOp) -> list[UOp]:
+        at = coordinates(loops, lane)
+
+        def element(points: tuple[Index, ...]) -> UOp:
+            where = {**at, "A": points}
+            indexes = [as_uop(index) for letter in layout for index in where[letter]]
+            return held.index(flatten(indexes, sizes))
+
+        return [kron(space.transform.at, row, element) for row in rows]
+
+    def kernel(put: Put) -> UOp:
+        def store(loops: Sequence[UOp], lane: UOp, number: int, value: UOp) -> UOp:
+            at = coordinates(loops, lane)
+            batch, tiles = space.batch_and_tiles(at)
+            positions = [as_uop(tile) * m + r for tile, r in zip(tiles, rows[number], strict=True)]
+            where = _bind(conv.groups, at["G"]) | _bind(conv.batch, batch) | _bind(conv.couts, space.couts(at))
+            where |= _bind([axis.out for axis in space.axes], positions)
+            gates = space.gates(at)
+            for axis, position in zip(space.axes, positions, strict=True):
+                if axis.size % m:
+                    gates.append(position < axis.size)
+            return put(where, gates, value)
+
+        return scattered(outer, lanes, compute, store, name=f"untile_{'_'.join(map(str, (*outer, lanes)))}")
+
+    return consumed(conv, [mhat.buffer], kernel, space.ranges)
 
 
 def _stopped(space: Frame, plan: Plan, mhat: Intermediate, *operands: Intermediate) -> UOp | None:

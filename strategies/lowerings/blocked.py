@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from strategies.candidate import Value
 from strategies.graph import Conv, Lowered, Plan, Ranges, Stage, winowrite
@@ -12,21 +13,32 @@ from strategies.parameter import param
 from strategies.registry import strategy
 from strategies.transform import TILES
 
-_OURS: Mapping[str, Value] = {"vectors": "compiler"}
+_OURS: Mapping[str, Value] = {"vectors": "compiler", "output": "lanes", "ghat_by": "lanes"}
+_TILE_4: Mapping[str, Value] = {"tile": 4, "xhat_by": "lanes"}
+"""In F(2, 3) little is computed of what is gathered."""
 _COUTS_INNERMOST: Mapping[str, Value] = {"cout_block": 16, "mhat": "GOTAto", "ghat": "AGOCo"}
 CPU: Sequence[Mapping[str, Value]] = (
     {**_OURS, "cout_block": 8, "tile": 2},
-    {**_OURS, "cout_block": 8, "product": "AGOT"},
+    {**_OURS, **_TILE_4, "cout_block": 8, "product": "AGOT"},
     {**_OURS, **_COUTS_INNERMOST, "tile": 2, "tile_block": 8, "product": "AGOT"},
-    {**_OURS, **_COUTS_INNERMOST, "tile_block": 4},
+    {**_OURS, **_TILE_4, **_COUTS_INNERMOST, "tile_block": 4},
     {**_OURS, **_COUTS_INNERMOST, "tile": 2, "tile_block": 4, "product": "AGOT"},
 )
-"""Of bench/recorded/cpu.jsonl.gz, those that with `im2col`'s leave least to be found, over all its shapes."""
+"""Of bench/recorded/cpu.jsonl.gz, those that with `im2col`'s leave least to be found, over all its shapes; transforms
+in lanes came later, and are faster with each of these."""
 _SPREAD: Mapping[str, Value] = {
     "kernels": "heuristics", "cout_block": 4, "xhat": "AGCTt", "ghat": "AGCOo", "mhat": "AGOoTt", "product": "AGOT",
 }  # fmt: skip
 GPU: Sequence[Mapping[str, Value]] = ({**_SPREAD, "tile_block": 8}, {**_SPREAD, "tile_block": 16})
 """What neighbouring threads touch lies together, and threads are left to tinygrad's heuristics."""
+
+
+WAYS = ("element", "lanes")
+"""In lanes elements are gathered first, and many tiles (couts, channels) are transformed at a time, in vectors."""
+
+
+def by_hand(chosen: Mapping[str, Any]) -> bool:
+    return bool(chosen.get("kernels", "hand") == "hand")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +61,15 @@ class Blocked:
         "one",
         ("one", "all"),
         "which of a CPU's cores the kernels made by hand use",
-        when=lambda chosen: chosen.get("kernels", "hand") == "hand",
+        when=by_hand,
     )
-    output: str = param("auto", ("auto", "inline", "staged"), "where the last transform goes")
+    output: str = param(
+        "auto",
+        ("auto", "inline", "staged", "lanes"),
+        "where the last transform goes; in lanes: at the end of a kernel of our own, in vectors",
+    )
+    xhat_by: str = param("element", WAYS, "whether XHAT is transformed element by element or in lanes", when=by_hand)
+    ghat_by: str = param("element", WAYS, "whether GHAT is", when=by_hand)
 
     @staticmethod
     def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
@@ -78,8 +96,22 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> Lowered | None:
     weight_loops = "GOoCA" if params.ghat.endswith("C") else "GCOoA" if params.ghat == "AGCOo" else "GOCoA"
     plan = Plan(
         tile=params.tile,
-        xhat=Stage(layout=params.xhat, loops="GTCtA" if hand else "", upcast="A", by_hand=hand, threaded=threaded),
-        ghat=Stage(layout=params.ghat, loops=weight_loops if hand else "", upcast="A", by_hand=hand, threaded=threaded),
+        xhat=Stage(
+            layout=params.xhat,
+            loops="GTCtA" if hand else "",
+            upcast="A",
+            by_hand=hand,
+            threaded=threaded,
+            lanes="t" if hand and params.xhat_by == "lanes" else "",
+        ),
+        ghat=Stage(
+            layout=params.ghat,
+            loops=weight_loops if hand else "",
+            upcast="A",
+            by_hand=hand,
+            threaded=threaded,
+            lanes=weight_loops[-2] if hand and params.ghat_by == "lanes" else "",
+        ),
         mhat=Stage(
             layout=params.mhat,
             loops=f"{params.product}{params.mhat[-2:] if params.mhat[-2:] == 'to' else 'ot'}",

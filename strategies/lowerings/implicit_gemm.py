@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strategies.candidate import Value
+from strategies.estimates import implicit_gemm_us
 from strategies.graph import Blocking, Conv, Lowered, Ranges
 from strategies.graph import implicit_gemm as gemm
 from strategies.key import ConvKey
@@ -32,7 +33,7 @@ class ImplicitGemm:
 
     @staticmethod
     def presets(key: ConvKey | None) -> Sequence[Mapping[str, Value]]:
-        """The best by `estimate_us`; of those that differ in depth or sums of a thread alone, one."""
+        """The best by `implicit_gemm_us`; of those that differ in depth or sums of a thread alone, one."""
         return _presets(key) if key is not None else ({},)
 
     @property
@@ -44,56 +45,8 @@ class ImplicitGemm:
 
 
 PRESETS = 12
-MULTIPROCESSORS = 64
-"""Where a key does not say how many there are."""
-SHARED_BYTES, STATIC_BYTES, REGISTERS = 227 << 10, 32 << 10, 1 << 16
-"""Of a multiprocessor of compute capability 9.0; of one workgroup, on every GPU; of 32 bits."""
-CHUNK, AHEAD_CHUNK, BARRIERS = 900, 500, 100
-"""Cycles that a chunk takes at least, waiting for memory; where the next one is read ahead; beside what threads do."""
-GATHERED = 12
-"""Instructions to read one number of a window and put it into shared memory."""
-MEGAHERTZ = 1800
-KERNEL_US = 2.5
-"""What one kernel more costs beside its traffic."""
-BYTES_PER_US, CACHED_BYTES_PER_US = 3.5e6, 5.5e6
-"""From memory, and from the cache that all multiprocessors share."""
-
-
-def estimate_us(key: ConvKey, params: ImplicitGemm) -> float:
-    """Microseconds that it takes on a GPU like an H200, roughly: waves of workgroups, chunk by chunk as fast as the
-    memory behind them, shared memory or arithmetic allow. The numbers are of the data sheet or guessed: the estimate
-    only says where a search begins, what wins is timed."""
-    shape, by, cores = key.shape, params.blocking, key.device.cores or MULTIPROCESSORS
-    couts, products = shape.cout // shape.groups, math.prod(shape.kernel) * shape.cin // shape.groups
-    outputs = shape.batch * math.prod(shape.output)
-    blocks = shape.groups * -(-couts // by.rows) * -(-outputs // by.columns) * by.parts
-    chunks = -(-products // (by.depth * by.parts))
-    registers = by.thread_rows * by.thread_columns + 2 * (by.thread_rows + by.thread_columns) + 24
-    copied = by.depth * (by.rows + by.columns)
-    registers += copied // by.threads * (2 if by.ahead else 1)
-    resident = min(REGISTERS // (by.threads * min(registers, 255)), SHARED_BYTES // (by.shared_bytes + 1024))
-    together = max(1, min(resident, 2048 // by.threads))
-    # in a cycle a multiprocessor makes 128 products, reads 32 numbers of shared memory, begins 4 warps' instructions
-    sums = by.rows * by.columns * by.depth
-    reads = sums * (by.thread_rows + by.thread_columns) / (by.thread_rows * by.thread_columns) / 32
-    gathers = GATHERED if math.prod(shape.kernel) > 1 or set(shape.stride) != {1} else GATHERED / 4
-    busy = (
-        BARRIERS / together
-        + max(1.2 * sums / 128, reads)
-        + (by.depth * by.columns * gathers + by.depth * by.rows * 3) / 128
-    )
-    least = AHEAD_CHUNK if by.ahead else CHUNK
-    waves, rest = divmod(blocks, cores * together)
-    cycles = chunks * (waves * max(least, together * busy) + (max(least, -(-rest // cores) * busy) if rest else 0))
-    cached = 4 * blocks * chunks * copied / CACHED_BYTES_PER_US
-    us = max(cycles / MEGAHERTZ, cached)
-    if params.weight == "staged" and not key.policy.frozen_weights:
-        us += KERNEL_US + 8 * couts * shape.groups * products / BYTES_PER_US
-    if params.weight == "inline":  # what a thread reads together is together in memory for one tap alone
-        us += 4 * couts * shape.groups * products * (2 if math.prod(shape.kernel) == 1 else 8) / CACHED_BYTES_PER_US
-    if by.parts > 1:
-        us += KERNEL_US + 8 * by.parts * shape.cout * outputs / BYTES_PER_US
-    return us
+STATIC_BYTES = 32 << 10
+"""Of shared memory, for one workgroup, on every GPU."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,7 +63,11 @@ def _presets(key: ConvKey) -> tuple[Mapping[str, Value], ...]:
     def kind(params: ImplicitGemm) -> tuple[Value, ...]:
         return params.cout_block, params.window_block, params.parts, params.ahead, params.weight
 
-    return best_of_each(filter(fits, every(ImplicitGemm)), kind, lambda p: estimate_us(key, p), PRESETS) or ({},)
+    return best_of_each(filter(fits, every(ImplicitGemm)), kind, lambda p: _us(key, p), PRESETS) or ({},)
+
+
+def _us(key: ConvKey, params: ImplicitGemm) -> float:
+    return implicit_gemm_us(key, params.blocking, staged=params.weight == "staged")
 
 
 def applies(key: ConvKey) -> bool:
