@@ -17,7 +17,7 @@ from autotune.space import Space
 from strategies.candidate import Candidate, KernelOptions, Value
 from strategies.key import ConvKey
 from strategies.parameter import Parameter, param, parameters_of
-from strategies.registry import Strategy
+from strategies.registry import Strategy, get_strategy
 
 TILES: Mapping[str, Sequence[Value]] = {"tile": (2, 4)}
 GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
@@ -25,6 +25,7 @@ GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
         "tile": (2, 4), "cout_block": (4, 8, 16), "tile_block": (4, 8, 16), "channel_block": (1, 2), "xhat": ("GTCAt",),
         "ghat": ("AGOoC", "AGOCo", "GOACo"), "mhat": ("GOTAot", "GOTAto"), "product": ("AGTO", "AGOT", "GOTA"),
         "vectors": ("tinygrad", "compiler"), "kernels": ("hand",), "cores": ("one", "all"), "output": ("auto",),
+        "xhat_by": ("element",), "ghat_by": ("element",),  # what was recorded is of before there were lanes
     },
     "im2col": {
         "cout_block": (4, 8, 16), "window_block": (8, 16, 32), "columns": ("staged",), "weight": ("inline", "staged"),
@@ -124,7 +125,7 @@ class Recording:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             head, *rows = map(json.loads, file)
         shapes = [tuple(s) for s in head["shapes"]]
-        recording = cls.empty(head["machine"], shapes, [Candidate.from_json(c) for c in head["structures"]])
+        recording = cls.empty(head["machine"], shapes, [_completed(Candidate.from_json(c)) for c in head["structures"]])
         recording.beam = {int(shape): tuple(found) for shape, found in head["beam"].items()}
         for shape, structure, menus in head["menus"]:
             recording.menus[shape][structure] = {role: Menu.from_json(menu) for role, menu in menus.items()}
@@ -236,6 +237,11 @@ def menu_of(axes: str, default: Options, times: Mapping[Options, float], most: i
 def subspace(key: ConvKey) -> Space:
     """The space of a key, its strategies' parameters cut down to GRID."""
     return Space(tuple(_cut(item, key) for item in Space.of(key).strategies))
+
+
+def _completed(structure: Candidate) -> Candidate:
+    """With the defaults of what was no parameter yet when it was recorded."""
+    return get_strategy(structure.strategy).candidate(dict(structure.params))
 
 
 def everything(space: Space) -> list[Candidate]:

@@ -44,9 +44,8 @@ structures alike, after tinygrad's own two."""
 
 @dataclass(frozen=True)
 class Measured(Space):
-    """The structures that were recorded of a subspace: not all of them where the recording was short of time, and none
-    with parameters that came later. What is chosen of the others, or declared as good, becomes the recorded one that it
-    shares most values with."""
+    """The structures that were recorded of a subspace: not all of them where the recording was short of time. What is
+    chosen of the others becomes the recorded one that it shares most values with."""
 
     known: tuple[Candidate, ...] = ()
     good: tuple[Candidate, ...] | None = None
@@ -59,15 +58,11 @@ class Measured(Space):
     @cached_property
     def presets(self) -> tuple[Candidate, ...]:
         presets = super().presets if self.good is None else (*self.defaults, *self.good)
-        alike = (self._recorded(candidate) for candidate in presets)
-        return tuple(dict.fromkeys(candidate for candidate in alike if candidate is not None))
+        return tuple(candidate for candidate in presets if candidate in self.among)
 
     def choose(self, choose: Choose) -> Candidate | None:
         chosen = super().choose(choose)
-        return None if chosen is None else self._recorded(chosen)
-
-    def _recorded(self, chosen: Candidate) -> Candidate | None:
-        if chosen in self.among:
+        if chosen is None or chosen in self.among:
             return chosen
         values = set(chosen.params)
         alike = (other for other in self.known if other.strategy == chosen.strategy)
