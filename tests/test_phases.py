@@ -19,7 +19,7 @@ from strategies.graph import seam
 from strategies.graph.device import describe_device
 from strategies.graph.frame import frame
 from strategies.graph.lowered import Lowered
-from strategies.graph.winowrite import Stage, _ghat, _mhat, _staged, _xhat
+from strategies.graph.winowrite import Stage, _mhat, _staged, ghat_of, xhat_of
 from strategies.key import ConvKey
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
@@ -59,8 +59,8 @@ def test_the_third_phase_of_the_notes_is_refused() -> None:
         [conv] = convs
         space = frame(conv, ranges, m=4)
         assert space is not None
-        xhat = lambda at: _xhat(space, ranges, at)  # noqa: E731
-        ghat = lambda at: _ghat(space, ranges, at)  # noqa: E731
+        xhat = lambda at: xhat_of(space, ranges, None, at)  # noqa: E731
+        ghat = lambda at: ghat_of(space, ranges, None, at)  # noqa: E731
         product = lambda at: _mhat(space, 0, xhat, ghat, at)  # noqa: E731
         mhat = _staged(space, Stage(layout="GBOTA"), "product", "AGBOoTt", product)
         fresh = {letter: [ranges.new(size) for size in space.sizes[letter]] for letter in "AGBOTot"}

@@ -21,10 +21,10 @@ WIDEST_RATIO = 1.25
 COLOURS = {
     "direct": 0, "tensor_winograd": 1, "blocked": 2, "hybrid_grid": 3, "four_buffer": 4, "deferred_mhat": 5,
     "inline_transforms": 6, "single_fused": 7, "shared_memory": 8, "tensor_cores": 10, "im2col": 9,
-    "implicit_gemm": 12, "tensor_cores_tf32": 11,
+    "implicit_gemm": 12, "tensor_cores_tf32": 13, "cache_blocked": 14,
 }  # fmt: skip
 """Which colour of the palette in dashboard.css a strategy has; others take one by their name."""
-PALETTE = 13
+PALETTE = 15
 
 AGES = (("d", 86400), ("h", 3600), ("min", 60))
 

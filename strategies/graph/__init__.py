@@ -1,5 +1,6 @@
 """tinygrad's edge: everything that knows tinygrad's internals. The names below are what a strategy is written with."""
 
+from strategies.graph.cache_blocked import Blocks, cache_blocked
 from strategies.graph.device import has_shared_memory
 from strategies.graph.implicit import implicit
 from strategies.graph.implicit_gemm import implicit_gemm
@@ -11,6 +12,6 @@ from strategies.graph.tensor_matmul import Tiling
 from strategies.graph.winowrite import Plan, Stage, winowrite
 
 __all__ = [
-    "Axis", "Blocking", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "extent", "has_shared_memory",
-    "implicit", "implicit_gemm", "winowrite",
+    "Axis", "Blocking", "Blocks", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "cache_blocked", "extent",
+    "has_shared_memory",    "implicit", "implicit_gemm", "winowrite",
 ]  # fmt: skip

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tinygrad.dtype import AddrSpace, DType, strong_dtype
+from tinygrad.dtype import AddrSpace, DType, dtypes, strong_dtype
 from tinygrad.schedule.indexing import BufferizeOpts, apply_movement_op
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
+from strategies.graph.kron import masked
 from strategies.graph.lowered import Tail
 
 
@@ -33,9 +34,7 @@ def in_one_piece(index: UOp) -> UOp:
     the same bounds, and is no range any more; where the length has no divisor it stays as it is.
     """
     count = int(index.vmax) + 1
-    if all(count % divisor for divisor in range(2, count)):
-        return index
-    return index & ((1 << (count - 1).bit_length()) - 1)
+    return index if all(count % divisor for divisor in range(2, count)) else masked(index)
 
 
 def hand_made(body: UOp) -> UOp:
@@ -61,10 +60,14 @@ def stored_singly(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], *, devic
     four as well, whatever the processor has. The index gets a term that is always zero: tinygrad cannot know that
     and leaves single stores, the compiler knows and joins them as wide as the processor allows.
     """
+    return _stored(body, axes, sizes, singly(_flat(axes, sizes), loops_of(axes)), device, slot)
+
+
+def singly(index: UOp, loops: Sequence[UOp]) -> UOp:
+    """The same index, which tinygrad cannot tell from another: see `stored_singly`."""
     outer = (AxisType.WEAK, AxisType.THREAD)
-    loops = [r for r in loops_of(axes) if r.arg[-1] in outer and r.vmax < NEVER_SET]
-    index = _flat(axes, sizes) + (loops[0] & NEVER_SET) if loops else _flat(axes, sizes)
-    return _stored(body, axes, sizes, index, device, slot)
+    known = [r for r in loops if r.op is Ops.RANGE and r.arg[-1] in outer and r.vmax < NEVER_SET]
+    return index + (known[0] & NEVER_SET) if known else index
 
 
 def computed(kernel: UOp, inputs: Sequence[UOp], sizes: Sequence[int], *, dtype: DType, device: str, slot: int) -> Held:
@@ -94,6 +97,11 @@ def _stored(body: UOp, axes: Sequence[UOp], sizes: Sequence[int], index: UOp, de
     buffer = _buffer(math.prod(sizes), dtype, device, slot)
     filled = buffer.after(buffer.index(index).store(body.cast(dtype)).end(*loops_of(axes)))
     return Held(filled, lambda indexes: filled.index(_flat(indexes, sizes)).cast(body.dtype))
+
+
+def scratch(size: int, *, device: str, slot: int) -> UOp:
+    """A buffer of float32 for one kernel alone, which fills it before it reads it."""
+    return _buffer(size, dtypes.float32, device, slot)
 
 
 def _buffer(size: int, dtype: DType, device: str, slot: int) -> UOp:

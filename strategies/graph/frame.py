@@ -14,8 +14,9 @@ from fractions import Fraction
 
 from tinygrad.uop.ops import UOp
 
-from strategies.graph.kron import Index, Ranges
+from strategies.graph.kron import Index, Ranges, flatten
 from strategies.graph.match import Axis, Conv, extent
+from strategies.graph.rebuild import defined
 from strategies.transform import Transform, cook_toom
 
 Coords = Mapping[str, Sequence[Index]]
@@ -105,7 +106,8 @@ def frame(conv: Conv, ranges: Ranges, *, m: int, cout_block: int = 0, tile_block
         return None
     plain = [axis for axis in conv.axes if axis not in axes]
     conv = replace(
-        conv, axes=axes, batch=(*conv.batch, *(axis.out for axis in plain)),
+        conv, activation=defined(conv.activation), weight=defined(conv.weight), axes=axes,
+        batch=(*conv.batch, *(axis.out for axis in plain)),
         channels=(*conv.channels, *(axis.tap for axis in plain if axis.sums)),
     )  # fmt: skip
     transform = cook_toom(m) if m else IDENTITY
@@ -133,13 +135,6 @@ def _unblock(outer: Sequence[Index], inner: Sequence[Index], block: int, sizes: 
     flat = as_uop(outer[0]) * block + as_uop(inner[0])
     count = math.prod(sizes)
     return unflatten(flat.minimum(count - 1) if count % block else flat, sizes)
-
-
-def flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
-    flat = UOp.const(0)
-    for index, size in zip(indexes, sizes, strict=True):
-        flat = flat * size + index
-    return flat
 
 
 def unflatten(flat: UOp, sizes: Sequence[int]) -> tuple[UOp, ...]:

@@ -18,11 +18,11 @@ from tinygrad.codegen.opt.tc import TensorCore
 from tinygrad.uop.ops import AxisType, UOp
 
 from strategies.graph.buffers import Held, stored
-from strategies.graph.frame import flatten, unflatten
-from strategies.graph.kron import Ranges
+from strategies.graph.frame import unflatten
+from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv, extent
-from strategies.graph.rebuild import gated, rebuild
+from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import in_kernel, lanes, threads
 from strategies.graph.sums import Store, Sums, bind, count, extents, filled, outputs
 from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
@@ -127,7 +127,7 @@ def _activation(conv: Conv, by: Tiling, together: int, ranges: Ranges) -> Held:
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.batch, places, strict=False))
     for axis, position in zip(conv.axes, places[len(conv.batch) :], strict=True):
         where |= _placed(axis, position.minimum(_positions(axis) - 1))  # what only pads repeats the last one
-    body = as_multiplied(gated(rebuild(conv.activation, where), gates), conv.dtype)
+    body = as_multiplied(gated(rebuild(defined(conv.activation), where), gates), conv.dtype)
     shape = [*extents(conv.groups), together, *sizes, by.group]
     return _filled(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
 
@@ -143,7 +143,7 @@ def _weight(conv: Conv, by: Tiling, together: int, m: int, ranges: Ranges) -> He
     cout = unflatten(row.minimum(couts - 1) if m > couts else row, extents(conv.couts))
     where |= dict(zip(conv.groups, groups, strict=True)) | dict(zip(conv.couts, cout, strict=True))
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
-    body = as_multiplied(gated(rebuild(conv.weight, where), gates), conv.dtype)
+    body = as_multiplied(gated(rebuild(defined(conv.weight), where), gates), conv.dtype)
     shape = [*extents(conv.groups), together, *(axis.taps for axis in conv.axes), m, by.group]
     return _filled(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
 

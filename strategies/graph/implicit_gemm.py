@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygrad.dtype import AddrSpace, dtypes
-from tinygrad.uop.ops import AxisType, Ops, UOp
+from tinygrad.dtype import dtypes
+from tinygrad.uop.ops import AxisType, UOp
 
 from strategies.graph.buffers import stored
 from strategies.graph.device import has_shared_memory
-from strategies.graph.frame import flatten
-from strategies.graph.kron import Ranges
+from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, Operand, product
-from strategies.graph.rebuild import expression, gated, rebuild
+from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import in_kernel, threads
 from strategies.graph.sums import (
     VECTOR,
@@ -32,10 +31,12 @@ from strategies.graph.sums import (
     count,
     extents,
     filled,
+    is_gatherable,
     is_in_line,
     outputs,
     parameters,
     placed,
+    reads_what_it_overwrites,
     sources_of,
     uncopied,
 )  # fmt: skip
@@ -51,7 +52,7 @@ def implicit_gemm(conv: Conv, by: Blocking, ranges: Ranges, *, transposed: bool)
     memory, or an operand is more than elementwise of what is in memory."""
     if not has_shared_memory(conv.device) or by.fault() is not None:
         return None
-    if not _is_gatherable(conv.activation) or not (transposed or _is_gatherable(conv.weight)):
+    if not is_gatherable(conv.activation) or not (transposed or is_gatherable(conv.weight)):
         return None
     if conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
         return None
@@ -61,7 +62,7 @@ def implicit_gemm(conv: Conv, by: Blocking, ranges: Ranges, *, transposed: bool)
         return None
     return Sums(
         conv=conv, parts=by.parts, rows=gemm.rows, columns=gemm.columns, operands=gemm.operands, kernel=gemm.kernel,
-        ranges=ranges, apart=_reads_what_it_overwrites(conv),
+        ranges=ranges, apart=reads_what_it_overwrites(conv),
     ).lowered()  # fmt: skip
 
 
@@ -167,7 +168,7 @@ class _Product:
         where |= bind(conv.couts, row.minimum(couts - 1) if self.rows > couts else row)
         k, place = self._places()
         gates = [k < self.products] if self.depth > self.products else []
-        body = gated(rebuild(conv.weight, where | place), gates).cast(dtypes.float32)
+        body = gated(rebuild(defined(conv.weight), where | place), gates).cast(dtypes.float32)
         body = in_kernel(conv, "GHAT", body, by_hand=True)
         sizes = [*extents(conv.groups), self.depth, self.rows]
         return stored(body, [*groups, k, row], sizes, device=conv.device, slot=ranges.new_buffer()).buffer
@@ -186,29 +187,6 @@ class _Product:
 
 def _taps(conv: Conv) -> list[UOp]:
     return [axis.tap for axis in conv.axes if axis.sums]
-
-
-def _is_gatherable(value: UOp) -> bool:
-    """Whether a kernel of our own can compute the value wherever it needs it: there is no sum in it, and no Variable,
-    which it is not given."""
-    nodes = expression(value)
-    variable = any(u.op is Ops.INDEX and u.src[0].addrspace is AddrSpace.ALU for u in nodes)
-    return not variable and not any(u.op is Ops.REDUCE for u in nodes)
-
-
-def _reads_what_it_overwrites(conv: Conv) -> bool:
-    """Whether the kernel that consumes the convolution stores to what the convolution reads: where workgroups gather
-    windows, others must not have stored yet."""
-    if conv.kernel is None or conv.kernel.op is not Ops.END:
-        return False
-    target = _base(conv.kernel.src[0].src[0])
-    return any(_base(source) is target for operand in (conv.activation, conv.weight) for source in sources_of(operand))
-
-
-def _base(u: UOp) -> UOp:
-    while u.op in (Ops.INDEX, Ops.AFTER):
-        u = u.src[0]
-    return u
 
 
 __all__ = ["implicit_gemm"]

@@ -8,17 +8,31 @@ appear when the kernel is lowered.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import reduce as fold
 from operator import add
 
+from tinygrad.dtype import AddrSpace
+from tinygrad.schedule.indexing import BufferizeOpts
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 from strategies.transform import Matrix
 
 Index = int | UOp
 """A position along an axis: known when the graph is built, or a range."""
+
+
+def masked(index: UOp) -> UOp:
+    """The index of a range behind a mask of all its bits: the same value and bounds, and to tinygrad no range."""
+    return index & ((1 << max(1, int(index.vmax).bit_length())) - 1)
+
+
+OWN_ARRAYS = 1000
+"""The first slot of a kernel's own arrays: tinygrad counts the sums that it makes from 0."""
+Read = Callable[[Sequence[UOp]], UOp]
+"""From one index per axis to the value there."""
 
 
 class Ranges:
@@ -46,6 +60,43 @@ class Ranges:
     def new_buffer(self) -> int:
         """The slot of a buffer that the graph does not have yet."""
         return next(self._buffers)
+
+    def filled(self, axis: UOp) -> UOp:
+        """The index of an array's range in what the array is filled with: tinygrad would shorten one that only reads
+        behind a limit know, as if the rest were read by nobody."""
+        return masked(axis)
+
+    def array(self, body: UOp, axes: Sequence[UOp]) -> Read:
+        """Reads of an array that only the loops around it see, filled with `body` over all values of these ranges,
+        which has them as `filled`. On a CPU it is on the stack."""
+        opts = BufferizeOpts(device=None, addrspace=AddrSpace.REG, removable=False)
+        stage = UOp(Ops.STAGE, src=(body, *axes), arg=opts)
+        return lambda indexes: stage.index(*indexes)
+
+
+class KernelRanges(Ranges):
+    """Those of a kernel of our own, which tinygrad does not take apart: its arrays are written out."""
+
+    def __init__(self) -> None:
+        super().__init__(0, OWN_ARRAYS)
+
+    def filled(self, axis: UOp) -> UOp:
+        return axis  # the store knows it, whatever reads do
+
+    def array(self, body: UOp, axes: Sequence[UOp]) -> Read:
+        sizes = [int(r.vmax) + 1 for r in axes]
+        array = UOp.placeholder((math.prod(sizes),), body.dtype, slot=self.new_buffer(), addrspace=AddrSpace.REG)
+        store = array.index(flatten(axes, sizes)).store(body)
+        filled = array.after(store.end(*(r for r in axes if r.op is Ops.RANGE)))
+        return lambda indexes: filled.index(flatten(indexes, sizes))
+
+
+def flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
+    """The index that counts all values of these as one, the last the fastest."""
+    flat = UOp.const(0)
+    for index, size in zip(indexes, sizes, strict=True):
+        flat = flat * size + index
+    return flat
 
 
 def kron(

@@ -14,52 +14,42 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tinygrad.dtype import AddrSpace, dtypes
-from tinygrad.schedule.indexing import BufferizeOpts
-from tinygrad.uop.ops import KernelInfo, Ops, UOp
+from tinygrad.uop.ops import UOp
 
 from strategies.graph.kron import Index, Ranges
 from strategies.graph.rebuild import rebuild
+from strategies.graph.spread import divisor
 
 Elements = Callable[[tuple[Index, ...]], UOp]
 """From a position along each axis to what a tile, or a filter, has there."""
 
 MOST_LANES = 32
-"""Elements of one array, of each position: two vectors of the longest that there are."""
+"""Elements of an array, of each position: two vectors of the longest that there are."""
 
 
-def lane_of(index: UOp) -> UOp | None:
-    """The innermost loop of an index, which neighbours in memory are neighbours along; None if there is none."""
-    return max(index.ranges, key=lambda r: r.arg, default=None)
+def divided(size: int, ranges: Ranges) -> UOp:
+    """An index of so many values, its innermost loop over MOST_LANES or, evenly, fewer."""
+    lanes = divisor(size, MOST_LANES)
+    return ranges.new(size // lanes) * lanes + ranges.new(lanes)
 
 
-def gathered(elements: Elements, size: int, axes: int, lane: UOp, ranges: Ranges) -> Elements:
-    """The same elements, `size` along each of the `axes`, read from an array that those of every value of `lane` have
-    been copied to."""
+def gathered(elements: Elements, size: int, axes: int, index: UOp, ranges: Ranges) -> Elements:
+    """The same elements, `size` along each of the `axes`, read from an array to which those of every value of the
+    innermost loop of this index have been copied."""
+    lane = max(index.ranges, key=lambda r: r.arg)
     other = ranges.new(int(lane.vmax) + 1)
     places = tuple(ranges.new(size) for _ in range(axes))
-    body = rebuild(elements(places), {lane: other})
-    # in registers, as tinygrad calls what only this loop sees; on a CPU that is an array on the stack
-    opts = BufferizeOpts(device=None, addrspace=AddrSpace.REG, removable=False)
-    array = UOp(Ops.STAGE, src=(body, *places, other), arg=opts)
-    return lambda at: array.index(*(i if isinstance(i, UOp) else UOp.const(i) for i in at), lane)
+    body = rebuild(elements(tuple(map(ranges.filled, places))), {lane: ranges.filled(other)})
+    read = ranges.array(body, [*places, other])
+    return lambda at: read([*(i if isinstance(i, UOp) else UOp.const(i) for i in at), lane])
 
 
-def scattered(
-    outer: Sequence[int],
-    lanes: int,
-    compute: Callable[[Sequence[UOp], UOp], Sequence[UOp]],
-    store: Callable[[Sequence[UOp], UOp, int, UOp], UOp],
-    *,
-    name: str,
-) -> UOp:
-    """A kernel of loops over `outer` and, innermost, over `lanes`: what `compute` makes of each lane, all in float32,
-    is kept until it is there for every lane; then `store` puts the values, each by its number, where they belong."""
-    loops = [UOp.range(size, at) if size > 1 else UOp.const(0) for at, size in enumerate(outer)]
-    lane, again = (UOp.range(lanes, len(outer) + at) for at in range(2))
-    values = compute(loops, lane)
-    array = UOp.placeholder((len(values), lanes), dtypes.float32, slot=0, addrspace=AddrSpace.REG)
-    array = array.after(*(r for r in loops if r.op is Ops.RANGE))
-    kept = array.after(UOp.group(*(array[at, lane].store(value) for at, value in enumerate(values))).end(lane))
-    stores = [store(loops, again, at, kept[at, again]) for at in range(len(values))]
-    done = UOp.group(*stores).end(again, *(r for r in reversed(loops) if r.op is Ops.RANGE))
-    return done.sink(arg=KernelInfo(name=name, opts_to_apply=()))
+def scattered(values: Sequence[UOp], lane: UOp, again: UOp, put: Callable[[int, UOp], UOp], *, slot: int = 0) -> UOp:
+    """Stores of `values`, in float32, which a loop over `lane` has computed and put into an array (the kernel's own of
+    this slot) before a loop over `again` takes each, by its number, and has it `put` where it belongs. The second loop,
+    and those around both, are left to be ended."""
+    lanes = int(lane.vmax) + 1
+    array = UOp.placeholder((len(values), lanes), dtypes.float32, slot=slot, addrspace=AddrSpace.REG)
+    filled = UOp.group(*(array[at, lane].store(value) for at, value in enumerate(values))).end(lane)
+    kept = array.after(filled)
+    return UOp.group(*(put(at, kept[at, again]) for at in range(len(values))))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce as fold
 from operator import and_
 
+from tinygrad.dtype import Invalid, dtypes
 from tinygrad.uop.ops import Ops, UOp
 from tinygrad.uop.symbolic import uop_given_valid
 
@@ -29,6 +30,25 @@ def rebuild(root: UOp, replacements: Mapping[UOp, UOp]) -> UOp:
             sources = tuple(done.get(s, s) for s in u.src)
             done[u] = u if sources == u.src else u.replace(src=sources)
     return done.get(root, root)
+
+
+def defined(value: UOp) -> UOp:
+    """`value` with 0 where it is Invalid, tinygrad's mark for what nobody reads.
+
+    As it stands, tinygrad would store only what is valid, and what is left of the buffer would be read. An index, of
+    which Invalid means that nothing is read there, is left alone.
+    """
+    done: dict[UOp, UOp] = {}
+    for u in expression(value):
+        sources = tuple(done.get(s, s) for s in u.src)
+        if u.op is Ops.WHERE and u.dtype != dtypes.weakint:
+            sources = (sources[0], *(_zero(u) if s.op is Ops.CONST and s.val is Invalid else s for s in sources[1:]))
+        done[u] = u if sources == u.src else u.replace(src=sources)
+    return done.get(value, value)
+
+
+def _zero(like: UOp) -> UOp:
+    return UOp.const(False) if like.dtype == dtypes.bool else like.const_like(0)
 
 
 def simplified(value: UOp) -> UOp:

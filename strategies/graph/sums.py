@@ -18,12 +18,12 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.buffers import computed
 from strategies.graph.device import most_buffers
-from strategies.graph.frame import flatten, unflatten
-from strategies.graph.kron import Ranges
+from strategies.graph.frame import unflatten
+from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent
 from strategies.graph.pointwise import strides_of
-from strategies.graph.rebuild import expression, gated_load, rebuild
+from strategies.graph.rebuild import defined, expression, gated_load, rebuild
 from strategies.graph.spread import in_kernel, split_consumer
 
 VECTOR = 4
@@ -133,10 +133,13 @@ class Becoming:
         return kernel.call(self._buffer, *self._sources)
 
 
-def consumed(conv: Conv, operands: Sequence[UOp], kernel: Callable[[Put], UOp], ranges: Ranges) -> Lowered:
+def consumed(
+    conv: Conv, operands: Sequence[UOp], kernel: Callable[[Put], UOp], ranges: Ranges, *, apart: bool = False
+) -> Lowered:
     """What replaces a convolution whose sums `kernel` makes, which has what is stored to as parameter 0 and the
-    operands from 1 on. Where the kernel that consumes them can be ours that is all of it, else they are stored."""
-    if conv.kernel is not None and "output" not in conv.options and has_room(conv, operands):
+    operands from 1 on. Where the kernel that consumes them can be ours that is all of it; else, or if it is to be
+    `apart`, they are stored."""
+    if not apart and conv.kernel is not None and "output" not in conv.options and has_room(conv, operands):
 
         def whole(tail: Tail) -> UOp:
             become = Becoming(conv, tail, operands)
@@ -144,7 +147,7 @@ def consumed(conv: Conv, operands: Sequence[UOp], kernel: Callable[[Put], UOp], 
 
         return Lowered(value=conv.reduce, whole=whole)
     loops = [*conv.groups, *conv.couts, *outputs(conv)]
-    target = UOp.placeholder(tuple(extents(loops)), conv.reduce.dtype, slot=0)
+    target = UOp.placeholder((count(loops),), conv.reduce.dtype, slot=0)
 
     def put(where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
         place = target.index(flatten([where[r] for r in loops], extents(loops)))
@@ -167,13 +170,13 @@ def has_room(conv: Conv, operands: Sequence[UOp]) -> bool:
 
 
 def uncopied(value: UOp, known: dict[UOp, UOp] | None = None) -> UOp:
-    """A kernel's value with nodes replaced, and without a CONTIGUOUS, such as an assignment to what it reads has;
-    tinygrad takes those out of its own kernels."""
+    """A kernel's value with nodes replaced, 0 where it is Invalid, and without a CONTIGUOUS, such as an assignment to
+    what it reads has; tinygrad takes those out of its own kernels."""
     known = dict(known or {})
     for u in expression(value):
         if u.op is Ops.CONTIGUOUS:
             known[u] = rebuild(u.src[0], known)
-    return rebuild(value, known)
+    return defined(rebuild(value, known))
 
 
 def sources_of(value: UOp, *but: UOp) -> list[UOp]:
@@ -224,6 +227,29 @@ def _is_in_line(load: UOp, outs: Sequence[UOp]) -> bool:
     in_line = dict.fromkeys(outs[:-1], UOp.const(0)) | {outs[-1]: flatten(outs, extents(outs))}
     difference = (at - rebuild(at, in_line)).simplify()
     return difference.op is Ops.CONST and difference.val == 0
+
+
+def is_gatherable(value: UOp) -> bool:
+    """Whether a kernel of our own can compute the value wherever it needs it: there is no sum in it, and no Variable,
+    which it is not given."""
+    nodes = expression(value)
+    variable = any(u.op is Ops.INDEX and u.src[0].addrspace is AddrSpace.ALU for u in nodes)
+    return not variable and not any(u.op is Ops.REDUCE for u in nodes)
+
+
+def reads_what_it_overwrites(conv: Conv) -> bool:
+    """Whether the kernel that consumes the convolution stores to what the convolution reads: where workgroups gather
+    windows, others must not have stored yet."""
+    if conv.kernel is None or conv.kernel.op is not Ops.END:
+        return False
+    target = _base(conv.kernel.src[0].src[0])
+    return any(_base(source) is target for operand in (conv.activation, conv.weight) for source in sources_of(operand))
+
+
+def _base(u: UOp) -> UOp:
+    while u.op in (Ops.INDEX, Ops.AFTER):
+        u = u.src[0]
+    return u
 
 
 def outputs(conv: Conv) -> list[UOp]:

@@ -18,21 +18,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tinygrad.dtype import dtypes
-from tinygrad.uop.ops import AxisType, Ops, UOp
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
-from strategies.graph.frame import Coords, Frame, as_uop, flatten, frame
-from strategies.graph.kron import Index, Ranges, kron
-from strategies.graph.lanes import MOST_LANES, Elements, gathered, lane_of, scattered
+from strategies.graph.frame import Coords, Frame, as_uop, frame
+from strategies.graph.kron import Index, KernelRanges, Ranges, flatten, kron
+from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import divisor, in_kernel, share, split_consumer, threads
+from strategies.graph.spread import in_kernel, share, split_consumer, threads
 from strategies.graph.sums import Put, consumed
 from strategies.transform import Matrix
 
@@ -120,7 +120,7 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
     if space is None:
         return None
     nested = ranges if plan.nested else None
-    operands = partial(_xhat, space, nested, plan.xhat), partial(_ghat, space, nested, plan.ghat)
+    operands = partial(xhat_of, space, nested, plan.xhat), partial(ghat_of, space, nested, plan.ghat)
     if plan.output == "lanes" and plan.mhat is not None and conv.until not in PHASES[:-1]:
         return _in_lanes(space, plan.mhat, _product(space, plan, *operands))
     if plan.workgroup is None:
@@ -146,12 +146,12 @@ def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: I
     """`value` itself, or reads of a buffer that holds it."""
     if stage is None:
         return value
-    held = _held(space, stage, role, letters, value)
+    held = hold(space, stage, role, letters, value)
     layout = [letter for letter in stage.layout if letter in letters]
     return lambda at: held.read([as_uop(index) for letter in layout for index in at[letter]])
 
 
-def _held(
+def hold(
     space: Frame, stage: Stage, role: str, letters: str, value: Intermediate, *, written_out: bool = False
 ) -> Held:
     """`value` in a buffer, which is no STAGE if it is to be `written_out`."""
@@ -175,17 +175,16 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
     """An index along every axis, from loops of the kinds that the stage asks for, the first outermost."""
     kinds = dict.fromkeys(stage.upcast, AxisType.UPCAST) | dict.fromkeys(stage.local, AxisType.LOCAL)
     sizes = [(letter, size) for letter in letters for size in space.sizes[letter]]
-    divided, cores = None, 1
+    shared, cores = None, 1
     if stage.threaded:
-        divided, cores = share([size if letter not in kinds else 1 for letter, size in sizes], space.conv.device)
+        shared, cores = share([size if letter not in kinds else 1 for letter, size in sizes], space.conv.device)
     at: dict[str, list[UOp]] = {letter: [] for letter in letters}
     for position, (letter, size) in enumerate(sizes):
-        if position == divided:
+        if position == shared:
             core = in_one_piece(space.ranges.new(cores, AxisType.THREAD))
             at[letter].append(core * (size // cores) + space.ranges.new(size // cores))
         elif letter == stage.lanes and size > MOST_LANES:
-            lanes = divisor(size, MOST_LANES)
-            at[letter].append(space.ranges.new(size // lanes) * lanes + space.ranges.new(lanes))
+            at[letter].append(divided(size, space.ranges))
         else:
             loop = space.ranges.new(size, kinds.get(letter, AxisType.WEAK))
             in_registers = letter in stage.upcast and not stage.in_stage
@@ -197,13 +196,13 @@ def _transformed(
     space: Frame, matrix: Matrix, nested: Ranges | None, stage: Stage | None, elements: Elements, at: Coords
 ) -> UOp:
     """(matrix x matrix) of the elements, along the lanes of its stage if it has some."""
-    lane = lane_of(as_uop(at[stage.lanes][-1])) if stage is not None and stage.lanes and space.axes else None
-    if lane is not None:
-        elements = gathered(elements, len(matrix[0]), len(space.axes), lane, space.ranges)
+    index = as_uop(at[stage.lanes][-1]) if stage is not None and stage.lanes and space.axes else None
+    if index is not None and index.ranges:
+        elements = gathered(elements, len(matrix[0]), len(space.axes), index, space.ranges)
     return kron(matrix, at["A"], elements, nested)
 
 
-def _xhat(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
+def xhat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
     """(Bt x Bt) activation, of one tile and channel, in float32."""
     conv = space.conv
     batch, tiles = space.batch_and_tiles(at)
@@ -221,7 +220,7 @@ def _xhat(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) 
     return _transformed(space, space.transform.bt, nested, stage, element, at)
 
 
-def _ghat(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
+def ghat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
     """(G x G) weight, of one cout and channel, in float32."""
     conv = space.conv
     placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.couts, space.couts(at))
@@ -262,8 +261,8 @@ def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) 
         math.prod(size for letter in letters for size in space.sizes[letter]) for letters in ("AG", "Oo", "Tt", "C")
     )
     operands = [
-        _held(space, Stage(layout="AGCOo", loops="GCOoA", upcast="A", local="o", by_hand=True), "GHAT", "AGCOo", ghat),
-        _held(space, Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True), "XHAT", "AGCTt", xhat),
+        hold(space, Stage(layout="AGCOo", loops="GCOoA", upcast="A", local="o", by_hand=True), "GHAT", "AGCOo", ghat),
+        hold(space, Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True), "XHAT", "AGCTt", xhat),
     ]
     held = computed(
         matmul(batch, m, n, k, by), [operand.buffer for operand in operands], [by.parts, *sizes],
@@ -286,47 +285,49 @@ def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
 
 def _in_lanes(space: Frame, stage: Stage, product: Intermediate) -> Lowered:
     """(At x At) MHAT of all of a block's tiles (or couts) in an array, then one by one to where they belong."""
-    conv, m = space.conv, space.m
-    mhat = _held(space, stage, "product", MHAT, product, written_out=True)
+    mhat = hold(space, stage, "product", MHAT, product, written_out=True)
     layout = [letter for letter in stage.layout if space.sizes[letter]]
     letters = [letter for letter in layout[:-1] if letter != "A"]
-    outer = [size for letter in letters for size in space.sizes[letter]]
-    [lanes] = space.sizes[layout[-1]]
     sizes = [size for letter in layout for size in space.sizes[letter]]
-    rows = list(itertools.product(range(m), repeat=len(space.axes)))
-    held = UOp.placeholder((math.prod(sizes),), dtypes.float32, slot=1)
-
-    def coordinates(loops: Sequence[UOp], lane: UOp) -> dict[str, Sequence[Index]]:
-        left = iter(loops)
-        at = {letter: [next(left) for _ in space.sizes[letter]] for letter in letters}
-        return {letter: (at | {layout[-1]: [lane]}).get(letter, ()) for letter in "GBOoTt"}
-
-    def compute(loops: Sequence[UOp], lane: UOp) -> list[UOp]:
-        at = coordinates(loops, lane)
-
-        def element(points: tuple[Index, ...]) -> UOp:
-            where = {**at, "A": points}
-            indexes = [as_uop(index) for letter in layout for index in where[letter]]
-            return held.index(flatten(indexes, sizes))
-
-        return [kron(space.transform.at, row, element) for row in rows]
+    array = UOp.placeholder((math.prod(sizes),), dtypes.float32, slot=1)
 
     def kernel(put: Put) -> UOp:
-        def store(loops: Sequence[UOp], lane: UOp, number: int, value: UOp) -> UOp:
-            at = coordinates(loops, lane)
-            batch, tiles = space.batch_and_tiles(at)
-            positions = [as_uop(tile) * m + r for tile, r in zip(tiles, rows[number], strict=True)]
-            where = _bind(conv.groups, at["G"]) | _bind(conv.batch, batch) | _bind(conv.couts, space.couts(at))
-            where |= _bind([axis.out for axis in space.axes], positions)
-            gates = space.gates(at)
-            for axis, position in zip(space.axes, positions, strict=True):
-                if axis.size % m:
-                    gates.append(position < axis.size)
-            return put(where, gates, value)
+        ranges = KernelRanges()
+        own = replace(space, ranges=ranges)
+        at: dict[str, Sequence[Index]] = dict.fromkeys("GBOoTt", ())
+        at |= {letter: [ranges.new(size) for size in space.sizes[letter]] for letter in letters}
+        lane, again = (ranges.new(space.sizes[layout[-1]][0]) for _ in range(2))
 
-        return scattered(outer, lanes, compute, store, name=f"untile_{'_'.join(map(str, (*outer, lanes)))}")
+        def element(points: tuple[Index, ...]) -> UOp:
+            where = {**at, layout[-1]: [lane], "A": points}
+            return array.index(flatten([as_uop(index) for letter in layout for index in where[letter]], sizes))
 
-    return consumed(conv, [mhat.buffer], kernel, space.ranges)
+        stores = untiled(own, element, lane, again, {**at, layout[-1]: [again]}, put)
+        loops = [again, *(as_uop(index) for letter in letters for index in at[letter])]
+        done = stores.end(*(r for r in loops if r.op is Ops.RANGE))
+        return done.sink(arg=KernelInfo(name=f"untile_{'_'.join(map(str, sizes))}", opts_to_apply=()))
+
+    return consumed(space.conv, [mhat.buffer], kernel, space.ranges)
+
+
+def untiled(
+    space: Frame, element: Elements, lane: UOp, again: UOp, at: Coords, put: Put, gates: Sequence[UOp] = ()
+) -> UOp:
+    """Stores of the outputs of tiles whose points are the elements, at `lane`, in lanes: see `lanes.scattered`. `at`
+    has them at `again`, where there are some if the gates hold."""
+    conv, m = space.conv, space.m
+    rows = list(itertools.product(range(m), repeat=len(space.axes)))
+    batch, tiles = space.batch_and_tiles(at)
+    where = _bind(conv.groups, at["G"]) | _bind(conv.batch, batch) | _bind(conv.couts, space.couts(at))
+    gates = [*gates, *space.gates(at)]
+
+    def put_one(number: int, value: UOp) -> UOp:
+        positions = [as_uop(tile) * m + r for tile, r in zip(tiles, rows[number], strict=True)]
+        beyond = [p < axis.size for axis, p in zip(space.axes, positions, strict=True) if axis.size % m]
+        return put(where | _bind([axis.out for axis in space.axes], positions), [*gates, *beyond], value)
+
+    values = [kron(space.transform.at, row, element) for row in rows]
+    return scattered(values, lane, again, put_one, slot=space.ranges.new_buffer())
 
 
 def _stopped(space: Frame, plan: Plan, mhat: Intermediate, *operands: Intermediate) -> UOp | None:

@@ -110,7 +110,7 @@ def blocked(conv: Conv, params: Blocked, ranges: Ranges) -> Lowered | None:
             upcast="A",
             by_hand=hand,
             threaded=threaded,
-            lanes=weight_loops[-2] if hand and params.ghat_by == "lanes" else "",
+            lanes=(weight_loops[-2]) if hand and params.ghat_by == "lanes" else "",
         ),
         mhat=Stage(
             layout=params.mhat,
