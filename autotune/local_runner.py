@@ -212,7 +212,7 @@ def _take(event: JsonObject, request: Request, watchdog: Watchdog, measured: dic
         except (KeyError, TypeError, ValueError) as error:
             raise ChildBrokenError(f"wrote a measurement that is none: {type(error).__name__}: {error}") from error
         asked, found = request.candidates[index], measurement.candidate
-        if request.options is not None and replace(found, kernel_options=()) == replace(asked, kernel_options=()):
+        if request.options is not None and found.structure == asked.structure:
             asked = found  # the same with options for its kernels
         measured[index] = replace(measurement, key=request.key, candidate=asked)
     else:

@@ -85,7 +85,7 @@ def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | Non
         fastest: dict[Candidate, tuple[Candidate, float]] = {}  # of each structure
         for candidate, value in ranked:
             if candidate.kernel_options:
-                fastest.setdefault(replace(candidate, kernel_options=()), (candidate, value))
+                fastest.setdefault(candidate.structure, (candidate, value))
         chosen |= dict(list(fastest.values())[:WITH_OPTIONS])
         level = plain[0][1] if plain else 0.0
         points += [Point(candidate=c, value=v - level, distance=apart) for c, v in chosen.items()]
@@ -158,14 +158,14 @@ def _achieved(points: Iterable[Point]) -> list[Point]:
     """Structures, each with what it came to where it was measured, with options for its kernels or without."""
     best: dict[tuple[Candidate, float], float] = {}
     for p in points:
-        at = replace(p.candidate, kernel_options=()), p.distance
+        at = p.candidate.structure, p.distance
         best[at] = min(best.get(at, math.inf), p.value)
     return [Point(candidate=c, value=value, distance=apart) for (c, apart), value in best.items()]
 
 
 def _with_options(candidate: Candidate, points: Iterable[Point]) -> Candidate:
     """With the options that it was fastest with at the nearest of the neighbours that found some for it."""
-    same = [p for p in points if replace(p.candidate, kernel_options=()) == candidate]
+    same = [p for p in points if p.candidate.structure == candidate]
     plain = {p.distance: p.value for p in same if not p.candidate.kernel_options}
     better = [
         p for p in same if p.candidate.kernel_options and p.value < plain.get(p.distance, math.inf) + math.log(WORTH)

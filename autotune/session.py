@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
@@ -150,7 +150,7 @@ class Session:
 
     def _usual_s(self, candidate: Candidate, cost_s: float) -> float:
         """What measuring a candidate costs without the search for its options, which its measurement came with."""
-        return self._cost_s.get(replace(candidate, kernel_options=()).digest, cost_s)
+        return self._cost_s.get(candidate.structure.digest, cost_s)
 
     def affords(self, finalists: Sequence[Candidate], most: int = 1) -> int:
         """How many more candidates, `most` at most, the budget allows before a final among `finalists`."""

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
@@ -162,7 +161,7 @@ def _finalists(session: Session, space: Space) -> list[Candidate]:
     settings = session.settings
     near = [c for c in challengers[: settings.close_finalists] if _ratio(search, c) < CLOSE * best]
     chosen = [m.candidate for m in defaults] + max(challengers[: settings.finalists], near, key=len)
-    plain = (replace(c, kernel_options=()) for c in chosen)  # options must be worth it
+    plain = (c.structure for c in chosen)  # options must be worth it
     without = (c for c in plain if c not in session.banned and _ratio(search, c) < math.inf)
     return list(dict.fromkeys([*chosen, *without]))
 
@@ -210,7 +209,7 @@ def _promising(session: Session, looked: Container[Candidate]) -> list[Candidate
     """The best candidates, whose kernels may have better options and were not searched for some before."""
     search = session.search
     ranked = search.ranked()
-    done = {replace(m.candidate, kernel_options=()) for m in ranked if m.candidate.kernel_options}
+    done = {m.candidate.structure for m in ranked if m.candidate.kernel_options}
     best = [
         m.candidate for m in ranked
         if search.ratio(m) < NEAR * search.ratio(ranked[0]) and m.candidate not in session.banned
@@ -221,7 +220,7 @@ def _promising(session: Session, looked: Container[Candidate]) -> list[Candidate
 def _ratio_with_options(session: Session, candidate: Candidate) -> float:
     """The best known of this structure."""
     known = session.search.ranked()
-    return min(session.search.ratio(m) for m in known if replace(m.candidate, kernel_options=()) == candidate)
+    return min(session.search.ratio(m) for m in known if m.candidate.structure == candidate)
 
 
 def _own(session: Session) -> list[Point]:

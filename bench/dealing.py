@@ -131,7 +131,7 @@ class Work:
         for at in range(0, len(fastest), FASTEST_AT_ONCE):
             part = fastest[at : at + FASTEST_AT_ONCE]
             defaults = [] if result else [c for c in self.recording.structures if c.strategy in DEFAULTS]
-            result.append(list(dict.fromkeys([*defaults, *(replace(c, kernel_options=()) for c in part), *part])))
+            result.append(list(dict.fromkeys([*defaults, *(c.structure for c in part), *part])))
         return result
 
     def keep(self, shape: int, made: Mapping[Candidate, Trial]) -> None:

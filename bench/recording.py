@@ -178,7 +178,7 @@ class Recording:
 
     def compose(self, shape: int, candidate: Candidate) -> Trial | None:
         """The structure's trial with what the options save. None where the structure itself has no time."""
-        return self._summed(shape, self.structures.index(replace(candidate, kernel_options=())), candidate)
+        return self._summed(shape, self.structures.index(candidate.structure), candidate)
 
     def _summed(self, shape: int, structure: int, candidate: Candidate) -> Trial | None:
         whole, menus = self.trials[shape].get(self.structures[structure]), self.menus[shape][structure]
@@ -192,7 +192,7 @@ class Recording:
         numbers = {candidate: number for number, candidate in enumerate(self.structures)}
         for shape, trials in enumerate(self.trials):
             for candidate, trial in trials.items():
-                structure = numbers[replace(candidate, kernel_options=())]
+                structure = numbers[candidate.structure]
                 chosen = chosen_of(candidate, self.menus[shape].get(structure, {}))
                 *values, kernels = dataclasses.astuple(trial)
                 yield [shape, structure, chosen, *values, list(kernels)]

@@ -104,7 +104,7 @@ class Recorded:
     def here(self, candidate: Candidate) -> Candidate:
         """The candidate with options found on another shape: of each kernel those, if they were recorded here, else
         what it has by default."""
-        structure = replace(candidate, kernel_options=())
+        structure = candidate.structure
         menus, wanted = self.menus.get(structure, {}), dict(candidate.kernel_options)
         chosen = [
             menu.options.index(wanted[role].options) if role in wanted and wanted[role].options in menu.options else 0

@@ -125,7 +125,7 @@ def promise(item: Recorded) -> dict[Candidate, float]:
     plain = {c: t.ratio for c, t in item.trials.items() if not c.kernel_options and t.ok and t.ratio}
     best = dict(plain)
     for c, t in item.trials.items():
-        structure = replace(c, kernel_options=())
+        structure = c.structure
         if t.ok and t.ratio and structure in best:
             best[structure] = min(best[structure], t.ratio)
     return {c: math.sqrt(ratio * best[c]) / item.best for c, ratio in plain.items()}

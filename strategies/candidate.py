@@ -69,6 +69,11 @@ class Candidate:
         return cls(strategy=strategy, params=tuple(sorted(params.items())))
 
     @property
+    def structure(self) -> Candidate:
+        """Without options: what its kernels are before any are chosen."""
+        return replace(self, kernel_options=())
+
+    @property
     def digest(self) -> str:
         """16 hex digits of SHA-256 over the canonical JSON."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))

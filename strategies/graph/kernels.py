@@ -160,7 +160,7 @@ def tunable_kernels(
     hand down to their memory are none. Nothing is compiled."""
     x, w = operands(shape, device)
     y = convolution(x, w, shape)
-    calls = kernel_calls(schedule(y, replace(candidate, kernel_options=())))
+    calls = kernel_calls(schedule(y, candidate.structure))
     roles = roles_of(calls, *(t.uop.base for t in (x, w, y)))
     found: dict[str, TunableKernel] = {}
     for call, role in zip(calls, roles, strict=True):
