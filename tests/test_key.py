@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -14,7 +15,7 @@ from graphs import examples
 from hypothesis import given
 from tinygrad.helpers import Context
 
-from strategies.graph.device import describe_device
+from strategies.graph.device import describe_device, processor_in
 from strategies.key import ConvKey, DeviceSpec, KeyFormatError, Policy
 from strategies.shape import ConvShape, ShapeError
 
@@ -124,6 +125,22 @@ def test_the_device_at_hand() -> None:
     assert here.os
     assert here.identity() == describe_device("cpu", surroundings=False).identity()
     assert DeviceSpec.from_json(here.to_json()) == here
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n\nprocessor\t: 1\nmodel\t: 2\n",
+         "AMD EPYC family 25 model 17"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\n\nprocessor\t: 1",
+         "implementer 0x41 part 0xd0c variant 0x3"),
+        ("processor\t: 0\nhart\t: 1\n", ""),
+    ],
+)  # fmt: skip
+def test_the_processor(cpuinfo: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux tells it of an x86, of an ARM (Neoverse N1), which has no name there, and of one that says nothing."""
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert processor_in(cpuinfo) == expected
 
 
 def test_flags_are_those_in_force_now() -> None:

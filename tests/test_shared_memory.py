@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -107,3 +108,12 @@ def test_channels_that_do_not_divide_into_chunks() -> None:
     shape = ConvShape.of((1, 6, 8, 8), (5, 6, 3, 3), padding=1)
     with pytest.raises(NotApplicableError):
         Program(shape, get_strategy("shared_memory").candidate(SMALL), "PYTHON")
+
+
+def test_more_groups_than_a_grid_has_room_for(emulated: None) -> None:
+    """Scheduled only. Each point of each group is a product of its own: 16 of 4,096 groups are one too many."""
+    candidate = get_strategy("shared_memory").candidate({**SMALL, "tile": 2})
+    for groups, fits in ((4095, True), (4096, False)):
+        shape = ConvShape.of((1, 4 * groups, 4, 4), (16 * groups, 4, 3, 3), padding=1, groups=groups)
+        with nullcontext() if fits else pytest.raises(NotApplicableError):
+            Program(shape, candidate, "PYTHON", compiled=False)

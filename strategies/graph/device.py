@@ -91,7 +91,7 @@ def _described(
         cores=threads if kind == "CPU" else _cores(kind, name),
         tinygrad=version("tinygrad"),
         flags=flags,
-        driver=_driver(kind) if surroundings else "",
+        driver=_driver(kind, name) if surroundings else "",
         os=_system() if surroundings else "",
         compiler=_compiler(kind) if surroundings else "",
         simulated=_simulated(name, target),
@@ -110,6 +110,8 @@ def _arch(kind: str, arch: str, name: str) -> str:
         return f"{arch} {_processor()}".strip()
     if kind == "METAL":
         return f"{arch} {_metal_name(name)}".strip()
+    if kind == "CL":
+        return f"{arch} {getattr(opened(name), 'device_name', '')}".strip()
     return f"{arch} {_cuda_name(_index(name))}".strip() if kind in ("CUDA", "NV") else arch
 
 
@@ -130,15 +132,24 @@ def _metal_name(name: str) -> str:
 @functools.cache
 def _processor() -> str:
     try:
-        with Path("/proc/cpuinfo").open() as info:
-            first = dict(line.split(":", 1) for line in info.read().split("\n\n")[0].splitlines() if ":" in line)
-        facts = {name.strip(): value.strip() for name, value in first.items()}
-        model = (
-            f"family {facts['cpu family']} model {facts['model']}" if {"cpu family", "model"} <= facts.keys() else ""
-        )
-        return f"{facts.get('model name', platform.processor())} {model}".strip()
+        return processor_in(Path("/proc/cpuinfo").read_text())
     except OSError:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+
+
+def processor_in(cpuinfo: str) -> str:
+    """The first processor that Linux's /proc/cpuinfo tells of, by what decides about its speed: an x86's family and
+    model; an ARM's implementer and part, for which there is no name."""
+    lines = cpuinfo.split("\n\n", maxsplit=1)[0].splitlines()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    said = [facts.get("model name", platform.processor())]
+    for words in (
+        {"family": "cpu family", "model": "model"},
+        {"implementer": "CPU implementer", "part": "CPU part", "variant": "CPU variant"},
+    ):
+        if all(name in facts for name in words.values()):
+            said += [f"{word} {facts[name]}" for word, name in words.items()]
+    return " ".join(word for word in said if word)
 
 
 def _cores(kind: str, name: str) -> int:
@@ -189,9 +200,11 @@ def _system() -> str:
     return f"macOS {mac} {_output('sw_vers', '-buildVersion')} {kernel}" if mac else kernel
 
 
-def _driver(kind: str) -> str:
+def _driver(kind: str, name: str) -> str:
     if kind in ("CUDA", "NV"):
         return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    if kind == "CL":
+        return str(getattr(opened(name), "driver_version", ""))
     return platform.mac_ver()[0] if kind == "METAL" else ""
 
 

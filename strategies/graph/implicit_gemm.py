@@ -20,7 +20,7 @@ from strategies.graph.device import has_shared_memory
 from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
-from strategies.graph.matmul import Blocking, Operand, product
+from strategies.graph.matmul import MOST_BLOCKS, Blocking, Operand, product
 from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import in_kernel, threads
 from strategies.graph.sums import (
@@ -41,8 +41,6 @@ from strategies.graph.sums import (
     uncopied,
 )  # fmt: skip
 
-MOST_BLOCKS = 65535
-"""Along a grid's second and third axis: CUDA's limit, which nothing looks at before the launch."""
 MOST_TAPS = 16
 """Whose weights a thread that transposes them holds at once."""
 

@@ -30,7 +30,7 @@ from strategies.graph.kron import Index, KernelRanges, Ranges, flatten, kron
 from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
-from strategies.graph.matmul import Blocking, matmul
+from strategies.graph.matmul import MOST_BLOCKS, Blocking, matmul
 from strategies.graph.rebuild import gated, rebuild
 from strategies.graph.spread import in_kernel, share, split_consumer, threads
 from strategies.graph.sums import Put, consumed
@@ -125,7 +125,7 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
         return _in_lanes(space, plan.mhat, _product(space, plan, *operands))
     if plan.workgroup is None:
         mhat = _staged(space, plan.mhat, "product", MHAT, _product(space, plan, *operands))
-    elif math.prod(space.sizes["C"]) % (plan.workgroup.depth * plan.workgroup.parts) == 0:
+    elif _fits(space, plan.workgroup):
         mhat = _matmul(space, plan.workgroup, *operands)
     else:
         return None
@@ -252,6 +252,13 @@ def _product(space: Frame, plan: Plan, xhat: Intermediate, ghat: Intermediate) -
     xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", xhat)
     ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", ghat)
     return partial(_mhat, space, plan.channel_block, xhat, ghat)
+
+
+def _fits(space: Frame, by: Blocking) -> bool:
+    """Whether channels divide into the blocks' depth, and there are no more blocks than a grid has room for."""
+    points, groups, channels, couts = (math.prod(space.sizes[letter]) for letter in ("A", "G", "C", "O"))
+    fills = channels % (by.depth * by.parts) == 0
+    return fills and max(points * groups * by.parts, couts * space.cout_block // by.rows) <= MOST_BLOCKS
 
 
 def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
