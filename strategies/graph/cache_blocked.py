@@ -16,6 +16,7 @@ Transforms go in lanes: see `lanes`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from strategies.graph.sums import (
     sources_of,
     uncopied,
 )
-from strategies.graph.winowrite import PHASES, Stage, ghat_of, hold, untiled, xhat_of
+from strategies.graph.winowrite import PHASES, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
 
 FILTERS = Stage(layout="GOCAo", loops="GOCoA", upcast="A", by_hand=True, lanes="o")
 
@@ -128,18 +129,28 @@ class _Kernel:
 
     def _fill_xhat(self, groups: Sequence[UOp], few: UOp) -> UOp:
         block, channels, tile = self.space.ranges.new(self.together), self._loops("C"), self._loops("t")
-        points = self._loops("A", AxisType.UPCAST)
-        at = {"G": groups, "B": (), "T": (self._block(few, block),), "t": tile, "C": channels, "A": points}
-        value = xhat_of(self.space, self.space.ranges, Stage(layout="", lanes="t" if self.by.gathered else ""), at)
-        place = self._in_xhat(block, channels, points, tile[0])
-        return _filled(self.xhat.index(place).store(value), [block, *channels, *tile, *points])
+        at = {"G": groups, "B": (), "T": (self._block(few, block),), "t": tile, "C": channels}
+        stage = Stage(layout="", lanes="t" if self.by.gathered else "")
+        value = transformed(self.space, self.space.transform.bt, None, stage, tile_of(self.space, at), at)
+        stores = [
+            self.xhat.index(self._in_xhat(block, channels, points, tile[0])).store(value(points))
+            for points in self._points()
+        ]
+        return _filled(UOp.group(*stores), [block, *channels, *tile])
 
     def _fill_ghat(self, groups: Sequence[UOp], couts: UOp) -> UOp:
-        channels, cout, points = self._loops("C"), self._loops("o"), self._loops("A", AxisType.UPCAST)
-        at = {"G": groups, "O": (couts,), "o": cout, "C": channels, "A": points}
-        value = ghat_of(self.space, self.space.ranges, FILTERS, at)
-        place = self._in_ghat(groups, couts, channels, points, cout[0])
-        return _filled(self.ghat.index(place).store(value), [*channels, *cout, *points])
+        channels, cout = self._loops("C"), self._loops("o")
+        at = {"G": groups, "O": (couts,), "o": cout, "C": channels}
+        value = transformed(self.space, self.space.transform.g, None, FILTERS, filter_of(self.space, at), at)
+        stores = [
+            self.ghat.index(self._in_ghat(groups, couts, channels, points, cout[0])).store(value(points))
+            for points in self._points()
+        ]
+        return _filled(UOp.group(*stores), [*channels, *cout])
+
+    def _points(self) -> list[tuple[int, ...]]:
+        """Of the transform, each by itself: spelled out, sums that several of them share are there once."""
+        return list(itertools.product(*(range(size) for size in self.space.sizes["A"])))
 
     def _mhat(self, groups: Sequence[UOp], couts: UOp, xhat: UOp, ghat: UOp) -> UOp:
         points, block = self._loops("A"), self.space.ranges.new(self.together)
@@ -164,7 +175,7 @@ class _Kernel:
             return (lane, beside) if self.by.couts_in_lanes else (beside, lane)
 
         def element(points: tuple[Index, ...]) -> UOp:
-            return mhat.index(self._in_mhat(block, list(map(as_uop, points)), *cout_and_tile(lane)))
+            return mhat.index(self._in_mhat(block, points, *cout_and_tile(lane)))
 
         cout, tile = cout_and_tile(again)
         at = {"G": groups, "B": (), "T": (self._block(few, block),), "t": (tile,), "O": (couts,), "o": (cout,)}
@@ -176,23 +187,25 @@ class _Kernel:
         index, blocks = few * self.together + block, self.space.sizes["T"][0]
         return index.minimum(blocks - 1) if blocks % self.together else index
 
-    def _in_xhat(self, block: UOp, channels: Sequence[UOp], points: Sequence[UOp], tile: UOp) -> UOp:
+    def _in_xhat(self, block: UOp, channels: Sequence[UOp], points: Sequence[Index], tile: UOp) -> UOp:
         sizes = self.space.sizes
-        return flatten([block, *channels, *points, tile], [self.together, *sizes["C"], *sizes["A"], self.by.tiles])
+        return flatten(
+            [block, *channels, *map(as_uop, points), tile], [self.together, *sizes["C"], *sizes["A"], self.by.tiles]
+        )
 
     def _in_ghat(
-        self, groups: Sequence[UOp], couts: UOp, channels: Sequence[UOp], points: Sequence[UOp], cout: UOp
+        self, groups: Sequence[UOp], couts: UOp, channels: Sequence[UOp], points: Sequence[Index], cout: UOp
     ) -> UOp:
         sizes = self.space.sizes
-        own, extents = [*channels, *points, cout], [*sizes["C"], *sizes["A"], self.by.couts]
+        own, extents = [*channels, *map(as_uop, points), cout], [*sizes["C"], *sizes["A"], self.by.couts]
         if self.by.staged:
             own, extents = [*groups, couts, *own], [*sizes["G"], *sizes["O"], *extents]
         return flatten(own, extents)
 
-    def _in_mhat(self, block: UOp, points: Sequence[UOp], cout: UOp, tile: UOp) -> UOp:
+    def _in_mhat(self, block: UOp, points: Sequence[Index], cout: UOp, tile: UOp) -> UOp:
         last = ((tile, self.by.tiles), (cout, self.by.couts))
         (a, a_size), (b, b_size) = last if self.by.couts_in_lanes else last[::-1]
-        return flatten([block, *points, a, b], [self.together, *self.space.sizes["A"], a_size, b_size])
+        return flatten([block, *map(as_uop, points), a, b], [self.together, *self.space.sizes["A"], a_size, b_size])
 
 
 def _filled(store: UOp, loops: Sequence[UOp]) -> UOp:

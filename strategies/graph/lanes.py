@@ -49,7 +49,7 @@ def scattered(values: Sequence[UOp], lane: UOp, again: UOp, put: Callable[[int, 
     this slot) before a loop over `again` takes each, by its number, and has it `put` where it belongs. The second loop,
     and those around both, are left to be ended."""
     lanes = int(lane.vmax) + 1
-    array = UOp.placeholder((len(values), lanes), dtypes.float32, slot=slot, addrspace=AddrSpace.REG)
-    filled = UOp.group(*(array[at, lane].store(value) for at, value in enumerate(values))).end(lane)
+    array = UOp.placeholder((len(values) * lanes,), dtypes.float32, slot=slot, addrspace=AddrSpace.REG)
+    filled = UOp.group(*(array.index(lane + at * lanes).store(value) for at, value in enumerate(values))).end(lane)
     kept = array.after(filled)
-    return UOp.group(*(put(at, kept[at, again]) for at in range(len(values))))
+    return UOp.group(*(put(at, kept.index(again + at * lanes)) for at in range(len(values))))

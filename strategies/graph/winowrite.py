@@ -192,18 +192,28 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
     return at
 
 
-def _transformed(
+def transformed(
     space: Frame, matrix: Matrix, nested: Ranges | None, stage: Stage | None, elements: Elements, at: Coords
-) -> UOp:
-    """(matrix x matrix) of the elements, along the lanes of its stage if it has some."""
+) -> Elements:
+    """(matrix x matrix) of the elements, by point; along the lanes of its stage if it has some."""
     index = as_uop(at[stage.lanes][-1]) if stage is not None and stage.lanes and space.axes else None
     if index is not None and index.ranges:
         elements = gathered(elements, len(matrix[0]), len(space.axes), index, space.ranges)
-    return kron(matrix, at["A"], elements, nested)
+    return lambda points: kron(matrix, points, elements, nested)
 
 
 def xhat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
     """(Bt x Bt) activation, of one tile and channel, in float32."""
+    return transformed(space, space.transform.bt, nested, stage, tile_of(space, at), at)(tuple(at["A"]))
+
+
+def ghat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
+    """(G x G) weight, of one cout and channel, in float32."""
+    return transformed(space, space.transform.g, nested, stage, filter_of(space, at), at)(tuple(at["A"]))
+
+
+def tile_of(space: Frame, at: Coords) -> Elements:
+    """The activation within a tile of one channel, in float32."""
     conv = space.conv
     batch, tiles = space.batch_and_tiles(at)
     placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.batch, batch)
@@ -217,18 +227,14 @@ def xhat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords
                 gates.append(position < axis.size + axis.taps - 1)
         return _float32(gated(rebuild(conv.activation, where), gates))
 
-    return _transformed(space, space.transform.bt, nested, stage, element, at)
+    return element
 
 
-def ghat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
-    """(G x G) weight, of one cout and channel, in float32."""
+def filter_of(space: Frame, at: Coords) -> Elements:
+    """The weight of one cout and channel by its taps, in float32."""
     conv = space.conv
     placed = _bind(conv.channels, at["C"]) | _bind(conv.groups, at["G"]) | _bind(conv.couts, space.couts(at))
-
-    def element(taps: tuple[Index, ...]) -> UOp:
-        return _float32(rebuild(conv.weight, placed | _bind([axis.tap for axis in space.axes], taps)))
-
-    return _transformed(space, space.transform.g, nested, stage, element, at)
+    return lambda taps: _float32(rebuild(conv.weight, placed | _bind([axis.tap for axis in space.axes], taps)))
 
 
 def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermediate, at: Coords) -> UOp:
