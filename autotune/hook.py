@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from autotune.decisions import Answer, Decisions
 from autotune.report import Outcome, Report, Stats, tally
 from strategies.candidate import Candidate
-from strategies.graph.apply import lower
+from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.device import describe_device
 from strategies.graph.fitting import MisfitError
 from strategies.graph.frozen import FrozenWeights
 from strategies.graph.seam import Attachment
 from strategies.key import ConvKey, DeviceSpec, Policy
+from strategies.registry import get_strategy
 
 if TYPE_CHECKING:
     from strategies.graph.kron import Ranges
@@ -193,6 +194,9 @@ def _lowered(
     if answer.candidate is None:
         return None, _left(conv, keys, answer)
     try:
+        if keys and not get_strategy(answer.candidate.strategy).applies(keys[0]):
+            # whoever says that it won: that TF32 may be used, say, the program alone decides
+            raise NotApplicableError("its strategy is not for this key")
         new = lower(conv, answer.candidate, ranges)
     except Exception as error:  # noqa: BLE001 - a winner of another release, or a fault of ours
         why = f"{answer.candidate} cannot be applied, tinygrad lowers this one: {_line(error)}"

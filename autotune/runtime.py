@@ -65,10 +65,11 @@ def install(
     Replaces what was installed before. With a tinygrad that is not supported it warns and does nothing. Raises
     NoSourceError, or SourceError for an address of a kind that is not read.
     """
-    looked = _winners(source, guesses=guesses, snapshot=snapshot, tune=tune, caller="install")
+    policy = _policy(policy, frozen_weights)
+    looked = _winners(source, policy, guesses=guesses, snapshot=snapshot, tune=tune, caller="install")
     with _lock:
         _clear()
-        _push(looked, _policy(policy, frozen_weights))
+        _push(looked, policy)
 
 
 def uninstall() -> None:
@@ -89,8 +90,9 @@ def tuned(
     tune: bool = False,
 ) -> Iterator[None]:
     """As `install`, within the block; what was installed before acts again after it."""
-    looked = _winners(source, guesses=guesses, snapshot=snapshot, tune=tune, caller="tuned")
-    with _within(looked, _policy(policy, frozen_weights)):
+    policy = _policy(policy, frozen_weights)
+    looked = _winners(source, policy, guesses=guesses, snapshot=snapshot, tune=tune, caller="tuned")
+    with _within(looked, policy):
         yield
 
 
@@ -139,6 +141,7 @@ def _policy(policy: Policy | None, frozen_weights: bool) -> Policy:
 
 def _winners(
     source: str | os.PathLike[str] | None,
+    policy: Policy,
     *,
     guesses: bool,
     snapshot: str | os.PathLike[str] | None,
@@ -150,12 +153,12 @@ def _winners(
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to {caller}(), or set {SOURCE_VARIABLE}")
     return Winners(
-        _asking(spec) if tune else open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
+        _asking(spec, policy) if tune else open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
         snapshot=Snapshot(Path(snapshot).expanduser()) if snapshot is not None else None,
     )  # fmt: skip
 
 
-def _asking(spec: str | os.PathLike[str]) -> Source:
+def _asking(spec: str | os.PathLike[str], policy: Policy) -> Source:
     """A service that is asked to tune what it does not know. Raises SourceError for a file."""
     from autotune.client import Client
     from autotune.sources.asking_source import AskingSource
@@ -164,7 +167,7 @@ def _asking(spec: str | os.PathLike[str]) -> Source:
     if not url.startswith(("http://", "https://")):
         raise SourceError(f"expected the address of a service, which can tune, found {url}: start `autotune serve`")
     client = Client(url, token=os.environ.get("AUTOTUNE_TOKEN", ""))
-    return AskingSource(open_source(url), client, warn_once)
+    return AskingSource(open_source(url), client, warn_once, policy)
 
 
 @contextmanager

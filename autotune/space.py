@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from strategies.candidate import Candidate, Value
@@ -72,7 +72,7 @@ class Space:
         release, has kernel options, or is the only one of its strategy). A parameter that the strategy had not yet when
         the candidate was measured has its default."""
         whole = self._completed(candidate)
-        if whole is None:
+        if whole is None or candidate.kernel_options:
             return None
         wanted: dict[str, Value] = {STRATEGY: whole.strategy}
         wanted.update({f"{whole.strategy}.{name}": value for name, value in whole.params})
@@ -89,10 +89,15 @@ class Space:
             return None
         return made if again == whole else None
 
+    def completed(self, candidate: Candidate) -> Candidate:
+        """As it is spelled today: what was no parameter of its strategy yet when it was written has its default."""
+        whole = self._completed(candidate)
+        return candidate if whole is None else replace(whole, kernel_options=candidate.kernel_options)
+
     def _completed(self, candidate: Candidate) -> Candidate | None:
         item = next((item for item in self.strategies if item.name == candidate.strategy), None)
         try:
-            return None if item is None or candidate.kernel_options else item.candidate(dict(candidate.params))
+            return None if item is None else item.candidate(dict(candidate.params))
         except ParameterError:
             return None
 

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from autotune.job import Budget
@@ -74,14 +75,14 @@ def tune(
     """
     settings = settings or Settings()
     space = space or Space.of(key)
-    history, known = _recalled(store, key), prior(store, key)
+    history, known = _recalled(store, key, space), prior(store, key)
     others = [point for point in known if point.candidate not in space.defaults]  # these are measured anyway
     search = Search(space, seed=seed, history=history, prior=others)
     session = Session(
         key, search, store=store, runner=runner, budget=budget, settings=settings, clock=clock,
         on_progress=on_progress, should_stop=should_stop,
         history=[m for m in history if since is not None and m.measured_at >= since],
-        banned={w.candidate for _, w in store.history(key) if w.state is WinnerState.BANNED},
+        banned={space.completed(w.candidate) for _, w in store.history(key) if w.state is WinnerState.BANNED},
     )  # fmt: skip
     direct, *other_defaults = space.defaults
     _default(session, direct, seed)
@@ -104,11 +105,11 @@ def tune(
     return winner
 
 
-def _recalled(store: Store, key: ConvKey) -> list[Measurement]:
+def _recalled(store: Store, key: ConvKey, space: Space) -> list[Measurement]:
     """What is known of a key, oldest first, as far as it still holds: measured under the same driver, system and
     compiler. A failure of `direct` is forgotten: it must not make a key impossible for good."""
     return [
-        m for m in store.measurements(key)
+        replace(m, candidate=space.completed(m.candidate)) for m in store.measurements(key)
         if m.key.device.surroundings == key.device.surroundings and (m.ok or m.candidate.strategy != DEFAULTS[0])
     ]  # fmt: skip
 

@@ -18,11 +18,11 @@ from strategies.transform import TILES
 
 Array = np.ndarray[Any, Any]
 
-FLOOR = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
-"""An error that is fine whatever direct's own is: relative to the largest output."""
+FLOOR = {"float32": 1e-5, "tf32": 1e-3, "float16": 1e-3, "bfloat16": 8e-3}
+"""An error that is fine whatever direct's own is: relative to the largest output. TF32 keeps the digits of float16."""
 
 DIRECT_FACTOR = 16.0
-CEILING = {"float32": 1e-4}
+CEILING = {"float32": 1e-4, "tf32": 1e-3}
 CHUNK = 1 << 16
 """Elements compared at a time: their difference in float64 stays in the cache."""
 SPREAD = max(TILES) - 1
@@ -76,7 +76,7 @@ def prepare_cases(shape: ConvShape, direct: Runnable, seed: int) -> tuple[Case, 
 
 def bound(dtype: str, direct_error: float, policy: Policy) -> float:
     """The largest allowed max|y - y64| / max|y64|; `direct_error` is direct's own, the largest of all inputs."""
-    digits = "float16" if dtype == "float32" and policy.allow_tf32 else dtype  # TF32 keeps as many as float16
+    digits = "tf32" if dtype == "float32" and policy.allow_tf32 else dtype
     allowed = max(FLOOR[digits], DIRECT_FACTOR * direct_error if math.isfinite(direct_error) else 0.0)
     allowed = min(allowed, CEILING.get(digits, allowed))
     return min(allowed, policy.max_error) if policy.max_error is not None else allowed

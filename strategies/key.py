@@ -93,7 +93,8 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the caller allows and promises. `max_error` tightens the verification bound, it never loosens it."""
+    """What the caller allows and promises. `max_error` tightens the verification bound, it never loosens it; with
+    `allow_tf32` that of float32 is TF32's, 1e-3."""
 
     max_error: float | None = None
     allow_tf32: bool = False

@@ -14,6 +14,7 @@ from autotune.client import Client
 from autotune.device_use import in_use, mark_in_use
 from autotune.sources import HttpSource, SourceError
 from autotune.sources.asking_source import AskingSource
+from strategies.key import Policy
 
 PROGRAM = """
 import sys
@@ -40,7 +41,7 @@ def warned() -> list[str]:
 
 
 def asking(url: str, warned: list[str]) -> AskingSource:
-    return AskingSource(HttpSource(url, timeout_s=5.0), Client(url), lambda _, said: warned.append(said))
+    return AskingSource(HttpSource(url, timeout_s=5.0), Client(url), lambda _, said: warned.append(said), Policy())
 
 
 def jobs_of(http: Any) -> list[dict[str, Any]]:
@@ -85,7 +86,7 @@ def test_a_service_that_cannot_be_asked_is_said_and_asked_again(
         def close(self) -> None:
             pass
 
-    source = AskingSource(Known(), Client("http://127.0.0.1:1"), lambda _, said: warned.append(said))
+    source = AskingSource(Known(), Client("http://127.0.0.1:1"), lambda _, said: warned.append(said), Policy())
     source.lookup([key_of(16)])
     until(lambda: warned)
     assert "could not be asked to tune" in warned[0]

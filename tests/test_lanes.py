@@ -10,7 +10,9 @@ from graphs import TOLERANCE, Array, candidates, conv_shapes, counted, examples,
 from hypothesis import given
 from test_winowrite import GRAPHS, TENSORS, alone, check
 from tinygrad import Tensor, Variable
+from tinygrad.dtype import Invalid
 from tinygrad.helpers import Context
+from tinygrad.uop.ops import UOp
 
 import autotune
 from strategies.candidate import Candidate, Value
@@ -147,3 +149,47 @@ def test_a_sum_in_what_it_reads() -> None:
     with autotune.forced("cache_blocked"):
         found = (x - x.mean(1, keepdim=True)).conv2d(w, padding=1).numpy()
     np.testing.assert_allclose(found, (x - x.mean(1, keepdim=True)).conv2d(w, padding=1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [
+    ConvShape.of((1, 6, 9, 9), (6, 1, 3, 3), padding=1, groups=6),
+    ConvShape.of((2, 1, 10, 7), (4, 1, 3, 3)),
+    ConvShape.of((1, 3, 9, 9), (4, 3, 3, 3), padding=1, stride=(1, 2)),
+], ids=str)  # fmt: skip
+def test_axes_that_are_not_there(way: str, shape: ConvShape) -> None:
+    """Depthwise, of one channel, and with an axis that is a plain sum."""
+    strategy, params = WAYS[way]
+    with Context(NOOPT=1):
+        check(shape, get_strategy(strategy).candidate(dict(params)))
+
+
+def test_what_is_invalid_is_left_as_it_was() -> None:
+    """tinygrad stores nothing where a value is Invalid: nor does a kernel of ours in the place of its own."""
+    start, x, w = normal(1, 4, 8, 8, seed=3).numpy(), normal(1, 4, 8, 8), normal(4, 4, 3, 3, seed=1)
+    mask = Tensor(np.arange(64).reshape(8, 8) % 3 > 0)
+
+    def run() -> Array:
+        y = Tensor(start).contiguous().realize()
+        y.assign(mask.where(x.conv2d(w, padding=1), Tensor(UOp.const(Invalid)).cast("float32"))).realize()
+        return y.numpy()
+
+    expected = run()
+    assert (expected == start).any()
+    for strategy, params in WAYS.values():
+        with autotune.forced(strategy, **params):
+            assert relative(run(), expected) < TOLERANCE
+
+
+def test_more_buffers_than_a_kernel_may_have() -> None:
+    parts, w = [normal(1, 1, 8, 8, seed=n) for n in range(40)], normal(4, 40, 3, 3, seed=1)
+    build = lambda: Tensor.cat(*parts, dim=1).conv2d(w, padding=1)  # noqa: E731
+    expected = build().numpy()
+    with autotune.forced("cache_blocked"):
+        assert relative(build().numpy(), expected) < TOLERANCE
+
+
+def test_a_padded_output_is_stored_once() -> None:
+    x, w = normal(1, 4, 10, 10), normal(4, 4, 3, 3, seed=1)
+    with autotune.forced("cache_blocked"):
+        assert kernel_count(x.conv2d(w).pad((1, 0, 0, 2)).contiguous()) == 3

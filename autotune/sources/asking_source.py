@@ -10,7 +10,7 @@ from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.device_use import mark_in_use
 from autotune.sources.source import Source
 from autotune.winner import Winner
-from strategies.key import ConvKey
+from strategies.key import ConvKey, Policy
 
 ASKED_AT_ONCE = 1000
 GATHER_S = 1.0
@@ -29,8 +29,8 @@ class AskingSource:
     one if another worker finds it meanwhile.
     """
 
-    def __init__(self, source: Source, client: Client, warn: Callable[[str, str], None]) -> None:
-        self._source, self._client, self._warn = source, client, warn
+    def __init__(self, source: Source, client: Client, warn: Callable[[str, str], None], policy: Policy) -> None:
+        self._source, self._client, self._warn, self._policy = source, client, warn, policy
         self._lock = threading.Lock()
         self._asked: set[str] = set()
         self._misses: queue.SimpleQueue[ConvKey | None] = queue.SimpleQueue()
@@ -40,8 +40,8 @@ class AskingSource:
     def lookup(self, keys: Sequence[ConvKey]) -> dict[str, Winner]:
         found = self._source.lookup(keys)
         with self._lock:
-            for key in keys:
-                if key.digest not in found and key.digest not in self._asked:
+            for key in keys:  # also of policies that allow less, whose winners hold too: these are not asked for
+                if key.policy == self._policy and key.digest not in found and key.digest not in self._asked:
                     self._asked.add(key.digest)
                     self._misses.put(key)
             if self._thread is None and not self._misses.empty():

@@ -25,11 +25,12 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import scratch, singly
+from strategies.graph.device import most_buffers, opened
 from strategies.graph.frame import Frame, as_uop, frame
 from strategies.graph.kron import Index, KernelRanges, Ranges, flatten
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.rebuild import rebuild
+from strategies.graph.rebuild import defined, rebuild
 from strategies.graph.sums import (
     Put,
     consumed,
@@ -60,9 +61,10 @@ class Blocks:
 
 def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
     """What replaces `conv.reduce`; None where no axis has three taps, an operand is more than elementwise of what is in
-    memory, or it is to be stopped on its way."""
+    memory or in too many buffers, on a device whose threads would share the scratch buffers, or if it is to be stopped
+    on its way."""
     space = frame(conv, ranges, m=by.tile, cout_block=by.couts, tile_block=by.tiles)
-    if conv.until in PHASES[:-1]:
+    if conv.until in PHASES[:-1] or opened(conv.device).renderer.has_local:
         return None
     if space is None or conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
         return None
@@ -75,11 +77,14 @@ def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
         for size in (channels, by.couts)
     )
     if by.staged:
-        ghat = hold(space, FILTERS, "GHAT", "AGCOo", lambda at: ghat_of(space, ranges, FILTERS, at)).buffer
+        ghat = hold(space, FILTERS, "GHAT", "AGCOo", lambda at: ghat_of(space, ranges, FILTERS.lanes, at)).buffer
     else:
         ghat = scratch(channels * points * by.couts, device=conv.device, slot=ranges.new_buffer())
-    read = [uncopied(conv.activation), *([] if by.staged else [uncopied(conv.weight)])]
+    read = [defined(uncopied(operand)) for operand in (conv.activation, conv.weight)[: 1 if by.staged else 2]]
     operands = list(dict.fromkeys([xhat, ghat, mhat, *(source for value in read for source in sources_of(value))]))
+    most = most_buffers(conv.device)
+    if most is not None and len(operands) >= most:
+        return None
     placed = parameters(operands)
     inside = replace(
         conv, activation=rebuild(read[0], placed), weight=conv.weight if by.staged else rebuild(read[1], placed)
@@ -130,8 +135,8 @@ class _Kernel:
     def _fill_xhat(self, groups: Sequence[UOp], few: UOp) -> UOp:
         block, channels, tile = self.space.ranges.new(self.together), self._loops("C"), self._loops("t")
         at = {"G": groups, "B": (), "T": (self._block(few, block),), "t": tile, "C": channels}
-        stage = Stage(layout="", lanes="t" if self.by.gathered else "")
-        value = transformed(self.space, self.space.transform.bt, None, stage, tile_of(self.space, at), at)
+        lanes = "t" if self.by.gathered else ""
+        value = transformed(self.space, self.space.transform.bt, None, lanes, tile_of(self.space, at), at)
         stores = [
             self.xhat.index(self._in_xhat(block, channels, points, tile[0])).store(value(points))
             for points in self._points()
@@ -141,7 +146,7 @@ class _Kernel:
     def _fill_ghat(self, groups: Sequence[UOp], couts: UOp) -> UOp:
         channels, cout = self._loops("C"), self._loops("o")
         at = {"G": groups, "O": (couts,), "o": cout, "C": channels}
-        value = transformed(self.space, self.space.transform.g, None, FILTERS, filter_of(self.space, at), at)
+        value = transformed(self.space, self.space.transform.g, None, FILTERS.lanes, filter_of(self.space, at), at)
         stores = [
             self.ghat.index(self._in_ghat(groups, couts, channels, points, cout[0])).store(value(points))
             for points in self._points()

@@ -112,7 +112,7 @@ class _Product:
         if self.transposed:
             held = UOp.placeholder((count(self.conv.groups), self.depth, self.rows), dtypes.float32, slot=1)
             return Operand(load=lambda item, k, row, e: held[item, k, row + e])
-        weight = rebuild(uncopied(self.conv.weight), parameters(self._sources))
+        weight = rebuild(defined(uncopied(self.conv.weight)), parameters(self._sources))
 
         def load(item: UOp, k: UOp, row: UOp, e: int) -> UOp:
             couts = count(self.conv.couts)
@@ -149,7 +149,7 @@ class _Product:
 
     @property
     def _activation(self) -> UOp:
-        return uncopied(self.conv.activation)
+        return defined(uncopied(self.conv.activation))
 
     @property
     def _sources(self) -> list[UOp]:

@@ -175,7 +175,7 @@ def tunable_kernels(
 def is_written_out(kernel: UOp) -> bool:
     """Whether a kernel has buffers in shared memory or registers already: options would take its loops apart."""
     local = (AddrSpace.LOCAL, AddrSpace.REG)
-    return any(u.op is Ops.BUFFER and u.addrspace in local for u in kernel.toposort())
+    return any(u.op is Ops.STAGE or (u.op is Ops.BUFFER and u.addrspace in local) for u in kernel.toposort())
 
 
 def _filled(size: int, dtype: DType, device: str) -> Tensor:

@@ -61,14 +61,14 @@ class Ranges:
         """The slot of a buffer that the graph does not have yet."""
         return next(self._buffers)
 
-    def filled(self, axis: UOp) -> UOp:
-        """The index of an array's range in what the array is filled with: tinygrad would shorten one that only reads
-        behind a limit know, as if the rest were read by nobody."""
+    def known(self, axis: UOp) -> UOp:
+        """The index of an array's range, for what the array is filled with. Where all reads with a range are gated by
+        a limit of it, tinygrad ends its loop there (`mark_gated`), although the array is read beyond."""
         return masked(axis)
 
     def array(self, body: UOp, axes: Sequence[UOp]) -> Read:
         """Reads of an array that only the loops around it see, filled with `body` over all values of these ranges,
-        which has them as `filled`. On a CPU it is on the stack."""
+        which has them as `known`. On a CPU it is on the stack."""
         opts = BufferizeOpts(device=None, addrspace=AddrSpace.REG, removable=False)
         stage = UOp(Ops.STAGE, src=(body, *axes), arg=opts)
         return lambda indexes: stage.index(*indexes)
@@ -80,8 +80,8 @@ class KernelRanges(Ranges):
     def __init__(self) -> None:
         super().__init__(0, OWN_ARRAYS)
 
-    def filled(self, axis: UOp) -> UOp:
-        return axis  # the store knows it, whatever reads do
+    def known(self, axis: UOp) -> UOp:
+        return axis  # the array's store is written out, and has it with no gate
 
     def array(self, body: UOp, axes: Sequence[UOp]) -> Read:
         sizes = [int(r.vmax) + 1 for r in axes]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from tinygrad.dtype import AddrSpace, dtypes
 from tinygrad.uop.ops import UOp
 
+from strategies.graph.frame import as_uop
 from strategies.graph.kron import Index, Ranges
 from strategies.graph.rebuild import rebuild
 from strategies.graph.spread import divisor
@@ -28,23 +29,29 @@ MOST_LANES = 32
 
 
 def divided(size: int, ranges: Ranges) -> UOp:
-    """An index of so many values, its innermost loop over MOST_LANES or, evenly, fewer."""
+    """An index of so many values, its innermost loop over as many as one array has room for and divide it."""
     lanes = divisor(size, MOST_LANES)
     return ranges.new(size // lanes) * lanes + ranges.new(lanes)
 
 
-def gathered(elements: Elements, size: int, axes: int, index: UOp, ranges: Ranges) -> Elements:
-    """The same elements, `size` along each of the `axes`, read from an array to which those of every value of the
-    innermost loop of this index have been copied."""
-    lane = max(index.ranges, key=lambda r: r.arg)
+def lane_of(index: Index) -> UOp | None:
+    """The innermost loop of an index; None where there is none, or an array has no room for all of it."""
+    loops = as_uop(index).ranges
+    lane = max(loops, key=lambda r: r.arg, default=None)
+    return lane if lane is not None and lane.vmax < MOST_LANES else None
+
+
+def gathered(elements: Elements, size: int, axes: int, lane: UOp, ranges: Ranges) -> Elements:
+    """The same elements, `size` along each of the `axes`, read from an array to which those of every value of `lane`
+    have been copied."""
     other = ranges.new(int(lane.vmax) + 1)
     places = tuple(ranges.new(size) for _ in range(axes))
-    body = rebuild(elements(tuple(map(ranges.filled, places))), {lane: ranges.filled(other)})
+    body = rebuild(elements(tuple(map(ranges.known, places))), {lane: ranges.known(other)})
     read = ranges.array(body, [*places, other])
-    return lambda at: read([*(i if isinstance(i, UOp) else UOp.const(i) for i in at), lane])
+    return lambda at: read([*map(as_uop, at), lane])
 
 
-def scattered(values: Sequence[UOp], lane: UOp, again: UOp, put: Callable[[int, UOp], UOp], *, slot: int = 0) -> UOp:
+def scattered(values: Sequence[UOp], lane: UOp, again: UOp, put: Callable[[int, UOp], UOp], *, slot: int) -> UOp:
     """Stores of `values`, in float32, which a loop over `lane` has computed and put into an array (the kernel's own of
     this slot) before a loop over `again` takes each, by its number, and has it `put` where it belongs. The second loop,
     and those around both, are left to be ended."""

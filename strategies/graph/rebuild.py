@@ -33,10 +33,10 @@ def rebuild(root: UOp, replacements: Mapping[UOp, UOp]) -> UOp:
 
 
 def defined(value: UOp) -> UOp:
-    """`value` with 0 where it is Invalid, tinygrad's mark for what nobody reads.
+    """An operand with 0 where it is Invalid, tinygrad's mark for what nobody reads.
 
-    As it stands, tinygrad would store only what is valid, and what is left of the buffer would be read. An index, of
-    which Invalid means that nothing is read there, is left alone.
+    tinygrad leaves out a store of it, and an array of ours is read where nothing was stored then. An index, of which
+    Invalid means that nothing is read there, is left alone.
     """
     done: dict[UOp, UOp] = {}
     for u in expression(value):

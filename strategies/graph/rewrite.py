@@ -228,7 +228,7 @@ def _replace(
 
 def _with_sources(u: UOp, done: Mapping[UOp, UOp], split: Mapping[UOp, Held]) -> UOp:
     """The node over what its sources became."""
-    sources = tuple(done[s] for s in u.src)
+    sources = tuple(done.get(s, s) for s in u.src)
     if u.op is Ops.INDEX and (held := split.get(u.src[0])) is not None:
         return held.read(sources[1:])
     return u if sources == u.src else u.replace(src=sources)
@@ -261,7 +261,7 @@ def _made_whole(
 
 def _translated(new: UOp, done: dict[UOp, UOp], split: Mapping[UOp, Held]) -> UOp:
     """A replacement in terms of what its own sources became."""
-    for u in new.toposort(gate=lambda u: u not in done):
+    for u in new.toposort(gate=lambda u: u not in done, enter_calls=False):  # a kernel's ranges are its own
         if u not in done:
             done[u] = _with_sources(u, done, split)
     return done[new]

@@ -23,7 +23,7 @@ from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered, Tail
 from strategies.graph.match import Conv, extent
 from strategies.graph.pointwise import strides_of
-from strategies.graph.rebuild import defined, expression, gated_load, rebuild
+from strategies.graph.rebuild import expression, gated_load, rebuild
 from strategies.graph.spread import in_kernel, split_consumer
 
 VECTOR = 4
@@ -156,7 +156,8 @@ def consumed(
     held = computed(
         kernel(put), operands, extents(loops), dtype=conv.reduce.dtype, device=conv.device, slot=ranges.new_buffer()
     )
-    return Lowered(value=in_kernel(conv, "output", held.read(loops)))
+    value = in_kernel(conv, "output", held.read(loops))
+    return Lowered(value=value, is_read="output" not in conv.options)
 
 
 def has_room(conv: Conv, operands: Sequence[UOp]) -> bool:
@@ -170,13 +171,13 @@ def has_room(conv: Conv, operands: Sequence[UOp]) -> bool:
 
 
 def uncopied(value: UOp, known: dict[UOp, UOp] | None = None) -> UOp:
-    """A kernel's value with nodes replaced, 0 where it is Invalid, and without a CONTIGUOUS, such as an assignment to
-    what it reads has; tinygrad takes those out of its own kernels."""
+    """A kernel's value with nodes replaced, and without a CONTIGUOUS, such as an assignment to what it reads has;
+    tinygrad takes those out of its own kernels."""
     known = dict(known or {})
     for u in expression(value):
         if u.op is Ops.CONTIGUOUS:
             known[u] = rebuild(u.src[0], known)
-    return defined(rebuild(value, known))
+    return rebuild(value, known)
 
 
 def sources_of(value: UOp, *but: UOp) -> list[UOp]:
@@ -238,8 +239,8 @@ def is_gatherable(value: UOp) -> bool:
 
 
 def reads_what_it_overwrites(conv: Conv) -> bool:
-    """Whether the kernel that consumes the convolution stores to what the convolution reads: where workgroups gather
-    windows, others must not have stored yet."""
+    """Whether the kernel that consumes the convolution stores to what the convolution reads: a window must not be
+    gathered after its neighbour's output has been stored."""
     if conv.kernel is None or conv.kernel.op is not Ops.END:
         return False
     target = _base(conv.kernel.src[0].src[0])

@@ -27,6 +27,7 @@ along K of row l / 4 of A and of the row eight below it, and of column l / 4 of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -155,7 +156,8 @@ def as_multiplied(value: UOp, dtype: DType) -> UOp:
         return value
     half, kept = 1 << (TF32_DROPPED - 1), (1 << 32) - (1 << TF32_DROPPED)
     rounded = ((value.bitcast(dtypes.uint32) + half) & kept).bitcast(dtypes.float32)
-    return value.ne(value).where(value, rounded)  # of some NaN the carry would make a zero
+    nan = value.const_like(math.nan)  # of some the carry would make a zero, and others have none but dropped digits
+    return value.ne(value).where(nan, rounded)
 
 
 def tensor_matmul(

@@ -27,7 +27,7 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
 from strategies.graph.kron import Index, KernelRanges, Ranges, flatten, kron
-from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, scattered
+from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
 from strategies.graph.matmul import MOST_BLOCKS, Blocking, matmul
@@ -38,8 +38,8 @@ from strategies.transform import Matrix
 
 Intermediate = Callable[[Coords], UOp]
 
-MHAT = "AGBOoTt"
-"""Its axes."""
+XHAT, GHAT, MHAT = "AGBCTt", "AGCOo", "AGBOoTt"
+"""The axes of each."""
 
 PHASES = ("XHAT", "+GHAT", "+MHAT", "+output")
 """What there is after each part of a lowering: an output made of XHAT alone, of XHAT and GHAT, of MHAT, and the real
@@ -120,7 +120,8 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
     if space is None:
         return None
     nested = ranges if plan.nested else None
-    operands = partial(xhat_of, space, nested, plan.xhat), partial(ghat_of, space, nested, plan.ghat)
+    xhat_lanes, ghat_lanes = (stage.lanes if stage is not None else "" for stage in (plan.xhat, plan.ghat))
+    operands = partial(xhat_of, space, nested, xhat_lanes), partial(ghat_of, space, nested, ghat_lanes)
     if plan.output == "lanes" and plan.mhat is not None and conv.until not in PHASES[:-1]:
         return _in_lanes(space, plan.mhat, _product(space, plan, *operands))
     if plan.workgroup is None:
@@ -193,23 +194,23 @@ def _loops(space: Frame, stage: Stage, letters: Sequence[str]) -> dict[str, list
 
 
 def transformed(
-    space: Frame, matrix: Matrix, nested: Ranges | None, stage: Stage | None, elements: Elements, at: Coords
+    space: Frame, matrix: Matrix, nested: Ranges | None, lanes: str, elements: Elements, at: Coords
 ) -> Elements:
-    """(matrix x matrix) of the elements, by point; along the lanes of its stage if it has some."""
-    index = as_uop(at[stage.lanes][-1]) if stage is not None and stage.lanes and space.axes else None
-    if index is not None and index.ranges:
-        elements = gathered(elements, len(matrix[0]), len(space.axes), index, space.ranges)
+    """(matrix x matrix) of the elements, by point; in vectors along the axis of this letter, if it is one."""
+    lane = lane_of(at[lanes][-1]) if lanes and space.axes and at[lanes] else None
+    if lane is not None:
+        elements = gathered(elements, len(matrix[0]), len(space.axes), lane, space.ranges)
     return lambda points: kron(matrix, points, elements, nested)
 
 
-def xhat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
+def xhat_of(space: Frame, nested: Ranges | None, lanes: str, at: Coords) -> UOp:
     """(Bt x Bt) activation, of one tile and channel, in float32."""
-    return transformed(space, space.transform.bt, nested, stage, tile_of(space, at), at)(tuple(at["A"]))
+    return transformed(space, space.transform.bt, nested, lanes, tile_of(space, at), at)(tuple(at["A"]))
 
 
-def ghat_of(space: Frame, nested: Ranges | None, stage: Stage | None, at: Coords) -> UOp:
+def ghat_of(space: Frame, nested: Ranges | None, lanes: str, at: Coords) -> UOp:
     """(G x G) weight, of one cout and channel, in float32."""
-    return transformed(space, space.transform.g, nested, stage, filter_of(space, at), at)(tuple(at["A"]))
+    return transformed(space, space.transform.g, nested, lanes, filter_of(space, at), at)(tuple(at["A"]))
 
 
 def tile_of(space: Frame, at: Coords) -> Elements:
@@ -255,8 +256,8 @@ def _mhat(space: Frame, channel_block: int, xhat: Intermediate, ghat: Intermedia
 
 def _product(space: Frame, plan: Plan, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
     """MHAT as a REDUCE where it is used, over operands staged or not."""
-    xhat = _staged(space, plan.xhat, "XHAT", "AGBCTt", xhat)
-    ghat = _staged(space, plan.ghat, "GHAT", "AGCOo", ghat)
+    xhat = _staged(space, plan.xhat, "XHAT", XHAT, xhat)
+    ghat = _staged(space, plan.ghat, "GHAT", GHAT, ghat)
     return partial(_mhat, space, plan.channel_block, xhat, ghat)
 
 

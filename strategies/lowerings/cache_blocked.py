@@ -17,7 +17,7 @@ from strategies.transform import TILES
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheBlocked:
     tile: int = param(4, TILES, "outputs per tile and axis, m of F(m, 3)")
-    cout_block: int = param(8, (4, 8, 16, 32), "couts computed together, in registers")
+    cout_block: int = param(8, (4, 8, 16), "couts computed together, in registers")
     tile_block: int = param(16, (4, 8, 16, 32), "tiles computed together, in registers")
     together: int = param(1, (1, 2, 4, 8, 16), "blocks of tiles whose XHAT is held at a time")
     lanes: str = param("tiles", ("tiles", "couts"), "what the vectors of the product are of")

@@ -18,7 +18,8 @@ from strategies.registry import strategy
 
 DTYPES = ("float16", "bfloat16")
 NEVER = ("AMD", "CL", "CPU", "METAL", "QCOM", "WEBGPU")
-"""Devices without instructions for 16 x 8 x 16 halves, which NVIDIA's have from Ampere on."""
+"""Devices without the instructions, 16 x 8 x 16 halves or 16 x 8 x 8 numbers of TF32: NVIDIA's have them from Ampere
+on."""
 LEAST = 8
 """Channels and couts of a group: of fewer, the sixteens that an instruction takes are mostly filled up with zeros."""
 
