@@ -40,8 +40,8 @@ METHODS = ("get", "post", "put", "patch", "delete")
 
 
 CLI_LEAD = (
-    "Exit status: 0 done, 2 wrong usage, 1 anything else, 130 interrupted. Errors are one line on stderr; with "
-    "`--json` there is one JSON document on stdout and nothing else there."
+    "Exit status, unless a command says otherwise: 0 done, 2 wrong usage, 130 interrupted, 1 anything else. Errors are "
+    "one line on stderr; with `--json` there is one JSON document on stdout and nothing else there."
 )
 HTTP_LEAD = (
     "The service describes itself at `/openapi.json`. Bodies and answers are JSON; errors are problem documents (RFC "
