@@ -17,7 +17,7 @@ from autotune.verify import prepare_cases, verify
 from strategies.candidate import Candidate, Value
 from strategies.graph.device import describe_device
 from strategies.graph.program import Program
-from strategies.key import Policy
+from strategies.key import ConvKey, Policy
 from strategies.registry import get_strategy, strategies
 from strategies.shape import ConvShape
 
@@ -43,7 +43,8 @@ IN_TURNS: tuple[dict[str, Value], ...] = ({"weight": "inline"}, {"ahead": True, 
 
 def convolutions() -> Iterator[dict[str, Any]]:
     """Every strategy against float64, on one shape after the other in turns; what needs small blocks on both."""
-    lowerings = [item for item in strategies() if item.lower is not None and "tensor_cores" not in item.name]
+    key = ConvKey(shape=SHAPES[0], device=describe_device("CL"))
+    lowerings = [item for item in strategies() if item.lower is not None and item.applies(key)]
     for turn, shape in enumerate(SHAPES):
         direct = Program(shape, Candidate.of("direct"), "CL")
         cases = prepare_cases(shape, direct, 0)

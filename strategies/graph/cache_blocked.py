@@ -127,7 +127,7 @@ class _Kernel:
         name = "_".join(
             map(str, ("winograd", self.space.m, *sizes["C"], *sizes["O"], self.by.couts, blocks, self.by.tiles))
         )
-        return done.sink(arg=KernelInfo(name=name, opts_to_apply=())).simplify()
+        return done.sink(arg=KernelInfo(name=name, opts_to_apply=()))
 
     def _loops(self, letter: str, kind: AxisType = AxisType.WEAK) -> list[UOp]:
         return [self.space.ranges.new(size, kind) for size in self.space.sizes[letter]]

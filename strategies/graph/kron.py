@@ -99,15 +99,21 @@ def flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:
     return flat
 
 
+Known = dict[tuple[tuple[Index, ...], tuple[Index, ...]], UOp]
+"""Sums by the rows of the axes that are summed over, and the columns of the others."""
+
+
 def kron(
-    matrix: Matrix, rows: Sequence[Index], value: Callable[[tuple[Index, ...]], UOp], ranges: Ranges | None = None
-) -> UOp:
+    matrix: Matrix, rows: Sequence[Index], value: Callable[[tuple[Index, ...]], UOp], ranges: Ranges | None = None,
+    known: Known | None = None,
+) -> UOp:  # fmt: skip
     """sum over c of prod_i matrix[rows[i]][c[i]] * value(c), one axis inside the other, the first innermost.
 
-    With `ranges` the sums are nested REDUCEs, without they are unrolled.
+    With `ranges` the sums are nested REDUCEs, without they are unrolled. Several rows of one matrix and value have most
+    of their unrolled sums in common: these are looked for, and left, in `known`.
     """
     if ranges is None:
-        return _unrolled(matrix, tuple(rows), value, ())
+        return _unrolled(matrix, tuple(rows), value, (), known if known is not None else {})
     columns = tuple(ranges.new(len(matrix[0]), AxisType.UNROLL) for _ in rows)
     result = value(columns)
     for row, column in zip(rows, columns, strict=True):
@@ -116,15 +122,21 @@ def kron(
 
 
 def _unrolled(
-    matrix: Matrix, rows: tuple[Index, ...], value: Callable[[tuple[Index, ...]], UOp], chosen: tuple[int, ...]
-) -> UOp:
-    """The sum over all axes but the last `len(chosen)`, whose columns are chosen."""
-    axis = len(rows) - len(chosen) - 1
-    if axis < 0:
-        return value(chosen)
-    used = [c for c in range(len(matrix[0])) if any(matrix[r][c] for r in _values(rows[axis], len(matrix)))]
-    terms = [table(matrix, rows[axis], c) * _unrolled(matrix, rows, value, (c, *chosen)) for c in used]
-    return fold(add, terms)
+    matrix: Matrix, rows: tuple[Index, ...], value: Callable[[tuple[Index, ...]], UOp], chosen: tuple[int, ...],
+    known: Known,
+) -> UOp:  # fmt: skip
+    """The sum over the axes that `rows` are of, the others' columns being chosen."""
+    if (found := known.get((rows, chosen))) is not None:
+        return found
+    if not rows:
+        result = value(chosen)
+    else:
+        *inner, row = rows
+        used = [c for c in range(len(matrix[0])) if any(matrix[r][c] for r in _values(row, len(matrix)))]
+        below = ((c, _unrolled(matrix, tuple(inner), value, (c, *chosen), known)) for c in used)
+        result = fold(add, [table(matrix, row, c) * summed for c, summed in below])
+    known[rows, chosen] = result
+    return result
 
 
 def table(matrix: Matrix, row: Index, column: Index) -> UOp:

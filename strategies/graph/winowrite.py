@@ -26,7 +26,7 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
-from strategies.graph.kron import Index, KernelRanges, Ranges, flatten, kron
+from strategies.graph.kron import Index, KernelRanges, Known, Ranges, flatten, kron
 from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
@@ -200,7 +200,8 @@ def transformed(
     lane = lane_of(at[lanes][-1]) if lanes and space.axes and at[lanes] else None
     if lane is not None:
         elements = gathered(elements, len(matrix[0]), len(space.axes), lane, space.ranges)
-    return lambda points: kron(matrix, points, elements, nested)
+    known: Known = {}
+    return lambda points: kron(matrix, points, elements, nested, known)
 
 
 def xhat_of(space: Frame, nested: Ranges | None, lanes: str, at: Coords) -> UOp:
@@ -340,7 +341,8 @@ def untiled(
         beyond = [p < axis.size for axis, p in zip(space.axes, positions, strict=True) if axis.size % m]
         return put(where | _bind([axis.out for axis in space.axes], positions), [*gates, *beyond], value)
 
-    values = [kron(space.transform.at, row, element) for row in rows]
+    known: Known = {}
+    values = [kron(space.transform.at, row, element, known=known) for row in rows]
     return scattered(values, lane, again, put_one, slot=space.ranges.new_buffer())
 
 
