@@ -146,7 +146,7 @@ def test_what_changed_while_it_was_measured() -> None:
 
 def test_the_system_is_known_by_its_build(mac: dict[tuple[str, ...], str]) -> None:
     assert device._system() == "macOS 26.1 25B78 Darwin 25.1.0"
-    assert device._driver("METAL") == "26.1"
+    assert device._driver("METAL", "METAL") == "26.1"
     assert device._cores("METAL", "METAL") == 14
 
 
