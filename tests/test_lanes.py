@@ -6,7 +6,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from graphs import TOLERANCE, Array, candidates, conv_shapes, counted, examples, kernel_count, kernels, normal, relative
+from graphs import (
+    TOLERANCE,
+    Array,
+    candidates,
+    conv_shapes,
+    counted,
+    examples,
+    kernel_count,
+    kernels,
+    normal,
+    relative,
+    slow,
+)
 from hypothesis import given
 from test_winowrite import GRAPHS, TENSORS, alone, check
 from tinygrad import Tensor, Variable
@@ -36,7 +48,7 @@ SUMMED = ("dropped on the way",)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["lanes of tiles", slow("lanes of couts"), "in the cache", slow("weight inline")])
 def test_in_a_graph(name: str, way: str) -> None:
     strategy, params = WAYS[way]
     found: list[Array] = []
