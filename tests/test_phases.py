@@ -59,8 +59,8 @@ def test_the_third_phase_of_the_notes_is_refused() -> None:
         [conv] = convs
         space = frame(conv, ranges, m=4)
         assert space is not None
-        xhat = lambda at: xhat_of(space, ranges, None, at)  # noqa: E731
-        ghat = lambda at: ghat_of(space, ranges, None, at)  # noqa: E731
+        xhat = lambda at: xhat_of(space, ranges, "", at)  # noqa: E731
+        ghat = lambda at: ghat_of(space, ranges, "", at)  # noqa: E731
         product = lambda at: _mhat(space, 0, xhat, ghat, at)  # noqa: E731
         mhat = _staged(space, Stage(layout="GBOTA"), "product", "AGBOoTt", product)
         fresh = {letter: [ranges.new(size) for size in space.sizes[letter]] for letter in "AGBOTot"}

@@ -27,7 +27,7 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 from strategies.graph.buffers import scratch, singly
 from strategies.graph.device import most_buffers, opened
 from strategies.graph.frame import Frame, as_uop, frame
-from strategies.graph.kron import Index, KernelRanges, Ranges, flatten
+from strategies.graph.kron import Index, KernelRanges, Ranges, ended, flatten
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.rebuild import defined, rebuild
@@ -40,7 +40,7 @@ from strategies.graph.sums import (
     sources_of,
     uncopied,
 )
-from strategies.graph.winowrite import PHASES, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
+from strategies.graph.winowrite import GHAT, PHASES, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
 
 FILTERS = Stage(layout="GOCAo", loops="GOCoA", upcast="A", by_hand=True, lanes="o")
 
@@ -77,7 +77,7 @@ def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
         for size in (channels, by.couts)
     )
     if by.staged:
-        ghat = hold(space, FILTERS, "GHAT", "AGCOo", lambda at: ghat_of(space, ranges, FILTERS.lanes, at)).buffer
+        ghat = hold(space, FILTERS, "GHAT", GHAT, lambda at: ghat_of(space, ranges, FILTERS.lanes, at)).buffer
     else:
         ghat = scratch(channels * points * by.couts, device=conv.device, slot=ranges.new_buffer())
     read = [defined(uncopied(operand)) for operand in (conv.activation, conv.weight)[: 1 if by.staged else 2]]
@@ -123,7 +123,7 @@ class _Kernel:
         ghat = self.ghat if self.by.staged else self.ghat.after(self._fill_ghat(groups, couts))
         mhat = self._mhat(groups, couts, xhat, ghat)
         stores, loops = self._output(groups, few, couts, mhat, put)
-        done = stores.end(*(r for r in (*loops, couts, few, *reversed(groups)) if r.op is Ops.RANGE))
+        done = ended(stores, [*loops, couts, few, *reversed(groups)])
         name = "_".join(
             map(str, ("winograd", self.space.m, *sizes["C"], *sizes["O"], self.by.couts, blocks, self.by.tiles))
         )
@@ -141,7 +141,7 @@ class _Kernel:
             self.xhat.index(self._in_xhat(block, channels, points, tile[0])).store(value(points))
             for points in self._points()
         ]
-        return _filled(UOp.group(*stores), [block, *channels, *tile])
+        return ended(UOp.group(*stores), [block, *channels, *tile])
 
     def _fill_ghat(self, groups: Sequence[UOp], couts: UOp) -> UOp:
         channels, cout = self._loops("C"), self._loops("o")
@@ -151,7 +151,7 @@ class _Kernel:
             self.ghat.index(self._in_ghat(groups, couts, channels, points, cout[0])).store(value(points))
             for points in self._points()
         ]
-        return _filled(UOp.group(*stores), [*channels, *cout])
+        return ended(UOp.group(*stores), [*channels, *cout])
 
     def _points(self) -> list[tuple[int, ...]]:
         """Of the transform, each by itself: spelled out, sums that several of them share are there once."""
@@ -167,7 +167,7 @@ class _Kernel:
         summed = [r for r in channels if r.op is Ops.RANGE]
         value = product.reduce(*summed, arg=Ops.ADD) if summed else product
         place = singly(self._in_mhat(block, points, cout, tile), points)
-        return self.mhat.after(_filled(self.mhat.index(place).store(value), [*points, block, cout, tile]))
+        return self.mhat.after(ended(self.mhat.index(place).store(value), [*points, block, cout, tile]))
 
     def _output(self, groups: Sequence[UOp], few: UOp, couts: UOp, mhat: UOp, put: Put) -> tuple[UOp, tuple[UOp, ...]]:
         """The stores, and what loops of their own they are in."""
@@ -211,7 +211,3 @@ class _Kernel:
         last = ((tile, self.by.tiles), (cout, self.by.couts))
         (a, a_size), (b, b_size) = last if self.by.couts_in_lanes else last[::-1]
         return flatten([block, *map(as_uop, points), a, b], [self.together, *self.space.sizes["A"], a_size, b_size])
-
-
-def _filled(store: UOp, loops: Sequence[UOp]) -> UOp:
-    return store.end(*(r for r in loops if r.op is Ops.RANGE))

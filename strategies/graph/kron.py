@@ -87,8 +87,13 @@ class KernelRanges(Ranges):
         sizes = [int(r.vmax) + 1 for r in axes]
         array = UOp.placeholder((math.prod(sizes),), body.dtype, slot=self.new_buffer(), addrspace=AddrSpace.REG)
         store = array.index(flatten(axes, sizes)).store(body)
-        filled = array.after(store.end(*(r for r in axes if r.op is Ops.RANGE)))
+        filled = array.after(ended(store, axes))
         return lambda indexes: filled.index(flatten(indexes, sizes))
+
+
+def ended(store: UOp, loops: Sequence[UOp]) -> UOp:
+    """A store after these loops; one of a single value is a constant, and none."""
+    return store.end(*(r for r in loops if r.op is Ops.RANGE))
 
 
 def flatten(indexes: Sequence[UOp], sizes: Sequence[int]) -> UOp:

@@ -23,8 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tinygrad.dtype import AddrSpace, DType, dtypes
-from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp, sint
+from tinygrad.uop.ops import AxisType, KernelInfo, UOp, sint
 
+from strategies.graph.kron import ended
 from strategies.graph.sums import VECTOR, Store, product_store
 
 LANES_DOWN, LANES_ACROSS = 4, 8
@@ -158,13 +159,13 @@ def product(
     sums = sums.after(sums.flatten()[zeroed].store(0.0).end(zeroed))
     i, ii, j, jj = at = _ranges(sums.shape, 600)
     added = sums[*at].store(sums.after(inner)[*at] + a[i, ii] * b[j, jj])
-    done = _end(_end(added, [i, j, ii, jj]), [inner])
+    done = ended(ended(added, [i, j, ii, jj]), [inner])
     if held:
         pairs = zip(copies, held, strict=True)
         put = (copy.stores(copy.values(read), (chunk + 1) % 2, done) for copy, read in pairs)
         done = UOp.group(*(store for stores in put for store in stores))
     # nobody copies over what somebody still multiplies
-    done = _end(done.barrier(), [chunk])
+    done = ended(done.barrier(), [chunk])
 
     sums, stores = sums.after(done), []
     for y, yy, x in itertools.product(range(vectors_down), range(VECTOR), range(vectors_across)):
@@ -181,14 +182,9 @@ def _ranges(shape: Sequence[sint], first: int, kind: AxisType = AxisType.WEAK) -
     ]
 
 
-def _end(store: UOp, ranges: Sequence[UOp]) -> UOp:
-    loops = [r for r in ranges if r.op is Ops.RANGE]
-    return store.end(*loops) if loops else store
-
-
 def _copy(target: UOp, source: UOp, first: int, kind: AxisType = AxisType.WEAK) -> UOp:
     ranges = _ranges(target.shape, first, kind)
-    return _end(target[*ranges].store(source[*ranges]), ranges)
+    return ended(target[*ranges].store(source[*ranges]), ranges)
 
 
 @dataclass(frozen=True, slots=True)

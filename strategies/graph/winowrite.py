@@ -26,7 +26,7 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
 from strategies.graph.frame import Coords, Frame, as_uop, frame
-from strategies.graph.kron import Index, KernelRanges, Known, Ranges, flatten, kron
+from strategies.graph.kron import Index, KernelRanges, Known, Ranges, ended, flatten, kron
 from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, extent
@@ -319,7 +319,7 @@ def _in_lanes(space: Frame, stage: Stage, product: Intermediate) -> Lowered:
 
         stores = untiled(own, element, lane, again, {**at, layout[-1]: [again]}, put)
         loops = [again, *(as_uop(index) for letter in letters for index in at[letter])]
-        done = stores.end(*(r for r in loops if r.op is Ops.RANGE))
+        done = ended(stores, loops)
         return done.sink(arg=KernelInfo(name=f"untile_{'_'.join(map(str, sizes))}", opts_to_apply=()))
 
     return consumed(space.conv, [mhat.buffer], kernel, space.ranges)
