@@ -277,6 +277,19 @@ def test_a_service_that_goes_away_and_comes_back(browser: Browser, tmp_path: Pat
     assert [text for text in said if "Failed to load resource: net::ERR_" not in text] == []
 
 
+def test_a_module_that_did_not_come_is_asked_for_again(browser: Browser, tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        fill(store)
+    said: list[str] = []
+    with served(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.route("**/jobs.js", lambda route: route.abort())
+        page.goto("/tuning?input=1x8x14x14&weight=8x8x3x3&device=CPU")
+        expect(page.locator("#connection")).to_contain_text("The service does not answer")
+        expect(page.locator("#connection")).to_be_hidden()
+        expect(page.get_by_role("button", name="Tune", exact=True)).to_be_enabled()  # which the module does
+    assert [text for text in said if "Failed to load resource: net::ERR_" not in text] == []
+
+
 def test_a_guarded_service_asks_for_a_token(browser: Browser, tmp_path: Path) -> None:
     with open_store(tmp_path / "a.db") as store:
         fill(store)

@@ -4,6 +4,7 @@ const WATCH_MS = 5000;
 const RETRY_MS = 1000;
 
 let gone = false;
+const failures = new Map(); // of a module's path: how often it did not come
 let asking = null;
 
 export async function ask(url, options = {}) {
@@ -23,6 +24,21 @@ export async function ask(url, options = {}) {
     if (entered) return ask(url, options);
   }
   return response;
+}
+
+export async function arrived(path, use) {
+  // `use` a module of this folder. One that does not come is asked for again when the service is back and the page is
+  // shown anew; by another name then, since a browser remembers a failed import for as long as the page lives.
+  let module;
+  try {
+    module = await import(failures.has(path) ? `${path}?${failures.get(path)}` : path);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // it came, and is wrong
+    failures.set(path, (failures.get(path) ?? 0) + 1);
+    lost();
+    return;
+  }
+  use(module);
 }
 
 export async function problemOf(response) {

@@ -1,5 +1,5 @@
 // From one view to the next without loading everything anew: the server renders, this puts it in place.
-import { ask } from "./connection.js";
+import { ask, arrived } from "./connection.js";
 
 const TYPING_MS = 150;
 
@@ -16,7 +16,7 @@ export function start() {
   document.addEventListener("click", (event) => {
     // Heard from the first moment on, though what answers is only loaded then.
     const button = event.target.closest("[data-show], [data-patch]");
-    if (button) import("./lazy.js").then((module) => module.press(button, controller.signal));
+    if (button) arrived("./lazy.js", (module) => module.press(button, controller.signal));
   });
   document.addEventListener("submit", (event) => {
     if (!event.target.matches("form[data-nav]")) return;
@@ -37,9 +37,9 @@ export function start() {
 export function enhance(part) {
   // What a piece of a page brings with it. Modules are loaded by the pages that need them.
   const signal = controller.signal;
-  if (part.querySelector("[data-events], #tune")) import("./jobs.js").then((module) => module.enhance(part, signal));
-  if (part.querySelector("[data-chart]")) import("./charts.js").then((module) => module.enhance(part, signal));
-  if (part.querySelector("[data-load]")) import("./lazy.js").then((module) => module.enhance(part, signal));
+  if (part.querySelector("[data-events], #tune")) arrived("./jobs.js", (module) => module.enhance(part, signal));
+  if (part.querySelector("[data-chart]")) arrived("./charts.js", (module) => module.enhance(part, signal));
+  if (part.querySelector("[data-load]")) arrived("./lazy.js", (module) => module.enhance(part, signal));
 }
 
 function filter(form) {
