@@ -27,9 +27,9 @@ from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy
 
 if TYPE_CHECKING:
-    from strategies.graph.kron import Ranges
     from strategies.graph.lowered import Lowered
     from strategies.graph.match import Conv
+    from strategies.graph.ranges import Ranges
 
 Reports = tuple[Report, ...]
 DIRECT = Candidate.of("direct")

@@ -23,9 +23,9 @@ from strategies.candidate import Candidate, Value
 from strategies.graph import seam
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.device import describe_device
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
+from strategies.graph.ranges import Ranges
 from strategies.key import ConvKey
 from strategies.registry import get_strategy, strategies
 

@@ -13,9 +13,9 @@ from strategies.key import ConvKey
 from strategies.parameter import Parameter, ParameterError, bind, canonical, parameters_of
 
 if TYPE_CHECKING:
-    from strategies.graph.kron import Ranges
     from strategies.graph.lowered import Lowered
     from strategies.graph.match import Conv
+    from strategies.graph.ranges import Ranges
 
 Lowering = Callable[["Conv", Any, "Ranges"], "Lowered | None"]
 

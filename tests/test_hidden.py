@@ -18,8 +18,7 @@ from tinygrad.uop.ops import AxisType, UOp
 import autotune
 from strategies.graph import digits, hidden
 from strategies.graph.find import find_convolutions
-from strategies.graph.kron import Ranges
-from strategies.graph.match import extent
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import ConvShape
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tinygrad import Tensor
 from tinygrad.helpers import Context
 
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
+from strategies.graph.ranges import Ranges
 
 
 def bench() -> ModuleType:

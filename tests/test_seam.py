@@ -30,9 +30,9 @@ from strategies.graph import seam
 from strategies.graph.apply import lower
 from strategies.graph.device import flags_in_force
 from strategies.graph.fitting import MisfitError
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
+from strategies.graph.ranges import Ranges
 from strategies.registry import UnknownStrategyError, get_strategy
 from strategies.shape import ConvShape
 

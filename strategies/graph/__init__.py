@@ -4,10 +4,10 @@ from strategies.graph.cache_blocked import Blocks, cache_blocked
 from strategies.graph.device import has_shared_memory
 from strategies.graph.implicit import implicit
 from strategies.graph.implicit_gemm import implicit_gemm
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Axis, Conv, extent
+from strategies.graph.match import Axis, Conv
 from strategies.graph.matmul import Blocking
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.tensor_matmul import Tiling
 from strategies.graph.winowrite import Plan, Stage, winowrite
 

@@ -8,9 +8,9 @@ from typing import Any
 from strategies.candidate import Candidate
 from strategies.graph.buffers import staged
 from strategies.graph.fitting import request_options
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Conv, extent, match
+from strategies.graph.match import Conv, match
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.rebuild import rebuild
 from strategies.registry import Strategy, get_strategy
 

@@ -10,8 +10,8 @@ from tinygrad.dtype import AddrSpace, DType, dtypes, strong_dtype
 from tinygrad.schedule.indexing import BufferizeOpts, apply_movement_op
 from tinygrad.uop.ops import AxisType, Ops, ParamArg, UOp, shape_to_shape_arg
 
-from strategies.graph.kron import masked
 from strategies.graph.lowered import Tail
+from strategies.graph.ranges import masked
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,20 +26,20 @@ from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import scratch, singly
 from strategies.graph.device import most_buffers, opened
-from strategies.graph.frame import Frame, as_uop, frame
-from strategies.graph.kron import Index, KernelRanges, Ranges, ended, flatten
-from strategies.graph.lowered import Lowered
-from strategies.graph.match import Conv
-from strategies.graph.rebuild import defined, rebuild
-from strategies.graph.sums import (
+from strategies.graph.epilogue import (
     Put,
-    consumed,
     is_gatherable,
     parameters,
     reads_what_it_overwrites,
     sources_of,
     uncopied,
+    with_epilogue,
 )
+from strategies.graph.frame import Frame, frame
+from strategies.graph.lowered import Lowered
+from strategies.graph.match import Conv
+from strategies.graph.ranges import Index, KernelRanges, Ranges, as_uop, ended, flatten
+from strategies.graph.rebuild import defined, rebuild
 from strategies.graph.winowrite import GHAT, PHASES, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
 
 FILTERS = Stage(layout="GOCAo", loops="GOCoA", upcast="A", by_hand=True, lanes="o")
@@ -99,7 +99,7 @@ def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
         )
         return body.sink(put)
 
-    return consumed(conv, operands, kernel, ranges, apart=reads_what_it_overwrites(conv))
+    return with_epilogue(conv, operands, kernel, ranges, apart=reads_what_it_overwrites(conv))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from tinygrad.uop.ops import Ops, UOp
 
-from strategies.graph.kron import Ranges
-from strategies.graph.match import extent
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.rebuild import DIVISIONS, expression, rebuild
 from strategies.graph.tables import MAX_VALUES, table
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from tinygrad import Tensor
 
 from strategies.graph import seam
-from strategies.graph.kron import Ranges
 from strategies.graph.match import Conv
+from strategies.graph.ranges import Ranges
 from strategies.shape import ConvShape
 
 

@@ -14,8 +14,8 @@ from fractions import Fraction
 
 from tinygrad.uop.ops import UOp
 
-from strategies.graph.kron import Index, Ranges, flatten
-from strategies.graph.match import Axis, Conv, extent
+from strategies.graph.match import Axis, Conv
+from strategies.graph.ranges import Index, Ranges, as_uop, extent, flatten, unflatten
 from strategies.graph.rebuild import defined
 from strategies.transform import Transform, cook_toom
 
@@ -127,19 +127,7 @@ def frame(conv: Conv, ranges: Ranges, *, m: int, cout_block: int = 0, tile_block
     )  # fmt: skip
 
 
-def as_uop(index: Index) -> UOp:
-    return index if isinstance(index, UOp) else UOp.const(index)
-
-
 def _unblock(outer: Sequence[Index], inner: Sequence[Index], block: int, sizes: Sequence[int]) -> tuple[UOp, ...]:
     flat = as_uop(outer[0]) * block + as_uop(inner[0])
     count = math.prod(sizes)
     return unflatten(flat.minimum(count - 1) if count % block else flat, sizes)
-
-
-def unflatten(flat: UOp, sizes: Sequence[int]) -> tuple[UOp, ...]:
-    result: list[UOp] = []
-    for position, size in reversed(list(enumerate(sizes))):
-        result.append(flat % size if position else flat)
-        flat = flat // size
-    return tuple(reversed(result))

@@ -17,8 +17,8 @@ from tinygrad.uop.symbolic import sym
 
 from strategies.graph.buffers import staged
 from strategies.graph.digits import digits
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Conv, conjuncts, extent, is_static_range, match
+from strategies.graph.match import Conv, conjuncts, is_static_range, match
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression, gated, rebuild
 from strategies.graph.tables import MAX_VALUES, table
 from strategies.shape import MAX_SPATIAL_DIMS

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinygrad.codegen.opt.tc import TensorCore
+from tinygrad.helpers import round_up
 from tinygrad.uop.ops import AxisType, UOp
 
 from strategies.graph.buffers import Held, stored
-from strategies.graph.frame import unflatten
-from strategies.graph.kron import Ranges, flatten
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Axis, Conv, extent
+from strategies.graph.match import Axis, Conv
+from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten, unflatten
 from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import in_kernel, lanes, threads
-from strategies.graph.sums import Store, Sums, bind, count, extents, filled, outputs
+from strategies.graph.sums import Store, Sums
 from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
 
 MOST_BLOCKS = 65535
@@ -76,11 +76,11 @@ class _Product:
 
     @property
     def rows(self) -> int:
-        return filled(count(self.conv.couts), self.by.rows)
+        return round_up(count(self.conv.couts), self.by.rows)
 
     @property
     def columns(self) -> int:
-        return filled(count(outputs(self.conv)), self.by.columns)
+        return round_up(count(self.conv.outputs), self.by.columns)
 
     def operands(self) -> tuple[UOp, UOp]:
         weight = _weight(self.conv, self.by, self.together, self.rows, self.ranges)
@@ -104,9 +104,9 @@ class _Product:
     def _group_of_window(self, item: UOp, step: UOp, index: UOp, column: UOp) -> UOp:
         conv, places = self.conv, _places(self.conv)
         channel = step // self.taps * self.by.groups + index
-        windows = count(outputs(conv))
+        windows = count(conv.outputs)
         # what only pads a block repeats the last window
-        window = unflatten(column.minimum(windows - 1) if self.columns > windows else column, extents(outputs(conv)))
+        window = unflatten(column.minimum(windows - 1) if self.columns > windows else column, extents(conv.outputs))
         images, outs = window[: len(conv.batch)], window[len(conv.batch) :]
         tap = unflatten(step % self.taps, [axis.taps for axis in conv.axes])
         first = flatten([*images, *(out * _stride(a) for out, a in zip(outs, conv.axes, strict=True))], places)

@@ -13,33 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinygrad.dtype import dtypes
+from tinygrad.helpers import round_up
 from tinygrad.uop.ops import AxisType, UOp
 
 from strategies.graph.buffers import stored
 from strategies.graph.device import has_shared_memory
-from strategies.graph.kron import Ranges, flatten
+from strategies.graph.epilogue import is_gatherable, parameters, reads_what_it_overwrites, sources_of, uncopied
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Conv, extent
+from strategies.graph.match import Conv
 from strategies.graph.matmul import MOST_BLOCKS, Blocking, Operand, product
+from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten
 from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import in_kernel, threads
-from strategies.graph.sums import (
-    VECTOR,
-    Store,
-    Sums,
-    bind,
-    count,
-    extents,
-    filled,
-    is_gatherable,
-    is_in_line,
-    outputs,
-    parameters,
-    placed,
-    reads_what_it_overwrites,
-    sources_of,
-    uncopied,
-)  # fmt: skip
+from strategies.graph.sums import VECTOR, Store, Sums, is_in_line, placed
 
 MOST_TAPS = 16
 """Whose weights a thread that transposes them holds at once."""
@@ -86,15 +72,15 @@ class _Product:
     @property
     def depth(self) -> int:
         """Of whole chunks in every part: what is beyond `products` is zero."""
-        return filled(self.products, self.by.depth * self.by.parts)
+        return round_up(self.products, self.by.depth * self.by.parts)
 
     @property
     def rows(self) -> int:
-        return filled(count(self.conv.couts), self.by.rows)
+        return round_up(count(self.conv.couts), self.by.rows)
 
     @property
     def columns(self) -> int:
-        return filled(count(outputs(self.conv)), self.by.columns)
+        return round_up(count(self.conv.outputs), self.by.columns)
 
     def operands(self) -> list[UOp]:
         if self.transposed:
@@ -124,13 +110,13 @@ class _Product:
     def _right(self) -> Operand:
         read = parameters(sources_of(self._activation), 2) if self.transposed else parameters(self._sources)
         activation = rebuild(self._activation, read)
-        windows, in_line = count(outputs(self.conv)), self._is_in_line
+        windows, in_line = count(self.conv.outputs), self._is_in_line
 
         def load(item: UOp, k: UOp, column: UOp, e: int) -> UOp:
             vector = VECTOR if in_line else 1
             if self.columns > windows:  # what only pads a block repeats the last ones
                 column = (column // vector).minimum(windows // vector - 1) * vector
-            at = placed(self.conv, column, e, in_line=True) if in_line else bind(outputs(self.conv), column)
+            at = placed(self.conv, column, e, in_line=True) if in_line else bind(self.conv.outputs, column)
             return self._load(activation, item, k, at or {})
 
         return Operand(load=load, vector=VECTOR if in_line else 1)

@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 from tinygrad.dtype import AddrSpace, dtypes
 from tinygrad.uop.ops import UOp
 
-from strategies.graph.frame import as_uop
-from strategies.graph.kron import Index, Ranges
+from strategies.graph.ranges import Index, Ranges, as_uop
 from strategies.graph.rebuild import rebuild
 from strategies.graph.spread import divisor
 

@@ -18,6 +18,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from strategies.candidate import KernelOptions
 from strategies.graph.pointwise import positions, strides_in
+from strategies.graph.ranges import extent
 from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression, simplified
 from strategies.shape import DTYPES, MAX_SPATIAL_DIMS, ConvShape, ShapeError, windows_share
 
@@ -91,6 +92,11 @@ class Conv:
     def node(self) -> UOp:
         """The node of the graph that is replaced."""
         return self.reduce if self.stands_for is None else self.stands_for
+
+    @property
+    def outputs(self) -> tuple[UOp, ...]:
+        """The loops over the outputs of one cout, of all images."""
+        return (*self.batch, *(axis.out for axis in self.axes))
 
     @property
     def loops(self) -> tuple[UOp, ...]:
@@ -185,11 +191,6 @@ def _pointwise(activation: UOp, weight: UOp, summed: tuple[UOp, ...]) -> tuple[A
     outs = positions(activation, weight, summed)
     strides = strides_in(activation, outs, summed)
     return tuple(Axis(out=out, tap=UOp.const(0), sums=(), stride=strides[out], dilation=1) for out in outs)
-
-
-def extent(r: UOp) -> int:
-    """How many values a range takes."""
-    return int(r.vmax) + 1
 
 
 def is_static_range(u: UOp) -> bool:

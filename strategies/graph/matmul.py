@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from tinygrad.dtype import AddrSpace, DType, dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp, sint
 
-from strategies.graph.kron import ended
+from strategies.graph.ranges import ended
 from strategies.graph.sums import VECTOR, Store, product_store
 
 LANES_DOWN, LANES_ACROSS = 4, 8

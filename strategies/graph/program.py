@@ -23,11 +23,11 @@ from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.compiling import compile_kernels, kernels_of
 from strategies.graph.fitting import MisfitError
 from strategies.graph.frozen import FrozenWeights
-from strategies.graph.kron import Ranges
 from strategies.graph.limits import limited, load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.options import ast_digest, kernel_calls, with_options
+from strategies.graph.ranges import Ranges
 from strategies.graph.work import arithmetic
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape

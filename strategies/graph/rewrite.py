@@ -12,9 +12,9 @@ from tinygrad.uop.ops import Ops, ParamArg, UOp, graph_rewrite
 
 from strategies.graph.buffers import Held, computed_at, loops_of, stored
 from strategies.graph.hidden import find
-from strategies.graph.kron import Ranges
 from strategies.graph.lowered import Lowered, Tail
-from strategies.graph.match import Conv, extent, is_static_range, zero_gates
+from strategies.graph.match import Conv, is_static_range, zero_gates
+from strategies.graph.ranges import Ranges, extent
 from strategies.graph.rebuild import BOUNDARY, DIVISIONS, expression
 from strategies.shape import MAX_SPATIAL_DIMS
 

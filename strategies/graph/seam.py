@@ -39,10 +39,10 @@ from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 from strategies.graph.device import flags_in_force
 from strategies.graph.fitting import Heard, fitted
 from strategies.graph.frozen import FrozenWeights, weight_slots
-from strategies.graph.kron import Ranges
 from strategies.graph.limits import allocate, load
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
+from strategies.graph.ranges import Ranges
 from strategies.graph.remembered import remembered
 from strategies.graph.rewrite import Rewriter, Wanted, all_wanted, rewrite
 

@@ -14,8 +14,8 @@ from tinygrad.uop.ops import AxisType, Ops, UOp
 from strategies.graph.buffers import hand_made
 from strategies.graph.device import opened
 from strategies.graph.fitting import request_options
-from strategies.graph.kron import Ranges
-from strategies.graph.match import Axis, Conv, extent
+from strategies.graph.match import Axis, Conv
+from strategies.graph.ranges import Ranges, extent
 
 ROW = 64
 """Threads along one axis, at most: two warps."""

@@ -7,23 +7,19 @@ in memory.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce as fold
-from operator import and_
 
-from tinygrad.dtype import AddrSpace, DType, dtypes
+from tinygrad.dtype import DType, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from strategies.graph.buffers import computed
-from strategies.graph.device import most_buffers
-from strategies.graph.frame import unflatten
-from strategies.graph.kron import Ranges, flatten
+from strategies.graph.epilogue import Epilogue, has_room
 from strategies.graph.lowered import Lowered, Tail
-from strategies.graph.match import Conv, extent
+from strategies.graph.match import Conv
 from strategies.graph.pointwise import strides_of
-from strategies.graph.rebuild import expression, gated_load, rebuild
+from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten
+from strategies.graph.rebuild import expression, rebuild
 from strategies.graph.spread import in_kernel, split_consumer
 
 VECTOR = 4
@@ -32,11 +28,6 @@ VECTOR = 4
 Store = Callable[[UOp, UOp, UOp, UOp, int, UOp], UOp]
 """From part, batch, row, a column that is a multiple of VECTOR, how many beyond it, and the sum there, in float32, to
 the store of it."""
-
-
-Put = Callable[[Mapping[UOp, UOp], Sequence[UOp], UOp], UOp]
-"""From the convolution's loops at an output, the gates beyond which there is none, and the sum there, to the store of
-what becomes of it."""
 
 
 def product_store(parts: int, batch: int, m: int, n: int, dtype: DType) -> Store:
@@ -82,7 +73,7 @@ class Sums:
             [parts, groups, self.rows, self.columns], dtype=out, device=conv.device, slot=self.ranges.new_buffer(),
         )  # fmt: skip
         row, item = flatten(conv.couts, extents(conv.couts)), flatten(conv.groups, extents(conv.groups))
-        columns = outputs(conv)
+        columns = conv.outputs
         column = flatten(columns, extents(columns))
         values = [held.read([UOp.const(part), item, row, column]) for part in range(parts)]
         return UOp.usum(*(value.cast(dtypes.float32) for value in values))
@@ -90,9 +81,9 @@ class Sums:
     def _whole(self, tail: Tail, operands: Sequence[UOp]) -> UOp:
         """The call of a kernel that stores what the tail makes of the sum."""
         conv = self.conv
-        become = Becoming(conv, tail, operands)
-        columns, outs = outputs(conv), [axis.out for axis in conv.axes]
-        in_line = all(is_in_line(each, outs, become.total) for each in (become.value, become.target))
+        epilogue = Epilogue(conv, tail, operands)
+        columns, outs = conv.outputs, [axis.out for axis in conv.axes]
+        in_line = all(is_in_line(each, outs, epilogue.total) for each in (epilogue.value, epilogue.target))
 
         def store(_part: UOp, item: UOp, row: UOp, column: UOp, e: int, summed: UOp) -> UOp:
             columns_at = placed(conv, column, e, in_line=in_line)
@@ -104,96 +95,9 @@ class Sums:
                 for index, size, loops in ((row, self.rows, conv.couts), (column, self.columns, columns))
                 if size > count(loops)
             ]
-            return become.put(bind(conv.groups, item) | bind(conv.couts, row) | columns_at, gates, summed)
+            return epilogue.put(bind(conv.groups, item) | bind(conv.couts, row) | columns_at, gates, summed)
 
-        return become.call(self.kernel(store))
-
-
-class Becoming:
-    """What becomes of a convolution's sums in the kernel that consumes them, for a kernel of our own: parameter 0 is
-    stored to, those from 1 on are the `operands`, then whatever else is read."""
-
-    def __init__(self, conv: Conv, tail: Tail, operands: Sequence[UOp]) -> None:
-        self._conv, self._buffer = conv, tail.buffer
-        self.total = UOp.placeholder((1,), conv.reduce.dtype, slot=-1, addrspace=AddrSpace.REG).index(UOp.const(0))
-        """Stands for the sum until it is known where it is."""
-        value = uncopied(tail.value, {conv.reduce: self.total})
-        self._sources = list(dict.fromkeys([*operands, *sources_of(value, self.total)]))
-        self.value = rebuild(value, parameters(self._sources))
-        self.target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0).index(*tail.index)
-
-    def put(self, where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
-        """A `Put`."""
-        here = rebuild(self.value, where)
-        loads = {u: _gated(u, gates) for u in expression(here) if u.op is Ops.INDEX and u is not self.total}
-        here = rebuild(here, loads | {self.total: summed.cast(self._conv.reduce.dtype)})
-        return _gated(rebuild(self.target, where), gates).store(here)
-
-    def call(self, kernel: UOp) -> UOp:
-        return kernel.call(self._buffer, *self._sources)
-
-
-def consumed(
-    conv: Conv, operands: Sequence[UOp], kernel: Callable[[Put], UOp], ranges: Ranges, *, apart: bool = False
-) -> Lowered:
-    """What replaces a convolution whose sums `kernel` makes, which has what is stored to as parameter 0 and the
-    operands from 1 on. Where the kernel that consumes them can be ours that is all of it; else, or if it is to be
-    `apart`, they are stored."""
-    if not apart and conv.kernel is not None and "output" not in conv.options and has_room(conv, operands):
-
-        def whole(tail: Tail) -> UOp:
-            become = Becoming(conv, tail, operands)
-            return become.call(kernel(become.put))
-
-        return Lowered(value=conv.reduce, whole=whole)
-    loops = [*conv.groups, *conv.couts, *outputs(conv)]
-    target = UOp.placeholder((count(loops),), conv.reduce.dtype, slot=0)
-
-    def put(where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
-        place = target.index(flatten([where[r] for r in loops], extents(loops)))
-        return _gated(place, gates).store(summed.cast(conv.reduce.dtype))
-
-    held = computed(
-        kernel(put), operands, extents(loops), dtype=conv.reduce.dtype, device=conv.device, slot=ranges.new_buffer()
-    )
-    value = in_kernel(conv, "output", held.read(loops))
-    return Lowered(value=value, is_read="output" not in conv.options)
-
-
-def has_room(conv: Conv, operands: Sequence[UOp]) -> bool:
-    """Whether there is a `Conv.kernel` that a kernel of our own can be: where kernels have more buffers than the device
-    allows, tinygrad divides its own, but not ours."""
-    most = most_buffers(conv.device)
-    if conv.kernel is None or most is None:
-        return conv.kernel is not None
-    tail = rebuild(conv.kernel.src[0], {conv.reduce: conv.reduce.const_like(0)})
-    return len({*operands, *sources_of(tail)}) < most
-
-
-def uncopied(value: UOp, known: dict[UOp, UOp] | None = None) -> UOp:
-    """A kernel's value with nodes replaced, and without a CONTIGUOUS, such as an assignment to what it reads has;
-    tinygrad takes those out of its own kernels."""
-    known = dict(known or {})
-    for u in expression(value):
-        if u.op is Ops.CONTIGUOUS:
-            known[u] = rebuild(u.src[0], known)
-    return rebuild(value, known)
-
-
-def sources_of(value: UOp, *but: UOp) -> list[UOp]:
-    """What a kernel's value reads, in order, except at these places."""
-    return list(dict.fromkeys(u.src[0] for u in expression(value) if u.op is Ops.INDEX and u not in but))
-
-
-def parameters(sources: Sequence[UOp], first: int = 1) -> dict[UOp, UOp]:
-    """The parameters of a kernel that stand for what it reads, from this one on."""
-    slots = enumerate(sources, first)
-    return {source: UOp.placeholder(source.max_shape, source.dtype, slot=slot) for slot, source in slots}
-
-
-def bind(loops: Sequence[UOp], index: UOp) -> dict[UOp, UOp]:
-    """The loops at the index that counts all their values as one."""
-    return dict(zip(loops, unflatten(index, extents(loops)), strict=True))
+        return epilogue.call(self.kernel(store))
 
 
 def placed(conv: Conv, column: UOp, e: int, *, in_line: bool) -> dict[UOp, UOp] | None:
@@ -205,7 +109,7 @@ def placed(conv: Conv, column: UOp, e: int, *, in_line: bool) -> dict[UOp, UOp] 
         last = vector % vectors * VECTOR + e
         return bind(conv.batch, vector // vectors) | dict.fromkeys(outs[:-1], UOp.const(0)) | {outs[-1]: last}
     if extent(outs[-1]) % VECTOR == 0:
-        where = bind(outputs(conv), column)
+        where = bind(conv.outputs, column)
         return where | {outs[-1]: where[outs[-1]] + e}
     return None
 
@@ -228,49 +132,3 @@ def _is_in_line(load: UOp, outs: Sequence[UOp]) -> bool:
     in_line = dict.fromkeys(outs[:-1], UOp.const(0)) | {outs[-1]: flatten(outs, extents(outs))}
     difference = (at - rebuild(at, in_line)).simplify()
     return difference.op is Ops.CONST and difference.val == 0
-
-
-def is_gatherable(value: UOp) -> bool:
-    """Whether a kernel of our own can compute the value wherever it needs it: there is no sum in it, and no Variable,
-    which it is not given."""
-    nodes = expression(value)
-    variable = any(u.op is Ops.INDEX and u.src[0].addrspace is AddrSpace.ALU for u in nodes)
-    return not variable and not any(u.op is Ops.REDUCE for u in nodes)
-
-
-def reads_what_it_overwrites(conv: Conv) -> bool:
-    """Whether the kernel that consumes the convolution stores to what the convolution reads: a window must not be
-    gathered after its neighbour's output has been stored."""
-    if conv.kernel is None or conv.kernel.op is not Ops.END:
-        return False
-    target = _base(conv.kernel.src[0].src[0])
-    return any(_base(source) is target for operand in (conv.activation, conv.weight) for source in sources_of(operand))
-
-
-def _base(u: UOp) -> UOp:
-    while u.op in (Ops.INDEX, Ops.AFTER):
-        u = u.src[0]
-    return u
-
-
-def outputs(conv: Conv) -> list[UOp]:
-    """The loops over the outputs of one cout, of all images."""
-    return [*conv.batch, *(axis.out for axis in conv.axes)]
-
-
-def extents(loops: Sequence[UOp]) -> list[int]:
-    return [extent(r) for r in loops]
-
-
-def count(loops: Sequence[UOp]) -> int:
-    return math.prod(map(extent, loops))
-
-
-def filled(size: int, block: int) -> int:
-    """So many in whole blocks."""
-    return -(-size // block) * block
-
-
-def _gated(load: UOp, gates: Sequence[UOp]) -> UOp:
-    """An INDEX that is taken where every gate holds."""
-    return gated_load(load, fold(and_, gates)) if gates else load

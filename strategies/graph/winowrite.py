@@ -25,15 +25,16 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
-from strategies.graph.frame import Coords, Frame, as_uop, frame
-from strategies.graph.kron import Index, KernelRanges, Known, Ranges, ended, flatten, kron
+from strategies.graph.epilogue import Put, with_epilogue
+from strategies.graph.frame import Coords, Frame, frame
+from strategies.graph.kron import Known, kron
 from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
-from strategies.graph.match import Conv, extent
+from strategies.graph.match import Conv
 from strategies.graph.matmul import MOST_BLOCKS, Blocking, matmul
+from strategies.graph.ranges import Index, KernelRanges, Ranges, as_uop, ended, extent, flatten
 from strategies.graph.rebuild import gated, rebuild
 from strategies.graph.spread import in_kernel, share, split_consumer, threads
-from strategies.graph.sums import Put, consumed
 from strategies.transform import Matrix
 
 Intermediate = Callable[[Coords], UOp]
@@ -322,7 +323,7 @@ def _in_lanes(space: Frame, stage: Stage, product: Intermediate) -> Lowered:
         done = ended(stores, loops)
         return done.sink(arg=KernelInfo(name=f"untile_{'_'.join(map(str, sizes))}", opts_to_apply=()))
 
-    return consumed(space.conv, [mhat.buffer], kernel, space.ranges)
+    return with_epilogue(space.conv, [mhat.buffer], kernel, space.ranges)
 
 
 def untiled(
