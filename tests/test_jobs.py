@@ -614,30 +614,43 @@ def test_fifty_streams_ask_the_database_as_often_as_one(kind: str, tmp_path: Pat
         service = streaming(store, Followed(store.named_jobs, routes.POLL_S))
         request: Any = SimpleNamespace(scope={PRESENTED: token}, headers=Headers({"Authorization": f"Bearer {secret}"}))
 
-        async def follow(job: Job) -> list[str]:
-            return [part async for part in routes._stream(service, request, job, "") if part.startswith("id: ")]
+        told: list[list[str]] = [[] for _ in range(50)]
+
+        async def follow(number: int) -> None:
+            async for part in routes._stream(service, request, jobs[number % 5], ""):
+                if part.startswith("id: "):
+                    told[number].append(part)
+
+        async def until(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(60):
+                while not condition():  # noqa: ASYNC110 - what is waited for happens elsewhere
+                    await asyncio.sleep(0.02)
 
         async def work() -> None:
-            for job in jobs:
+            for number, job in enumerate(jobs):
                 claim = await asyncio.to_thread(store.claim, "w")
+                assert claim is not None
                 await asyncio.to_thread(store.progress, claim, {"trials": job.id})
-                await asyncio.sleep(0.5)
+                its = told[number::5]
+                await until(lambda its=its: all(len(parts) > 1 for parts in its))  # type: ignore[misc]
                 await asyncio.to_thread(store.finish, claim)
 
-        async def all_of_them() -> list[list[str]]:
-            streams = [asyncio.create_task(follow(jobs[number % 5])) for number in range(50)]
-            await asyncio.sleep(0.3)
+        async def all_of_them() -> None:
+            streams = [asyncio.create_task(follow(number)) for number in range(50)]
+            await until(lambda: all(told))
+            first = asked[0]
+            await until(lambda: asked[0] > first + 3)  # all have been through their first look
             event.listen(store._engine, "begin", counted)
             begun = time.monotonic()
-            await asyncio.sleep(2.0)
+            await until(lambda: reads[0] >= 5)
             event.remove(store._engine, "begin", counted)
             looks = (time.monotonic() - begun) / routes.POLL_S + 2
-            assert 5 <= reads[0] <= looks, "transactions"
+            assert reads[0] <= looks, "transactions"
             await work()
-            return await asyncio.gather(*streams)
+            await asyncio.gather(*streams)
 
         begun = time.monotonic()
-        told = asyncio.run(all_of_them())
+        asyncio.run(all_of_them())
         assert asked[0] <= (time.monotonic() - begun) / routes.POLL_S + 2
         for number, parts in enumerate(told):
             assert "event: end" in parts[-1]

@@ -133,7 +133,7 @@ def test_a_runner_measures_a_candidate_with_the_options_found() -> None:
     candidate = Candidate.of("four_buffer", tile=2, output="auto")
     with LocalRunner("CPU") as runner:
         request = Request(
-            key=key, candidates=(candidate,), rounds=2, keep=1, options=Budget(seconds=3.0, trials=9), limits=Limits()
+            key=key, candidates=(candidate,), rounds=2, keep=1, options=Budget(seconds=60.0, trials=9), limits=Limits()
         )
         [measured] = runner.measure(request)
     assert measured.ok, measured.reason
