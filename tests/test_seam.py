@@ -375,6 +375,39 @@ def test_a_graph_whose_kernels_do_not_compile_is_scheduled_alone(threads: int) -
     assert done.stdout.strip() == "['KernelOptError']"
 
 
+CAPTURED = """
+from tinygrad import TinyJit
+state = []
+
+@TinyJit
+def step(x):
+    y = x.conv2d(w)
+    if not state:  # as an optimiser that makes its state at its first step
+        state.append(y.detach().realize())
+        return y.relu().realize()
+    return (y + state[0]).relu().realize()
+
+w = normal(4, 4, 3, 3, seed=1)
+for seed in range(4):
+    x = normal(1, 4, 9, 9, seed=seed)
+    with Context(JIT=0):
+        y = x.conv2d(w).numpy()
+    before, found = len(heard), step(x).numpy()
+    assert seed != 1 or len(heard) - before == 1  # the jit captures at its second call
+    first = y if seed == 0 else first
+    assert np.allclose(found, np.maximum(y + first if seed else y, 0), atol=1e-5), seed
+"""
+
+
+def test_a_graph_that_a_jit_captures_and_that_does_not_compile_is_scheduled_alone() -> None:
+    """One that the jit had not seen before: nobody has run it, and found out."""
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
+    script = DOES_NOT_COMPILE.replace("import sys", "from tinygrad.helpers import Context\nimport sys") + CAPTURED
+    done = subprocess.run([sys.executable, "-c", script, "1"], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_threads_schedule_while_a_third_switches() -> None:
     """Right numbers, no stale schedule, no deadlock: every schedule of the switching thread is of its own lowering."""
     # an input for each thread: of one graph that two have, the tensors of both are scheduled by either, run by one

@@ -10,7 +10,8 @@ inside tinygrad's PatternMatchers cannot: these hold copied globals):
 - `memory_plan_rewrite` of `tinygrad.schedule` and `tinygrad.engine.jit`, where a schedule, or all that a jit captured,
   has its buffers: what is computed of frozen weights is taken out of it (see `frozen`);
 - `tinygrad.engine.realize.compile_linear`, just before a schedule runs: one that we rewrote and that does not compile,
-  does not load or finds no memory is made anew without us.
+  does not load or finds no memory is made anew without us. What a jit captures runs later, as a part of all that it
+  captured: it is compiled and loaded as soon as it is scheduled.
 
 tinygrad caches schedules by graph, in front of the first name. What acts is therefore made part of the graph: the SINK
 of each function carries, in its `arg`, who is attached, as of when, and the code generation flags in force. So a switch
@@ -32,7 +33,8 @@ import tinygrad.engine.jit
 import tinygrad.engine.realize
 import tinygrad.schedule
 import tinygrad.tensor
-from tinygrad.helpers import NUM_CPU_THREADS, Context
+from tinygrad.engine.realize import capturing, lower_and_compile
+from tinygrad.helpers import CAPTURING, NUM_CPU_THREADS, Context
 from tinygrad.schedule import rangeify
 from tinygrad.uop.ops import KernelInfo, Ops, PatternMatcher, UOp, UPat
 
@@ -287,11 +289,17 @@ def _create_linear_with_vars(original: Callable[..., Any]) -> Callable[..., Any]
             attachment.scheduled(graph)
             return original(big_sink)
         rescue = _Rescue(attachment=attachment, graph=graph, schedule=lambda: original(big_sink))
+        captured = _captured()
+        before = len(captured)
         try:
             linear, variables = _scheduled(original, big_sink, graph, mark, attachment, rewritten)
+            if graph in rewritten and attachment.failed is not None:
+                for taken in captured[before:]:
+                    _runnable(lower_and_compile, taken)
         except Exception as error:
             if graph not in rewritten:
                 raise
+            del captured[before:]
             return rescue.plain(error)
         attachment.scheduled(graph)
         if graph in rewritten and linear.src:
@@ -323,9 +331,7 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
         if rescue is None or rescue.attachment.failed is None:
             return original(linear, *args, **options)
         try:
-            with remembered(linear):
-                compiled = original(linear, *args, **options)
-            load(compiled)
+            compiled = _runnable(original, linear, *args, **options)
             allocate(compiled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the program did not ask for it
             with Context(CAPTURING=0):
@@ -334,6 +340,19 @@ def _compile_linear(original: Callable[..., UOp]) -> Callable[..., UOp]:
         return compiled
 
     return compile_linear
+
+
+def _captured() -> list[UOp]:
+    """The schedules that a jit has captured, if one is just capturing: what it captures is not returned."""
+    return getattr(capturing[0], "_linears", []) if capturing and CAPTURING else []
+
+
+def _runnable(compile_linear: Callable[..., UOp], linear: UOp, *args: Any, **options: Any) -> UOp:
+    """The schedule with its kernels compiled and loaded."""
+    with remembered(linear):
+        compiled = compile_linear(linear, *args, **options)
+    load(compiled)
+    return compiled
 
 
 def _memory_plan_rewrite(original: Callable[..., UOp]) -> Callable[..., UOp]:
