@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from autotune.report import Report, Stats
     from autotune.runtime import explain_last, forced, install, refresh, stats, tuned, uninstall
     from strategies.key import Policy
@@ -34,9 +36,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import on first use: the hook needs tinygrad's internals, `import autotune` needs nothing."""
     if name in ("explain_last", "forced", "install", "refresh", "stats", "tuned", "uninstall"):
-        from autotune import runtime
-
-        return getattr(runtime, name)
+        return getattr(_face(), name)
     if name in ("Report", "Stats"):
         from autotune import report
 
@@ -46,3 +46,17 @@ def __getattr__(name: str) -> Any:
 
         return Policy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _face() -> ModuleType:
+    """`runtime`, or what stands for it where tinygrad lacks what that imports."""
+    try:
+        from autotune import runtime
+    except (ImportError, AttributeError) as error:
+        from autotune import inactive
+
+        if not inactive.is_tinygrads(error):
+            raise
+        inactive.say(error)
+        return inactive
+    return runtime

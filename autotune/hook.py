@@ -6,10 +6,8 @@ and warned of once.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from autotune.decisions import Answer, Decisions
 from autotune.report import Outcome, Report, Stats, tally
+from autotune.warn import warn_once
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError, lower
 from strategies.graph.device import describe_device
@@ -220,23 +219,6 @@ def _reported(
         device=conv.device, outcome=outcome, reason=reason, key=keys[0] if keys else None,
         candidate=answer.candidate if answer is not None else None,
     )  # fmt: skip
-
-
-_warned: set[str] = set()
-
-
-def warn_once(kind: str, message: str) -> None:
-    """A RuntimeWarning, the first time that something of this kind is said in this process.
-
-    Where the program turns warnings into errors it stays one line on stderr: the hook never breaks a program.
-    """
-    if kind in _warned:
-        return
-    _warned.add(kind)
-    try:
-        warnings.warn(f"autotune: {message}", RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:
-        sys.stderr.write(f"autotune: {message}\n")
 
 
 def _line(error: Exception) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.decisions import Decisions, Forced, Winners
-from autotune.hook import Hook, warn_once
+from autotune.hook import Hook
 from autotune.report import Report, Stats
 from autotune.snapshot import Snapshot
 from autotune.sources import Source, SourceError, open_source
+from autotune.warn import warn_once
 from strategies.graph import frozen, seam
 from strategies.key import Policy
 from strategies.registry import get_strategy

@@ -18,7 +18,7 @@ from tinygrad.helpers import Context
 from values import a_winner
 
 import autotune
-from autotune import bundle, decisions, hook, runtime
+from autotune import bundle, decisions, runtime, warn
 from autotune.sources import open_source
 from autotune.winner import Winner
 from db import open_store
@@ -52,7 +52,7 @@ def count() -> int:
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has warned of nothing, looks for changes at every schedule, and gets its tinygrad back."""
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     monkeypatch.setattr(decisions, "POLL_S", 0.0)
     monkeypatch.delenv("AUTOTUNE_SOURCE", raising=False)
     with Context(NOOPT=1):  # compiling is most of the time here

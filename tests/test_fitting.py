@@ -22,7 +22,7 @@ from tinygrad.helpers import NUM_CPU_THREADS, Context
 from values import a_winner
 
 import autotune
-from autotune import bundle, decisions, hook
+from autotune import bundle, decisions, warn
 from autotune.models import resnet18
 from strategies.candidate import Candidate, KernelOptions
 from strategies.graph.device import describe_device, opened
@@ -44,7 +44,7 @@ DIRECT = Candidate(strategy="direct", kernel_options=(("convolution", KernelOpti
 
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     monkeypatch.setattr(decisions, "POLL_S", 0.0)
     with Context(NOOPT=1):  # so that options show, and compiling is quick
         yield
@@ -210,7 +210,7 @@ def test_a_bundle_with_options_that_are_none_is_refused_as_a_whole(tmp_path: Pat
         with autotune.tuned(str(path)), pytest.warns(RuntimeWarning, match="winners cannot be read"):
             did = counted(lambda: conv().numpy())
         assert (did.hits, did.misses) == (0, 1)
-        hook._warned.clear()
+        warn._warned.clear()
 
 
 def test_a_winograd_lowering_keeps_what_fits_and_loses_what_does_not(tmp_path: Path) -> None:

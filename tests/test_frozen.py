@@ -17,7 +17,7 @@ from tinygrad.uop.ops import UOp
 from values import a_winner
 
 import autotune
-from autotune import bundle, hook
+from autotune import bundle, warn
 from strategies.candidate import Candidate
 from strategies.graph import frozen
 from strategies.graph.device import describe_device
@@ -30,7 +30,7 @@ SHAPE = ConvShape.of((1, 4, 12, 12), (4, 4, 3, 3), padding=1)
 
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     gc.collect()  # what earlier tests left
     with Context(NOOPT=1):
         yield

@@ -14,8 +14,8 @@ from tinygrad import Tensor
 from tinygrad.helpers import Context
 
 import autotune
-from autotune import hook, tune
 from autotune import measure as measuring
+from autotune import tune, warn
 from autotune.job import Budget
 from autotune.measurement import Measurement, Status
 from autotune.reference import convolve
@@ -42,7 +42,7 @@ PRODUCT = r"data2_(?!144\b)"
 @pytest.fixture(autouse=True)
 def simple(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(measuring, "_bench", measuring.Bench())
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     with Context(NOOPT=1, DEV="METAL"):
         yield
 

@@ -83,3 +83,30 @@ def test_the_wheel_tunes_and_applies_outside_the_checkout(wheel: Path, tmp_path:
     assert applied["fallbacks"] == applied["misses"] == 0, (tuned, applied)
     assert applied["hits"] or '"direct"' in json.dumps(tuned), (tuned, applied)
     assert applied["error"] <= 1e-4
+
+
+OTHER_TINYGRAD = """
+import autotune
+autotune.install("nowhere.json")
+with autotune.forced("four_buffer", tile=4), autotune.tuned("nowhere.json"):
+    pass
+autotune.uninstall()
+print(autotune.stats().convolutions, autotune.refresh(), autotune.explain_last())
+"""
+
+
+@pytest.mark.parametrize("inside", ["", "import enum\nclass Ops(enum.Enum):\n    ADD = 1\nclass UOp: pass\n"])
+def test_a_tinygrad_that_lacks_what_the_hook_imports(inside: str, tmp_path: Path) -> None:
+    """It warns, once, and does nothing, as with any other that is not supported."""
+    for name, text in (("__init__", "class Tensor: pass"), ("uop/__init__", ""), ("uop/ops", inside)):
+        path = tmp_path / "tinygrad" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    about = tmp_path / "tinygrad-0.13.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: tinygrad\nVersion: 0.13.0\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    done = subprocess.run([sys.executable, "-c", OTHER_TINYGRAD], capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "0 0 ()\n"
+    assert done.stderr.count("autotune: inactive: tinygrad 0.13.0 is not supported: install tinygrad 0.14.x") == 1

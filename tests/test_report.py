@@ -15,7 +15,7 @@ from tinygrad.helpers import Context
 from values import a_winner
 
 import autotune
-from autotune import bundle, hook
+from autotune import bundle, warn
 from autotune.report import Outcome
 from autotune.winner import Winner
 from strategies.candidate import Candidate
@@ -29,7 +29,7 @@ X, W = normal(*SHAPE.input_shape), normal(*SHAPE.weight_shape, seed=1)
 
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     with Context(NOOPT=1):
         yield
     autotune.uninstall()

@@ -24,7 +24,7 @@ from tinygrad.schedule import rangeify, schedule_cache
 from tinygrad.uop.ops import AxisType, Ops, UOp
 
 import autotune
-from autotune import hook, runtime
+from autotune import runtime, warn
 from strategies.candidate import Candidate, KernelOptions
 from strategies.graph import seam
 from strategies.graph.apply import lower
@@ -39,7 +39,7 @@ from strategies.shape import ConvShape
 
 @pytest.fixture(autouse=True)
 def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hook, "_warned", set())
+    monkeypatch.setattr(warn, "_warned", set())
     before = names()
     yield
     autotune.uninstall()

@@ -47,8 +47,8 @@ from strategies.graph.match import Conv
 from strategies.graph.ranges import Ranges
 from strategies.graph.remembered import remembered
 from strategies.graph.rewrite import Rewriter, Wanted, all_wanted, rewrite
+from strategies.supported import TINYGRAD as SUPPORTED
 
-SUPPORTED = "0.14"
 _NAMES = (
     (rangeify, "run_rangeify"), (rangeify, "pm_remove_bufferize"), (rangeify, "pm_const_buffer_folding"),
     (tinygrad.tensor, "create_linear_with_vars"), (tinygrad.schedule, "schedule_cache"),
