@@ -16,10 +16,12 @@ from autotune.phases import Phase, phases
 from autotune.winner import Interval
 from strategies.candidate import Candidate
 from strategies.graph import seam
+from strategies.graph.apply import NotApplicableError
 from strategies.graph.device import describe_device
 from strategies.graph.frame import frame
 from strategies.graph.lowered import Lowered
-from strategies.graph.winowrite import Stage, _mhat, _staged, ghat_of, xhat_of
+from strategies.graph.program import Program
+from strategies.graph.winowrite import PHASES, Stage, _mhat, _staged, ghat_of, xhat_of
 from strategies.key import ConvKey
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape
@@ -43,6 +45,17 @@ def test_each_phase_adds_a_part(strategy: str, kernels: list[int]) -> None:
         assert phase.time_s is not None
         assert phase.time_s.median > 0
         assert min(phase.schedule_s, phase.compile_s, phase.source_bytes) > 0
+
+
+@pytest.mark.parametrize(("strategy", "device"), [("implicit_gemm", "PYTHON"), ("cache_blocked", "CPU")])
+def test_what_is_made_as_one_cannot_be_stopped(strategy: str, device: str) -> None:
+    candidate = get_strategy(strategy).candidate()
+    for phase in PHASES[:-1]:
+        with pytest.raises(NotApplicableError, match="made as one"):
+            Program(KEY.shape, candidate, device, compiled=False, until=phase)
+    assert Program(KEY.shape, candidate, device, compiled=False, until=PHASES[-1])
+    with pytest.raises(ValueError, match="expected one of XHAT"):
+        Program(KEY.shape, candidate, device, compiled=False, until="the end")
 
 
 def test_what_cannot_be_built_says_why() -> None:

@@ -12,6 +12,7 @@ from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv, match
 from strategies.graph.ranges import Ranges, extent
 from strategies.graph.rebuild import rebuild
+from strategies.graph.winowrite import PHASES
 from strategies.registry import Strategy, get_strategy
 
 LAST = frozenset({"convolution", "output"})
@@ -29,9 +30,11 @@ def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") 
 
     Its kernels get the candidate's options once they are known: see `fitting`.
 
-    Raises NotApplicableError where it does not apply, UnknownStrategyError or ParameterError for a candidate of another
-    release.
+    Raises NotApplicableError where it does not apply or cannot be stopped there, UnknownStrategyError or ParameterError
+    for a candidate of another release, ValueError for a place to stop that nobody knows.
     """
+    if until and until not in PHASES:
+        raise ValueError(f"expected one of {', '.join(PHASES)}, found {until!r}")
     strategy = get_strategy(candidate.strategy)
     params = strategy.bound(candidate)
     conv = replace(conv, options=dict(candidate.kernel_options), until=until)
@@ -41,6 +44,8 @@ def lower(conv: Conv, candidate: Candidate, ranges: Ranges, *, until: str = "") 
     new = _lowered_alone(conv, strategy, params, ranges) if apart else _lowered(conv, strategy, params, ranges)
     if new is None:
         raise NotApplicableError(f"{candidate} does not apply to this convolution")
+    if until in PHASES[:-1] and new.until != until:
+        raise NotApplicableError(f"{candidate} is made as one: it cannot be stopped after {until}")
     return new
 
 
@@ -61,4 +66,6 @@ def _lowered_alone(conv: Conv, strategy: Strategy, params: Any, ranges: Ranges) 
     if alone is None:
         return None
     new = _lowered(replace(alone, options=conv.options, until=conv.until), strategy, params, ranges)
-    return Lowered(value=staged(new.value, own, device=conv.device).read(conv.loops)) if new is not None else None
+    if new is None:
+        return None
+    return Lowered(value=staged(new.value, own, device=conv.device).read(conv.loops), until=new.until)

@@ -40,7 +40,7 @@ from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.ranges import Index, KernelRanges, Ranges, as_uop, ended, flatten
 from strategies.graph.rebuild import defined, rebuild
-from strategies.graph.winowrite import GHAT, PHASES, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
+from strategies.graph.winowrite import GHAT, Stage, filter_of, ghat_of, hold, tile_of, transformed, untiled
 
 FILTERS = Stage(layout="GOCAo", loops="GOCoA", upcast="A", by_hand=True, lanes="o")
 
@@ -61,12 +61,11 @@ class Blocks:
 
 def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
     """What replaces `conv.reduce`; None where no axis has three taps, an operand is more than elementwise of what is in
-    memory or in too many buffers, on a device whose threads would share the scratch buffers, or if it is to be stopped
-    on its way."""
+    memory or in too many buffers, or on a device whose threads would share the scratch buffers."""
     space = frame(conv, ranges, m=by.tile, cout_block=by.couts, tile_block=by.tiles)
-    if conv.until in PHASES[:-1] or opened(conv.device).renderer.has_local:
-        return None
     if space is None or conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
+        return None
+    if opened(conv.device).renderer.has_local:
         return None
     if not is_gatherable(conv.activation) or not (by.staged or is_gatherable(conv.weight)):
         return None

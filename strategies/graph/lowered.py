@@ -33,3 +33,5 @@ class Lowered:
     whole: Callable[[Tail], UOp] | None = None
     is_read: bool = False
     """Whether `value` does nothing but read what a kernel has stored."""
+    until: str = ""
+    """Where it stops on its way, if it does: `Conv.until`."""

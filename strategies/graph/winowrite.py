@@ -133,7 +133,7 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
         return None
     if conv.until in PHASES[:-1]:
         stopped = _stopped(space, plan, mhat, *operands)
-        return Lowered(value=stopped) if stopped is not None else None
+        return Lowered(value=stopped, until=conv.until) if stopped is not None else None
     by_hand = plan.workgroup is not None
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
     if by_hand and conv.shared:
