@@ -18,16 +18,18 @@ from graphs import TOLERANCE, Array, counted, examples, kernels, normal, relativ
 from hypothesis import given
 from hypothesis import strategies as st
 from tinygrad import Tensor, TinyJit
-from tinygrad.helpers import NUM_CPU_THREADS, Context
+from tinygrad.codegen.opt import OptOps
+from tinygrad.helpers import NUM_CPU_THREADS, Context, Target
+from tinygrad.renderer.cstyle import OpenCLRenderer
 from values import a_winner
 
 import autotune
 from autotune import bundle, decisions, warn
 from autotune.models import resnet18
 from strategies.candidate import Candidate, KernelOptions
-from strategies.graph.device import describe_device, opened
+from strategies.graph.device import describe_device, flags_in_force, opened
 from strategies.graph.find import find_convolutions
-from strategies.graph.fitting import MisfitError, fit
+from strategies.graph.fitting import MisfitError, fit, heuristics_without_tensor_cores
 from strategies.graph.kernels import tunable_kernels
 from strategies.key import ConvKey
 from strategies.registry import get_strategy
@@ -248,6 +250,16 @@ def test_a_schedule_that_tinygrad_has_cached_has_its_options(tmp_path: Path) -> 
 
 def test_the_renderer_is_that_of_the_device() -> None:
     assert opened("CPU").renderer is KERNEL.renderer
+
+
+def test_what_heuristics_choose_is_of_the_flags_in_force() -> None:
+    x, w = Tensor.empty(8, 32, 34, 34, device="NULL"), Tensor.empty(32, 32, 3, 3, device="NULL")
+    [kernel] = [call.src[0] for call in x.conv2d(w).schedule_linear().src]
+    renderer = OpenCLRenderer(Target("CL"))
+    assert any(opt.op is OptOps.LOCAL for opt in heuristics_without_tensor_cores(kernel, renderer, flags_in_force()))
+    with Context(NOLOCALS=1):
+        chosen = heuristics_without_tensor_cores(kernel, renderer, flags_in_force())
+    assert not any(opt.op is OptOps.LOCAL for opt in chosen)
 
 
 def test_every_convolution_of_resnet18_has_its_winner_applied(tmp_path: Path) -> None:

@@ -50,7 +50,11 @@ def available_devices() -> tuple[str, ...]:
     return tuple(found)
 
 
-def flags_in_force() -> tuple[tuple[str, str], ...]:
+Flags = tuple[tuple[str, str], ...]
+"""Names and values, sorted."""
+
+
+def flags_in_force() -> Flags:
     """The code generation flags that differ from their defaults, sorted: of this process, at this moment."""
     variables = ContextVar._cache  # noqa: SLF001 - the one place where tinygrad lists them
     values = {name: str(variables[name].value) for name in KERNEL_FLAGS if name in variables}

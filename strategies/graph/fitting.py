@@ -31,7 +31,7 @@ from tinygrad.uop.ops import AxisType, Ops, UOp, axis_letters, graph_rewrite
 from tinygrad.uop.symbolic import sym
 
 from strategies.candidate import KernelOptions, Option, kinds_of
-from strategies.graph.device import opened
+from strategies.graph.device import Flags, flags_in_force, opened
 from strategies.graph.options import opt_of
 
 MARK = "autotune"
@@ -128,15 +128,15 @@ def spare_tensor_cores(kernel: UOp, renderer: Renderer) -> UOp | None:
     if not any(u.op is Ops.RANGE and u.arg[-1] in REGISTERS for u in kernel.toposort()):
         return None
     try:
-        opts = heuristics_without_tensor_cores(kernel, renderer)
+        opts = heuristics_without_tensor_cores(kernel, renderer, flags_in_force())
     except KernelOptError:
         return None  # it has none without them either: tinygrad says so when it compiles the kernel
     return _with_options(kernel, opts)
 
 
 @functools.lru_cache(maxsize=512)
-def heuristics_without_tensor_cores(kernel: UOp, renderer: Renderer) -> tuple[Opt, ...]:
-    """What tinygrad would do to this kernel with TC=0. Raises KernelOptError."""
+def heuristics_without_tensor_cores(kernel: UOp, renderer: Renderer, _flags: Flags) -> tuple[Opt, ...]:
+    """What tinygrad would do to this kernel with TC=0, under the flags in force. Raises KernelOptError."""
     with Context(TC=0):
         return tuple(hand_coded_optimizations(scheduler_of(kernel, renderer)).applied_opts)
 
@@ -160,11 +160,13 @@ def _with_options(kernel: UOp, opts: tuple[Opt, ...] | None) -> UOp:
 
 def fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer) -> tuple[Opt, ...]:
     """The options as tinygrad's, tried on this kernel. Raises MisfitError, and nothing else whatever they are."""
-    return _fit(kernel, axes, options, renderer, NUM_CPU_THREADS.value)
+    return _fit(kernel, axes, options, renderer, (flags_in_force(), NUM_CPU_THREADS.value))
 
 
 @functools.lru_cache(maxsize=512)
-def _fit(kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer, _threads: int) -> tuple[Opt, ...]:
+def _fit(
+    kernel: UOp, axes: str, options: tuple[Option, ...], renderer: Renderer, _outside: tuple[Flags, int]
+) -> tuple[Opt, ...]:  # fmt: skip
     if len(options) > MAX_OPTIONS or not all(map(is_well_formed, options)):
         raise MisfitError("no options that a kernel can have")
     opts = tuple(map(opt_of, options))

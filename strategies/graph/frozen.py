@@ -101,7 +101,7 @@ class FrozenWeights:
             return sum(buffer.nbytes() for buffers in self._kept.values() for buffer in buffers)
 
     def _transforms_a_weight(self, call: UOp, held: AbstractSet[UOp]) -> bool:
-        if call.src[0].op is not Ops.SINK or len(call.src) != 3:
+        if call.src[0].op is not Ops.SINK or len(call.src) != 3 or call.src[0].variables():
             return False
         out, weight = call.src[1:]
         return (
