@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ import autotune
 from autotune.reference import convolve, inputs
 from autotune.verify import bound
 from strategies.candidate import Candidate
-from strategies.graph import Blocking, Plan, Stage
 from strategies.graph.apply import NotApplicableError
 from strategies.graph.program import Program
 from strategies.key import Policy
@@ -221,10 +219,3 @@ def test_big_and_small_values(scale: float) -> None:
     with autotune.forced("hybrid_grid", tile=4):
         found = x.conv2d(w, padding=1).numpy().astype(np.float64) / scale
     assert relative(found, plain) < TOLERANCE
-
-
-@pytest.mark.parametrize("given", [{"xhat": Stage(layout="GCTt")}, {"channel_block": 4}])
-def test_a_plan_that_would_be_ignored_in_part(given: dict[str, Any]) -> None:
-    workgroup = Blocking(rows=16, columns=32, depth=4, thread_rows=4, thread_columns=4)
-    with pytest.raises(ValueError, match=f"lays out its own operands: leave out {next(iter(given))}"):
-        Plan(workgroup=workgroup, **given)

@@ -1,17 +1,17 @@
 """tinygrad's edge: everything that knows tinygrad's internals. The names below are what a strategy is written with."""
 
 from strategies.graph.cache_blocked import Blocks, cache_blocked
-from strategies.graph.device import has_shared_memory
 from strategies.graph.implicit import implicit
 from strategies.graph.implicit_gemm import implicit_gemm
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv
 from strategies.graph.matmul import Blocking
 from strategies.graph.ranges import Ranges, extent
+from strategies.graph.shared_memory import shared_memory
 from strategies.graph.tensor_matmul import Tiling
 from strategies.graph.winowrite import Plan, Stage, winowrite
 
 __all__ = [
     "Axis", "Blocking", "Blocks", "Conv", "Lowered", "Plan", "Ranges", "Stage", "Tiling", "cache_blocked", "extent",
-    "has_shared_memory",    "implicit", "implicit_gemm", "winowrite",
+    "implicit", "implicit_gemm", "shared_memory", "winowrite",
 ]  # fmt: skip

@@ -24,17 +24,16 @@ from functools import partial
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
-from strategies.graph.buffers import Held, computed, in_one_piece, staged, stored, stored_singly
+from strategies.graph.buffers import Held, in_one_piece, staged, stored, stored_singly
 from strategies.graph.epilogue import Put, with_epilogue
 from strategies.graph.frame import Coords, Frame, frame
 from strategies.graph.kron import Known, kron
 from strategies.graph.lanes import MOST_LANES, Elements, divided, gathered, lane_of, scattered
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.matmul import MOST_BLOCKS, Blocking, matmul
 from strategies.graph.ranges import Index, KernelRanges, Ranges, as_uop, ended, extent, flatten
 from strategies.graph.rebuild import gated, rebuild
-from strategies.graph.spread import in_kernel, share, split_consumer, threads
+from strategies.graph.spread import in_kernel, share
 from strategies.transform import Matrix
 
 Intermediate = Callable[[Coords], UOp]
@@ -89,9 +88,7 @@ class Plan:
     With `tile` 0 nothing is transformed: XHAT are the windows copied out as columns (im2col), GHAT is the weight, and
     outputs take the place of tiles.
 
-    With a `workgroup` the product is the kernel of `matmul`, over blocks of its rows (couts) and columns (tiles), and
-    the kernels around it are spread over threads by hand: it has its operands in buffers as it needs them, and takes
-    no Stage nor `channel_block`. Raises ValueError for one that has.
+    Raises ValueError for lanes along what is no innermost axis.
     """
 
     tile: int = 4
@@ -103,14 +100,10 @@ class Plan:
     cout_block: int = 0
     tile_block: int = 0
     channel_block: int = 0
-    workgroup: Blocking | None = None
 
     def __post_init__(self) -> None:
         if self.output == "lanes" and (self.mhat is None or self.mhat.layout[-1] not in "to"):
             raise ValueError("lanes are along the innermost axis of a staged MHAT, t or o")
-        given = [name for name in ("xhat", "ghat", "mhat", "channel_block") if getattr(self, name)]
-        if self.workgroup is not None and given:
-            raise ValueError(f"a workgroup's product lays out its own operands: leave out {', '.join(given)}")
 
 
 def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
@@ -125,23 +118,12 @@ def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
     operands = partial(xhat_of, space, nested, xhat_lanes), partial(ghat_of, space, nested, ghat_lanes)
     if plan.output == "lanes" and plan.mhat is not None and conv.until not in PHASES[:-1]:
         return _in_lanes(space, plan.mhat, _product(space, plan, *operands))
-    if plan.workgroup is None:
-        mhat = _staged(space, plan.mhat, "product", MHAT, _product(space, plan, *operands))
-    elif _fits(space, plan.workgroup):
-        mhat = _matmul(space, plan.workgroup, *operands)
-    else:
-        return None
+    mhat = _staged(space, plan.mhat, "product", MHAT, _product(space, plan, *operands))
     if conv.until in PHASES[:-1]:
-        stopped = _stopped(space, plan, mhat, *operands)
-        return Lowered(value=stopped, until=conv.until) if stopped is not None else None
-    by_hand = plan.workgroup is not None
+        return Lowered(value=_stopped(space, plan, mhat, *operands), until=conv.until)
     inline = plan.output == "inline" or (plan.output == "auto" and space.exact)
-    if by_hand and conv.shared:
-        inline = False  # whatever else that kernel computes, threads for our tiles are not for it
-    value = (_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat, by_hand)).cast(conv.reduce.dtype)
-    if by_hand and (split := split_consumer(conv, space.axes, space.m, ranges)) is not None:
-        return Lowered(value=in_kernel(conv, "output", value, by_hand=True), split=split)
-    return Lowered(value=in_kernel(conv, "output", value))
+    value = untiled_inline(space, nested, mhat) if inline else _tiled(space, nested, mhat)
+    return Lowered(value=in_kernel(conv, "output", value.cast(conv.reduce.dtype)))
 
 
 def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: Intermediate) -> Intermediate:
@@ -263,36 +245,7 @@ def _product(space: Frame, plan: Plan, xhat: Intermediate, ghat: Intermediate) -
     return partial(_mhat, space, plan.channel_block, xhat, ghat)
 
 
-def _fits(space: Frame, by: Blocking) -> bool:
-    """Whether channels divide into the blocks' depth, and there are no more blocks than a grid has room for."""
-    points, groups, channels, couts = (math.prod(space.sizes[letter]) for letter in ("A", "G", "C", "O"))
-    fills = channels % (by.depth * by.parts) == 0
-    return fills and max(points * groups * by.parts, couts * space.cout_block // by.rows) <= MOST_BLOCKS
-
-
-def _matmul(space: Frame, by: Blocking, xhat: Intermediate, ghat: Intermediate) -> Intermediate:
-    """sum over channels of XHAT * GHAT, one matrix product for each point and group, in a kernel of our own."""
-    sizes = [size for letter in "AGOoTt" for size in space.sizes[letter]]
-    batch, m, n, k = (
-        math.prod(size for letter in letters for size in space.sizes[letter]) for letters in ("AG", "Oo", "Tt", "C")
-    )
-    operands = [
-        hold(space, Stage(layout="AGCOo", loops="GCOoA", upcast="A", local="o", by_hand=True), "GHAT", "AGCOo", ghat),
-        hold(space, Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True), "XHAT", "AGCTt", xhat),
-    ]
-    held = computed(
-        matmul(batch, m, n, k, by), [operand.buffer for operand in operands], [by.parts, *sizes],
-        dtype=dtypes.float32, device=space.conv.device, slot=space.ranges.new_buffer(),
-    )  # fmt: skip
-
-    def read(at: Coords) -> UOp:
-        indexes = [as_uop(index) for letter in "AGOoTt" for index in at[letter]]
-        return UOp.usum(*(held.read([UOp.const(part), *indexes]) for part in range(by.parts)))
-
-    return read
-
-
-def _inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
+def untiled_inline(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     """(At x At) MHAT at the consumer's own indexes: it is computed in the consumer's kernel."""
     conv, outs = space.conv, [axis.out for axis in space.axes]
     at = space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs])
@@ -347,49 +300,49 @@ def untiled(
     return scattered(values, lane, again, put_one, slot=space.ranges.new_buffer())
 
 
-def _stopped(space: Frame, plan: Plan, mhat: Intermediate, *operands: Intermediate) -> UOp | None:
-    """One element of the intermediates for each of the output's; None for a product of workgroups, whose operands are
-    held as it needs them."""
+def _stopped(space: Frame, plan: Plan, mhat: Intermediate, *operands: Intermediate) -> UOp:
+    """One element of the intermediates for each of the output's."""
     conv, outs = space.conv, [axis.out for axis in space.axes]
     at = {
         **space.coordinates(conv.groups, conv.batch, conv.couts, [out // space.m for out in outs]),
         "A": [out % space.m for out in outs],
     }
-    if plan.workgroup is not None:
-        return None
     if conv.until == "+MHAT":
         return mhat(at).cast(conv.reduce.dtype)
     cout = conv.couts[-1] if conv.couts else UOp.const(0)
     at["C"] = [cout % size for size in space.sizes["C"]]
-    result = _staged(space, plan.xhat, "XHAT", "AGBCTt", operands[0])(at)
+    result = _staged(space, plan.xhat, "XHAT", XHAT, operands[0])(at)
     if conv.until == "+GHAT":
-        result = result + _staged(space, plan.ghat, "GHAT", "AGCOo", operands[1])(at)
+        result = result + _staged(space, plan.ghat, "GHAT", GHAT, operands[1])(at)
     return result.cast(conv.reduce.dtype)
 
 
-def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate, by_hand: bool) -> UOp:
+def _tiled(space: Frame, nested: Ranges | None, mhat: Intermediate) -> UOp:
     """(At x At) MHAT of whole tiles in a buffer of their own, which the consumer reads without what is left over."""
-    conv = space.conv
-    groups, batch, couts = (
-        [space.ranges.new(extent(r)) for r in ranges] for ranges in (conv.groups, conv.batch, conv.couts)
-    )
-    if by_hand:
-        tiles = threads(space.tiles[::-1], space.ranges)[::-1]
-    else:
-        tiles = [space.ranges.new(count) for count in space.tiles]
-    rows = [space.ranges.new(space.m, AxisType.UPCAST if by_hand else AxisType.WEAK) for _ in space.axes]
+    body, axes = tiles_of(space, nested, mhat)
+    return untiled_read(space, staged(in_kernel(space.conv, "tiles", body), axes, device=space.conv.device))
+
+
+def tiles_of(
+    space: Frame, nested: Ranges | None, mhat: Intermediate, kind: AxisType = AxisType.WEAK,
+    spread: Callable[[Sequence[int]], Sequence[UOp]] | None = None,
+) -> tuple[UOp, list[UOp]]:  # fmt: skip
+    """(At x At) MHAT of whole tiles, and the indexes of all, outermost first: those of tiles by `spread`, or a loop for
+    each axis; those of a tile's elements loops of this kind."""
+    conv, new = space.conv, space.ranges.new
+    groups, batch, couts = ([new(extent(r)) for r in ranges] for ranges in (conv.groups, conv.batch, conv.couts))
+    tiles = spread(space.tiles) if spread is not None else [new(count) for count in space.tiles]
+    rows = [new(space.m, kind) for _ in space.axes]
     at = space.coordinates(groups, batch, couts, tiles)
     body = kron(space.transform.at, rows, lambda a: mhat({**at, "A": a}), nested)
-    body = in_kernel(conv, "tiles", body, by_hand=by_hand)
-    axes = [*groups, *batch, *couts, *(index for pair in zip(tiles, rows, strict=True) for index in pair)]
-    if by_hand:
-        outer = map(extent, (*conv.groups, *conv.batch, *conv.couts))
-        sizes = [*outer, *(size for count in space.tiles for size in (count, space.m))]
-        held = stored(body, axes, sizes, device=conv.device, slot=space.ranges.new_buffer())
-    else:
-        held = staged(body, axes, device=conv.device)
+    return body, [*groups, *batch, *couts, *(index for pair in zip(tiles, rows, strict=True) for index in pair)]
+
+
+def untiled_read(space: Frame, tiles: Held) -> UOp:
+    """What the consumer reads of a buffer of `tiles_of`."""
+    conv = space.conv
     pieces = [piece for axis in space.axes for piece in (axis.out // space.m, axis.out % space.m)]
-    return held.read([*conv.groups, *conv.batch, *conv.couts, *pieces])
+    return tiles.read([*conv.groups, *conv.batch, *conv.couts, *pieces])
 
 
 def _bind(ranges: Sequence[UOp], indexes: Sequence[Index]) -> dict[UOp, UOp]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from strategies.candidate import Value
-from strategies.graph import Blocking, Conv, Lowered, Plan, Ranges, has_shared_memory, winowrite
+from strategies.graph import Blocking, Conv, Lowered, Ranges
+from strategies.graph import shared_memory as by_workgroups
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import has_three_tap_axis, strategy
@@ -52,14 +53,8 @@ def shared_memory(conv: Conv, params: SharedMemory, ranges: Ranges) -> Lowered |
     Every kernel is spread over threads by hand: neighbours have neighbouring tiles, so that all they read and write
     lies together, and where tiles cover the output a thread computes a whole one.
     """
-    workgroup = Blocking(
+    blocking = Blocking(
         rows=params.cout_block, columns=params.tile_block, depth=params.depth,
         thread_rows=params.couts, thread_columns=params.tiles, ahead=params.ahead, parts=params.parts,
     )  # fmt: skip
-    if not has_shared_memory(conv.device) or workgroup.fault() is not None:
-        return None
-    plan = Plan(
-        tile=params.tile, output=params.output, workgroup=workgroup,
-        cout_block=params.cout_block, tile_block=params.tile_block,
-    )  # fmt: skip
-    return winowrite(conv, plan, ranges)
+    return by_workgroups(conv, blocking, ranges, tile=params.tile, inline=params.output == "inline")
