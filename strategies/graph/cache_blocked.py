@@ -59,7 +59,7 @@ class Blocks:
     gathered: bool
 
 
-def cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
+def lower_cache_blocked(conv: Conv, by: Blocks, ranges: Ranges) -> Lowered | None:
     """What replaces `conv.reduce`; None where no axis has three taps, an operand is more than elementwise of what is in
     memory or in too many buffers, or on a device whose threads would share the scratch buffers."""
     space = frame(conv, ranges, m=by.tile, cout_block=by.couts, tile_block=by.tiles)

@@ -21,17 +21,17 @@ from strategies.graph.device import has_shared_memory
 from strategies.graph.epilogue import is_gatherable, parameters, reads_what_it_overwrites, sources_of, uncopied
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.matmul import MOST_BLOCKS, Blocking, Operand, product
+from strategies.graph.matmul import Blocking, Operand, product
 from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten
 from strategies.graph.rebuild import defined, gated, rebuild
-from strategies.graph.spread import in_kernel, threads
+from strategies.graph.spread import MOST_BLOCKS, in_kernel, threads
 from strategies.graph.sums import VECTOR, Store, Sums, is_in_line, placed
 
 MOST_TAPS = 16
 """Whose weights a thread that transposes them holds at once."""
 
 
-def implicit_gemm(conv: Conv, by: Blocking, ranges: Ranges, *, transposed: bool) -> Lowered | None:
+def lower_implicit_gemm(conv: Conv, by: Blocking, ranges: Ranges, *, transposed: bool) -> Lowered | None:
     """What replaces `conv.reduce`, its weight `transposed` in a buffer or read where it is. None where threads share no
     memory, or an operand is more than elementwise of what is in memory."""
     if not has_shared_memory(conv.device) or by.fault() is not None:
@@ -171,6 +171,3 @@ class _Product:
 
 def _taps(conv: Conv) -> list[UOp]:
     return [axis.tap for axis in conv.axes if axis.sums]
-
-
-__all__ = ["implicit_gemm"]

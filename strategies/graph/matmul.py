@@ -77,10 +77,6 @@ class Blocking:
         return None
 
 
-MOST_BLOCKS = 65535
-"""Along a grid's second and third axis: CUDA's limit, which nothing looks at before the launch."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
     """One side of a product. `load(batch, k, at, e)` is its number at `e` after `at` along the rows of A, the columns

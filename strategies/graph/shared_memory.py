@@ -18,9 +18,9 @@ from strategies.graph.device import has_shared_memory
 from strategies.graph.frame import Coords, Frame, frame
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
-from strategies.graph.matmul import MOST_BLOCKS, Blocking, matmul
+from strategies.graph.matmul import Blocking, matmul
 from strategies.graph.ranges import Ranges, as_uop, extents
-from strategies.graph.spread import in_kernel, split_consumer, threads
+from strategies.graph.spread import MOST_BLOCKS, in_kernel, split_consumer, threads
 from strategies.graph.winowrite import (
     GHAT,
     XHAT,
@@ -38,7 +38,7 @@ FILTERS = Stage(layout="AGCOo", loops="GCOoA", upcast="A", local="o", by_hand=Tr
 WINDOWS = Stage(layout="AGCTt", loops="GCTtA", upcast="A", local="t", by_hand=True)
 
 
-def shared_memory(conv: Conv, by: Blocking, ranges: Ranges, *, tile: int, inline: bool) -> Lowered | None:
+def lower_shared_memory(conv: Conv, by: Blocking, ranges: Ranges, *, tile: int, inline: bool) -> Lowered | None:
     """What replaces `conv.reduce`: F(tile, 3), the last transform `inline`, in the consumer's kernel, where that
     computes nothing else. None where threads share no memory, no axis has three taps or the blocks do not fit."""
     if not has_shared_memory(conv.device) or by.fault() is not None:

@@ -21,6 +21,8 @@ ROW = 64
 """Threads along one axis, at most: two warps."""
 WORKGROUP = 256
 """Threads of a workgroup, at most: enough to hide memory's latency, few enough for their registers."""
+MOST_BLOCKS = 65535
+"""Along a grid's second and third axis: CUDA's limit, which nothing looks at before the launch."""
 
 
 def in_kernel(conv: Conv, role: str, value: UOp, *, by_hand: bool = False) -> UOp:
@@ -36,9 +38,8 @@ def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
     counts: list[int] = []
     for size in sizes:
         counts.append(divisor(size, min(ROW, WORKGROUP // math.prod(counts))))
-    thread = ranges.new(
-        math.prod(counts), AxisType.WARP
-    )  # tinygrad would split one of LOCAL, and order the parts itself
+    # tinygrad would split one of LOCAL, and order the parts itself
+    thread = ranges.new(math.prod(counts), AxisType.WARP)
     result = []
     for size, count in zip(sizes, counts, strict=True):
         result.append(ranges.new(size // count) * count + thread % count)
@@ -46,7 +47,7 @@ def threads(sizes: Sequence[int], ranges: Ranges) -> list[UOp]:
     return result
 
 
-def lanes(size: int) -> int:
+def threads_along(size: int) -> int:
     """How many threads of a workgroup share an axis of this size, by `threads`, if no other does."""
     return divisor(size, ROW)
 

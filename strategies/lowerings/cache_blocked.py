@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strategies.candidate import Value
-from strategies.graph import Blocks, Conv, Lowered, Ranges
-from strategies.graph import cache_blocked as in_blocks
+from strategies.graph import Blocks, Conv, Lowered, Ranges, lower_cache_blocked
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import has_three_tap_axis, strategy
@@ -52,4 +51,4 @@ def cache_blocked(conv: Conv, params: CacheBlocked, ranges: Ranges) -> Lowered |
     ->  y of some tiles and couts = (At x At) REDUCE((Bt x Bt) x * (G x G) w; c)
                                                   1 kernel; 2 with the weight's transform staged
     """
-    return in_blocks(conv, params.blocks, ranges)
+    return lower_cache_blocked(conv, params.blocks, ranges)

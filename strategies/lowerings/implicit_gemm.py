@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from strategies.candidate import Value
 from strategies.estimates import implicit_gemm_us
-from strategies.graph import Blocking, Conv, Lowered, Ranges
-from strategies.graph import implicit_gemm as gemm
+from strategies.graph import Blocking, Conv, Lowered, Ranges, lower_implicit_gemm
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.presets import best_of_each, every
@@ -87,4 +86,4 @@ def implicit_gemm(conv: Conv, params: ImplicitGemm, ranges: Ranges) -> Lowered |
 
     No transform adds to the error, no columns are written: a 1x1 convolution reads its input as it lies.
     """
-    return gemm(conv, params.blocking, ranges, transposed=params.weight == "staged")
+    return lower_implicit_gemm(conv, params.blocking, ranges, transposed=params.weight == "staged")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from strategies.candidate import Value
-from strategies.graph import Blocking, Conv, Lowered, Ranges
-from strategies.graph import shared_memory as by_workgroups
+from strategies.graph import Blocking, Conv, Lowered, Ranges, lower_shared_memory
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.registry import has_three_tap_axis, strategy
@@ -57,4 +56,4 @@ def shared_memory(conv: Conv, params: SharedMemory, ranges: Ranges) -> Lowered |
         rows=params.cout_block, columns=params.tile_block, depth=params.depth,
         thread_rows=params.couts, thread_columns=params.tiles, ahead=params.ahead, parts=params.parts,
     )  # fmt: skip
-    return by_workgroups(conv, blocking, ranges, tile=params.tile, inline=params.output == "inline")
+    return lower_shared_memory(conv, blocking, ranges, tile=params.tile, inline=params.output == "inline")

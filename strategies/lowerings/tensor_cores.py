@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from strategies.candidate import Value
 from strategies.estimates import tensor_cores_us
-from strategies.graph import Conv, Lowered, Ranges, Tiling, implicit
+from strategies.graph import Conv, Lowered, Ranges, Tiling, lower_tensor_cores
 from strategies.key import ConvKey
 from strategies.parameter import param
 from strategies.presets import best_of_each, every
@@ -94,7 +94,7 @@ def product_of(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     """What replaces the convolution, if shared memory has room for the blocks."""
     if by.shared_bytes > STATIC_BYTES:
         return None  # known before anything is lowered: of many stages most blocks need more
-    return implicit(conv, by, ranges)
+    return lower_tensor_cores(conv, by, ranges)
 
 
 @strategy("tensor_cores", TensorCores, applies=applies)

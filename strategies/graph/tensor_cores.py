@@ -23,17 +23,15 @@ from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv
 from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten, unflatten
 from strategies.graph.rebuild import defined, gated, rebuild
-from strategies.graph.spread import in_kernel, lanes, threads
+from strategies.graph.spread import MOST_BLOCKS, in_kernel, threads, threads_along
 from strategies.graph.sums import Store, Sums
 from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
 
-MOST_BLOCKS = 65535
-"""Of windows: CUDA's limit of a grid's second axis, which nothing looks at before the launch."""
 LEAST_LANES = 16
 """Neighbouring positions that the lanes of X's kernel have at least, where there are as many."""
 
 
-def implicit(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
+def lower_tensor_cores(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None:
     """What replaces `conv.reduce`, or None where the device has no tensor cores for it or the convolution's
     positions are not known one by one.
 
@@ -129,7 +127,7 @@ def _activation(conv: Conv, by: Tiling, together: int, ranges: Ranges) -> Held:
         where |= _placed(axis, position.minimum(_positions(axis) - 1))  # what only pads repeats the last one
     body = as_multiplied(gated(rebuild(defined(conv.activation), where), gates), conv.dtype)
     shape = [*extents(conv.groups), together, *sizes, by.group]
-    return _filled(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
+    return _held(conv, "XHAT", body, [*groups, outer, *places, inner], shape, ranges)
 
 
 def _weight(conv: Conv, by: Tiling, together: int, m: int, ranges: Ranges) -> Held:
@@ -145,10 +143,10 @@ def _weight(conv: Conv, by: Tiling, together: int, m: int, ranges: Ranges) -> He
     where |= {axis.tap: tap for axis, tap in zip(conv.axes, taps, strict=True) if axis.sums}
     body = as_multiplied(gated(rebuild(defined(conv.weight), where), gates), conv.dtype)
     shape = [*extents(conv.groups), together, *(axis.taps for axis in conv.axes), m, by.group]
-    return _filled(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
+    return _held(conv, "GHAT", body, [*groups, outer, *taps, line, inner], shape, ranges)
 
 
-def _filled(conv: Conv, role: str, body: UOp, axes: Sequence[UOp], sizes: Sequence[int], ranges: Ranges) -> Held:
+def _held(conv: Conv, role: str, body: UOp, axes: Sequence[UOp], sizes: Sequence[int], ranges: Ranges) -> Held:
     body = in_kernel(conv, role, body, by_hand=True)
     return stored(body, axes, sizes, device=conv.device, slot=ranges.new_buffer())
 
@@ -185,7 +183,7 @@ def _positions(axis: Axis) -> int:
 def _places(conv: Conv) -> list[int]:
     """The extents of X's batch and positions. Along the last axis there are as many positions as lanes share well."""
     sizes = [*map(extent, conv.batch), *map(_positions, conv.axes)]
-    sizes[-1] = next(size for size in itertools.count(sizes[-1]) if lanes(size) >= min(size, LEAST_LANES))
+    sizes[-1] = next(size for size in itertools.count(sizes[-1]) if threads_along(size) >= min(size, LEAST_LANES))
     return sizes
 
 
