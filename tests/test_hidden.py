@@ -246,6 +246,29 @@ def test_gradients_that_are_no_such_convolution_keep_their_numbers(options: dict
             assert relative(input_gradient(X, W, **options).numpy(), expected) < TOLERANCE
 
 
+def test_gradients_through_residual_blocks() -> None:
+    """The activation's mask, which is data, is read where the gradient is: it is no part of what sorts the windows."""
+    x, v, w = normal(2, 4, 9, 11), normal(4, 4, 3, 3, seed=1), normal(4, 4, 3, 3, seed=2)
+
+    def gradients() -> list[Tensor]:
+        inner = x.conv2d(v, padding=1).relu() + x
+        outer = inner.conv2d(w, padding=1).relu() + inner
+        return outer.square().mean().gradient(x, v, w)
+
+    def computed() -> list[Array]:
+        together = gradients()
+        Tensor.realize(*together)
+        return [gradient.numpy() for gradient in together]
+
+    found: list[Array] = []
+    with Context(NOOPT=1):
+        expected = computed()
+        with autotune.forced("four_buffer"):
+            did = counted(lambda: found.extend(computed()))
+    assert (did.convolutions, did.hits) == (6, 4)  # two forward, two of inputs; those of weights have no three taps
+    assert all(relative(a, b) < TOLERANCE for a, b in zip(found, expected, strict=True))
+
+
 def test_the_gradient_of_a_half() -> None:
     x, w = X.cast(dtypes.float16).realize(), (W * 0.1).cast(dtypes.float16).realize()
     with Context(NOOPT=1):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce as fold
+from operator import and_
 
 from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import AxisType, Ops, UOp, graph_rewrite
@@ -298,17 +300,21 @@ def _wheres(operand: UOp, scatters: Sequence[_Scatter]) -> dict[UOp, UOp] | None
         kept: list[UOp] = []
         for condition in conjuncts(u.src[0]):
             scatter = next((each for each in scatters if each.summed in condition.ranges), None)
-            if scatter is None:
+            if scatter is None or _reads(condition):
                 kept.append(condition)
             elif (values := table(condition, scatter.grid)) is None or any(
                 values[n] is not True for n in scatter.valid
             ):
                 return None
         if len(kept) < len(conjuncts(u.src[0])):
-            if kept:
-                return None  # a choice by other ranges as well: nothing that autograd writes
-            result[u] = rebuild(u.src[1], result)
+            chosen, other = (rebuild(source, result) for source in u.src[1:])
+            result[u] = fold(and_, (rebuild(each, result) for each in kept)).where(chosen, other) if kept else chosen
     return result
+
+
+def _reads(condition: UOp) -> bool:
+    """Whether it depends on what is in memory, as the mask of an activation's gradient does."""
+    return any(u.op is Ops.INDEX for u in expression(condition))
 
 
 def _loaded_where(operand: UOp) -> list[UOp]:
