@@ -138,5 +138,10 @@ def test_tutorial_runs(tmp_path: Path) -> None:
     assert "16x16x3x3 padding 1 on CPU done" in said[-1]
 
 
+def test_what_is_in_the_graph_is_what_the_page_shows(tmp_path: Path) -> None:
+    [said] = run_page("how-it-works.md", tmp_path)
+    assert f"```text\n{said}```" in (DOCS / "how-it-works.md").read_text()
+
+
 def test_added_strategy_works(tmp_path: Path) -> None:
     assert run_page("adding-a-strategy.md", tmp_path)[0].count("tile") == 2
