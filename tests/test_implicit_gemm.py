@@ -21,10 +21,10 @@ from autotune.verify import bound
 from strategies.candidate import Candidate, Value
 from strategies.graph import Conv, Lowered, Ranges, seam
 from strategies.graph.apply import NotApplicableError, lower
+from strategies.graph.gemm import product_store
 from strategies.graph.limits import limits_of
 from strategies.graph.matmul import Blocking, Operand, product
 from strategies.graph.program import Program
-from strategies.graph.sums import product_store
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy
 from strategies.shape import ConvShape

@@ -27,8 +27,8 @@ from autotune.reference import convolve, inputs
 from autotune.verify import bound
 from strategies.candidate import Candidate
 from strategies.graph.apply import NotApplicableError
+from strategies.graph.gemm import product_store
 from strategies.graph.program import Program
-from strategies.graph.sums import product_store
 from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
 from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.registry import get_strategy

@@ -19,13 +19,13 @@ from tinygrad.uop.ops import AxisType, UOp
 from strategies.graph.buffers import stored
 from strategies.graph.device import has_shared_memory
 from strategies.graph.epilogue import is_gatherable, parameters, reads_what_it_overwrites, sources_of, uncopied
+from strategies.graph.gemm import VECTOR, Gemm, Store, is_in_line, placed
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Conv
 from strategies.graph.matmul import Blocking, Operand, product
 from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten
 from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import MOST_BLOCKS, in_kernel, threads
-from strategies.graph.sums import VECTOR, Store, Sums, is_in_line, placed
 
 MOST_TAPS = 16
 """Whose weights a thread that transposes them holds at once."""
@@ -44,7 +44,7 @@ def lower_implicit_gemm(conv: Conv, by: Blocking, ranges: Ranges, *, transposed:
     chunks = -(-gemm.products // by.depth)
     if by.parts > chunks or max(gemm.rows // by.rows, count(conv.groups) * by.parts) > MOST_BLOCKS:
         return None
-    return Sums(
+    return Gemm(
         conv=conv, parts=by.parts, rows=gemm.rows, columns=gemm.columns, operands=gemm.operands, kernel=gemm.kernel,
         ranges=ranges, apart=reads_what_it_overwrites(conv),
     ).lowered()  # fmt: skip

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from tinygrad.dtype import AddrSpace, DType, dtypes
 from tinygrad.uop.ops import AxisType, KernelInfo, UOp, sint
 
+from strategies.graph.gemm import VECTOR, Store, product_store
 from strategies.graph.ranges import ended
-from strategies.graph.sums import VECTOR, Store, product_store
 
 LANES_DOWN, LANES_ACROSS = 4, 8
 """Threads of a warp, down the rows and across the columns: as square as 32 allow, to read least for most sums."""

@@ -19,12 +19,12 @@ from tinygrad.helpers import round_up
 from tinygrad.uop.ops import AxisType, UOp
 
 from strategies.graph.buffers import Held, stored
+from strategies.graph.gemm import Gemm, Store
 from strategies.graph.lowered import Lowered
 from strategies.graph.match import Axis, Conv
 from strategies.graph.ranges import Ranges, bind, count, extent, extents, flatten, unflatten
 from strategies.graph.rebuild import defined, gated, rebuild
 from strategies.graph.spread import MOST_BLOCKS, in_kernel, threads, threads_along
-from strategies.graph.sums import Store, Sums
 from strategies.graph.tensor_matmul import Operand, Tiling, arranged, as_multiplied, tensor_core, tensor_matmul
 
 LEAST_LANES = 16
@@ -43,7 +43,7 @@ def lower_tensor_cores(conv: Conv, by: Tiling, ranges: Ranges) -> Lowered | None
     product = _Product(conv=conv, by=by, core=core, ranges=ranges)
     if product.steps % by.parts or product.columns // by.columns > MOST_BLOCKS:
         return None
-    return Sums(
+    return Gemm(
         conv=conv, parts=by.parts, rows=product.rows, columns=product.columns, operands=product.operands,
         kernel=product.kernel, ranges=ranges,
     ).lowered()  # fmt: skip

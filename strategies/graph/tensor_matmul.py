@@ -37,7 +37,7 @@ from tinygrad.renderer.cstyle import CUDARenderer
 from tinygrad.uop.ops import AxisType, KernelInfo, Ops, UOp
 
 from strategies.graph.device import opened
-from strategies.graph.sums import Store
+from strategies.graph.gemm import Store
 
 GROUP_BYTES = 32
 """Of the numbers along K that lie together: what one instruction multiplies."""

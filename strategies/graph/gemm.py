@@ -1,4 +1,4 @@
-"""Where the sums of a convolution go that a kernel of our own computes as a product of matrices.
+"""A convolution that a kernel of our own computes as a product of matrices (GEMM), and where its sums go.
 
 The product's rows are couts, its columns outputs of all images, both filled up to whole blocks. Where the kernel that
 consumes the convolution does nothing but what is elementwise of it, the product does that too, and the sums are never
@@ -37,8 +37,8 @@ def product_store(parts: int, batch: int, m: int, n: int, dtype: DType) -> Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
-    """Of a product of `rows` x `columns`, each as `parts` that are not added up.
+class Gemm:
+    """A convolution as a product of `rows` x `columns` sums, each in `parts` that are added up where they are read.
 
     `kernel` makes the kernel for a store; it has what is stored to as parameter 0 and, from 1 on, what `operands`
     returns. With `apart` they are never stored where the consumer's kernel stores.
