@@ -39,7 +39,8 @@ class Blocking:
 
     A workgroup has `rows` x `columns` sums and goes through `depth` of K at a time; a thread has `thread_rows` x
     `thread_columns` of the sums, in vectors of four that lie apart so that the lanes of a warp read next to each other.
-    K is divided into `parts` that are not added up.
+    K is divided into `parts` that are not added up. With `ahead` the next `depth` is on its way, in registers, while
+    this one is multiplied. All but `parts` count numbers, float32 in shared memory.
     """
 
     rows: int

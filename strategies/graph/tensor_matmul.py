@@ -68,7 +68,7 @@ class Tiling:
     """What a workgroup and a warp compute; `depth` of K at a time, K divided into `parts` that are not added up.
 
     `stages` steps of both operands are in shared memory at a time. A `group` of numbers along K is what an instruction
-    multiplies: 16 of two bytes, 8 of four.
+    multiplies: 16 of two bytes, 8 of four. All but `parts` and `stages` count numbers.
     """
 
     rows: int
