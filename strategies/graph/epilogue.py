@@ -40,8 +40,8 @@ class Epilogue:
         self.target = UOp.placeholder(tail.buffer.max_shape, tail.buffer.dtype, slot=0).index(*tail.index)
 
     def put(self, where: Mapping[UOp, UOp], gates: Sequence[UOp], summed: UOp) -> UOp:
-        """The store of what becomes of `summed`, the sum at the output where the convolution's loops are `where`; nothing
-        is stored, nor read, where a gate does not hold."""
+        """The store of what becomes of `summed`, the sum at the output where the convolution's loops are `where`. Where
+        a gate does not hold nothing is stored, nor read."""
         here = rebuild(self.value, where)
         loads = {u: _gated(u, gates) for u in expression(here) if u.op is Ops.INDEX and u is not self.total}
         here = rebuild(here, loads | {self.total: summed.cast(self._conv.reduce.dtype)})

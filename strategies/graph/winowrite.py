@@ -107,8 +107,8 @@ class Plan:
 
 
 def winowrite(conv: Conv, plan: Plan, ranges: Ranges) -> Lowered | None:
-    """What replaces `conv.reduce`, or None where the plan does not apply: other types than floats, no axis of three taps.
-    Raises ValueError for a plan whose layouts leave out an axis."""
+    """What replaces `conv.reduce`, or None where the plan does not apply: of another type, or without an axis of three
+    taps. Raises ValueError for a plan whose layouts leave out an axis."""
     if conv.dtype not in (dtypes.float32, dtypes.float16, dtypes.bfloat16):
         return None
     space = frame(conv, ranges, m=plan.tile, cout_block=plan.cout_block, tile_block=plan.tile_block)
@@ -139,8 +139,8 @@ def _staged(space: Frame, stage: Stage | None, role: str, letters: str, value: I
 def hold(
     space: Frame, stage: Stage, role: str, letters: str, value: Intermediate, *, written_out: bool = False
 ) -> Held:
-    """`value` in a buffer, which is no STAGE if it is to be `written_out`. Raises ValueError for a stage whose layout or
-    loops leave out an axis."""
+    """`value` in a buffer, which is no STAGE if it is to be `written_out`. Raises ValueError for a stage whose layout
+    or loops leave out an axis."""
     loops = [letter for letter in stage.loops or stage.layout if letter in letters]
     layout = [letter for letter in stage.layout if letter in letters]
     if sorted(loops) != sorted(layout) or any(space.sizes[letter] and letter not in layout for letter in letters):
