@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from autotune.sources import Source, SourceError
 from autotune.winner import APPLICABLE_STATES, Winner, WinnerState
 from strategies.candidate import Candidate
 from strategies.key import ConvKey
+from strategies.locks import ForkLock
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Winners:
         self._source, self._where, self._snapshot = source, where, snapshot
         self._warn, self._clock = warn, clock
         self._states = {*APPLICABLE_STATES} | ({WinnerState.GUESS} if guesses else set())
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._known: dict[ConvKey, Answer] = {}
         self._version: object = None
         self._behind = False

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from pathlib import Path
 
 from autotune.device_lock import name_of
 from autotune.shared_folder import open_shared, runtime_directory
+from strategies.locks import ForkLock
 
 _held: dict[str, int] = {}
-_lock = threading.Lock()
+_lock = ForkLock()
 
 
 def mark_in_use(device: str, directory: Path | None = None) -> None:

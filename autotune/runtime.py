@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
@@ -19,6 +18,7 @@ from autotune.sources import Source, SourceError, open_source
 from autotune.warn import warn_once
 from strategies.graph import frozen, seam
 from strategies.key import Policy
+from strategies.locks import ForkLock
 from strategies.registry import get_strategy
 
 SOURCE_VARIABLE = "AUTOTUNE_SOURCE"
@@ -28,8 +28,8 @@ class NoSourceError(ValueError):
     """`install` was given no source and AUTOTUNE_SOURCE names none."""
 
 
-_lock = threading.RLock()
-_stats_lock = threading.Lock()
+_lock = ForkLock(reentrant=True)
+_stats_lock = ForkLock()
 """Of its own: a thread that schedules counts while another, which holds `_lock`, waits for it to finish."""
 _stack: list[tuple[Decisions, Policy]] = []
 """What was installed, the innermost last; the last one acts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import suppress
 
 _warned: set[str] = set()
 
@@ -11,12 +12,15 @@ _warned: set[str] = set()
 def warn_once(kind: str, message: str) -> None:
     """A RuntimeWarning, the first time that something of this kind is said in this process.
 
-    Where the program turns warnings into errors it stays one line on stderr: the hook never breaks a program.
+    Where the program turns warnings into errors, or shows them in a way that fails, it stays one line on stderr, if
+    there is one: the hook never breaks a program.
     """
     if kind in _warned:
         return
     _warned.add(kind)
+    text = f"autotune: {message}"
     try:
-        warnings.warn(f"autotune: {message}", RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:
-        sys.stderr.write(f"autotune: {message}\n")
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except Exception:  # noqa: BLE001 - `showwarning` is whatever the program made of it
+        with suppress(Exception):
+            sys.stderr.write(f"{text}\n")

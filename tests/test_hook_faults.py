@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -192,3 +195,74 @@ def test_a_graph_for_a_device_that_does_not_open_is_scheduled(tmp_path: Path) ->
         autotune.install(source)
     with pytest.warns(RuntimeWarning, match="tinygrad goes on alone: ModuleNotFoundError"):
         assert schedule(12, 12) == [1, 1]
+
+
+FORKS = """
+import http.server, os, signal, threading
+
+asked, answer = threading.Event(), threading.Event()
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked.set()
+        answer.wait(60)
+        self.send_response(500)
+        self.end_headers()
+    def log_message(self, *args): pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+
+import autotune
+from autotune.sources import http_source
+from tinygrad import Tensor
+
+autotune.install(f"http://127.0.0.1:{server.server_port}")
+x, w = Tensor.empty(1, 8, 16, 16), Tensor.empty(8, 8, 3, 3)
+schedule = lambda: x.conv2d(w, padding=1).schedule_linear()
+autotune.runtime._stack[-1][0]._source._timeout_s = 60.0
+thread = threading.Thread(target=schedule)
+thread.start()
+assert asked.wait(60)  # so the thread holds what it holds while it waits
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    autotune.runtime._stack[-1][0]._source._timeout_s = 0.1
+    schedule()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+answer.set()
+thread.join()
+assert status == 0, status
+"""
+
+SILENT = """
+import sys, warnings
+import autotune
+from tinygrad import Tensor
+
+def refuses(*args, **options): raise OSError("no window to show it in")
+
+autotune.install("/nowhere/w.json")
+warnings.showwarning = refuses
+sys.stderr.close()
+Tensor.empty(1, 8, 16, 16).conv2d(Tensor.empty(8, 8, 3, 3), padding=1).schedule_linear()
+print(autotune.stats().convolutions)
+"""
+
+
+def run_as_a_program(script: str) -> str:
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_program_that_forks_while_another_thread_waits_for_a_service() -> None:
+    """In the child nobody is left to open the locks that the thread had taken."""
+    run_as_a_program(FORKS)
+
+
+def test_a_warning_that_cannot_be_shown() -> None:
+    assert run_as_a_program(SILENT) == "1\n"

@@ -33,7 +33,7 @@ def open_source(spec: str | os.PathLike[str], *, token: str | None = None, timeo
         return StarterSource()
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return _open_file(Path(text).expanduser())
+        return _open_file(Path(text))
     if scheme in ("http", "https"):
         token = os.environ.get("AUTOTUNE_TOKEN", "") if token is None else token
         return HttpSource(text, token=token, timeout_s=timeout_s)
@@ -49,8 +49,14 @@ def open_source(spec: str | os.PathLike[str], *, token: str | None = None, timeo
 
 def _open_file(path: Path) -> Source:
     head = b""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        head = file.read(len(SQLITE_MAGIC))
+    try:
+        path = path.expanduser()
+        if path.exists() and not path.is_file():  # opening a pipe would wait for who writes into it
+            raise SourceError(f"expected a SQLite file or an exported JSON file, found another kind of file at {path}")
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            head = file.read(len(SQLITE_MAGIC))
+    except (RuntimeError, ValueError, OSError) as error:  # a home that nobody has, what no path can have in it
+        raise SourceError(f"expected a file's path, found {str(path)!r}: {error}") from None
     is_json = head.lstrip()[:1] == b"{" if head else path.suffix == ".json"
     return JsonSource(path) if is_json else SqliteSource(path)
 

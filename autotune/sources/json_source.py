@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from autotune.bundle import BundleError, read
 from autotune.sources.source import SourceError, usable
 from autotune.winner import Winner
 from strategies.key import ConvKey
+from strategies.locks import ForkLock
 
 
 class JsonSource:
@@ -17,7 +17,7 @@ class JsonSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._read_at: object = None
         self._content: dict[str, Winner] | SourceError = {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from autotune.bundle import BundleError, parse_json
 from autotune.sources.source import SourceError, checked, usable
 from autotune.winner import Winner
 from strategies.key import ConvKey
+from strategies.locks import ForkLock
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,7 +27,7 @@ class SqliteSource:
 
     def __init__(self, path: Path, *, timeout_s: float = SQLITE_TIMEOUT_S) -> None:
         self._path, self._timeout_s = path, timeout_s
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._connection: sqlite3.Connection | None = None
         self._immutable = False
         self._opened: tuple[Any, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from autotune.bundle import BundleError, read
 from autotune.sources.source import SourceError, usable
 from autotune.winner import Winner
 from strategies.key import ConvKey
+from strategies.locks import ForkLock
 
 NAME = "starter"
 STARTERS = Path(__file__).resolve().parent.parent / "starters"
@@ -24,7 +24,7 @@ class StarterSource:
 
     def __init__(self, directory: Path = STARTERS) -> None:
         self._directory = directory
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._winners: dict[str, Winner] | None = None
 
     def lookup(self, keys: Sequence[ConvKey]) -> dict[str, Winner]:

@@ -11,7 +11,6 @@ A kept transform lives as long as its weight's buffer and whoever keeps it: the 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -22,8 +21,9 @@ from tinygrad.uop.ops import Ops, UOp
 from strategies.graph.match import Conv
 from strategies.graph.rebuild import BOUNDARY, expression
 from strategies.graph.remembered import remembered
+from strategies.locks import ForkLock
 
-_lock = threading.RLock()
+_lock = ForkLock(reentrant=True)
 _transforms: WeakKeyDictionary[UOp, WeakValueDictionary[UOp, UOp]] = WeakKeyDictionary()
 """Of each weight's buffer, by kernel: the buffer that holds what the kernel makes of the weight."""
 _written: WeakKeyDictionary[UOp, frozenset[int]] = WeakKeyDictionary()

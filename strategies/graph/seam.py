@@ -47,6 +47,7 @@ from strategies.graph.match import Conv
 from strategies.graph.ranges import Ranges
 from strategies.graph.remembered import remembered
 from strategies.graph.rewrite import Rewriter, Wanted, all_wanted, rewrite
+from strategies.locks import ForkLock
 from strategies.supported import TINYGRAD as SUPPORTED
 
 _NAMES = (
@@ -133,7 +134,7 @@ class _Thread(threading.local):
     """The function and its arguments; None where functions are nested and an argument's slot says nothing."""
 
 
-_switch = threading.RLock()
+_switch = ForkLock(reentrant=True)
 _thread = _Thread()
 _active: Attachment | None = None
 """What acts in threads that are in no block."""
