@@ -249,7 +249,17 @@ def test_no_orphan_is_left_when_the_tuner_is_killed(tmp_path: Path, deed: str) -
         pass
 
 
-def test_an_interrupt_ends_the_child_and_frees_the_device(runner: LocalRunner, tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell has what it starts in the background ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_child_and_frees_the_device(
+    interruptible: None, runner: LocalRunner, tmp_path: Path
+) -> None:
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
