@@ -257,6 +257,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of psutil's, if it comes as one is opened
 def test_an_interrupt_ends_the_child_and_frees_the_device(
     interruptible: None, runner: LocalRunner, tmp_path: Path
 ) -> None:
