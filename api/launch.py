@@ -37,24 +37,30 @@ def main() -> None:
     autotune.install(source, tune=on_miss == "tune")
     if said_as == "json":  # registered first, so said last
         atexit.register(say_as_json, autotune.stats)
+    elif on_miss == "tune":
+        from autotune.sources.asking_source import ASKED
+
+        atexit.register(say_what_was_missed, autotune.stats, ASKED.is_set)
     else:
-        atexit.register(say_what_was_missed, autotune.stats, asked=on_miss == "tune")
+        atexit.register(say_what_was_missed, autotune.stats)
     if on_miss == "tune":
         atexit.register(autotune.uninstall)  # a program may end before its misses were sent
     become(script)
 
 
-def say_what_was_missed(stats: Callable[[], Stats], *, asked: bool = False) -> None:
-    """One line at the end of a program that met convolutions of which not all had a winner."""
+def say_what_was_missed(stats: Callable[[], Stats], asked: Callable[[], bool] | None = None) -> None:
+    """One line at the end of a program that met convolutions of which not all had a winner. Where a service was to tune
+    these, `asked` tells whether it was asked."""
     with contextlib.suppress(Exception):  # whatever the program made of stderr: its exit status stays its own
         said = stats()
         if said.hits < said.convolutions:
             from tinygrad import Device
 
-            advice = (
-                "the service was asked to tune the others" if asked else
-                "tune one with `autotune tune INPUT WEIGHT`, as in `autotune tune 1x64x56x56 64x64x3x3 --padding 1`"
-            )  # fmt: skip
+            if asked is None:
+                advice = "tune one with `autotune tune INPUT WEIGHT`, "
+                advice += "as in `autotune tune 1x64x56x56 64x64x3x3 --padding 1`"
+            else:
+                advice = f"the service was {'asked' if asked() else 'not asked'} to tune the others"
             had = f"{said.hits} of {said.convolutions} convolutions had a winner on {Device.DEFAULT}"
             sys.stderr.write(f"autotune: {had}; {advice}\n")
 

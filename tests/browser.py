@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from served import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parent.parent
@@ -47,8 +48,8 @@ def page_of(browser: Browser, base_url: str, said: list[str], **options: Any) ->
 class Serving:
     """`autotune serve`, the command itself; `start` it again on the same port after a `kill`."""
 
-    def __init__(self, database: Path, *, port: int = 0) -> None:
-        self.database, self.port = database, port
+    def __init__(self, database: Path) -> None:
+        self.database, self.port = database, free_port()
         self.start()
 
     def start(self) -> None:
@@ -62,7 +63,6 @@ class Serving:
         said = json.loads(self.process.stdout.readline() or "null")
         assert said is not None, self.database.with_suffix(".log").read_text()
         self.url = str(said["url"])
-        self.port = int(self.url.rsplit(":", 1)[1])
 
     def kill(self) -> None:
         self.process.kill()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
 
@@ -16,6 +17,9 @@ try:
     ensure_c_compiler()
 except CCompilerError as error:
     pytest.exit(str(error), returncode=1)
+
+# As in CI: no time limits for examples, which other programs on the machine would break, and the same ones each time.
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ def do(deed: str, at: str = "prepare") -> Candidate:
 
 
 def request(*candidates: Candidate, **fields: Any) -> Request:
-    limits = Limits(prepare_s=2.0, run_s=2.0, memory_bytes=300 << 20)
+    limits = Limits(**{"prepare_s": 2.0, "run_s": 2.0, "memory_bytes": 300 << 20, **fields.pop("limits", {})})
     return Request(key=fields.pop("key", key()), candidates=candidates, rounds=3, limits=limits, **fields)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,16 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {timeout_s:g} s")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """One to listen on later, or again. Below those that a system gives to whoever asks for any: it would be somebody
+    else's by then."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind((host, port))
+            return port
+    raise AssertionError("a hundred ports, and none of them free")
 
 
 def ended(http: httpx.Client, job_id: str, timeout_s: float = 20.0) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import http_service
 import pytest
 from databases import child
-from served import body, key_of, served, until
+from served import body, key_of, served, until, winner_of
 
 from autotune.client import Client
 from autotune.device_use import in_use, mark_in_use
@@ -27,6 +28,8 @@ print(autotune.stats().misses, flush=True)
 sys.stdin.read()
 """
 
+JOB = {"id": "1", "name": "", "state": "queued", "done_keys": 0, "total_keys": 1, "progress": {}}
+
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -40,8 +43,9 @@ def warned() -> list[str]:
     return []
 
 
-def asking(url: str, warned: list[str]) -> AskingSource:
-    return AskingSource(HttpSource(url, timeout_s=5.0), Client(url), lambda _, said: warned.append(said), Policy())
+def asking(url: str, warned: list[str], timeout_s: float = 5.0) -> AskingSource:
+    source = HttpSource(url, timeout_s=timeout_s)
+    return AskingSource(source, Client(url), lambda _, said: warned.append(said), Policy())
 
 
 def jobs_of(http: Any) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ def jobs_of(http: Any) -> list[dict[str, Any]]:
 
 
 def test_a_miss_is_asked_for_once(tmp_path: Path, warned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.sources.asking_source.GATHER_S", 0.2)
+    monkeypatch.setattr("autotune.sources.asking_source.GATHER_S", 2.0)
     with served(tmp_path / "a.db") as service:
         source = asking(service.url, warned)
         assert source.lookup([key_of(16)]) == {}
@@ -94,6 +98,52 @@ def test_a_service_that_cannot_be_asked_is_said_and_asked_again(
     source.close()
 
 
+def test_a_service_that_answers_too_late_is_asked_for_what_it_does_not_know(
+    warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program goes on without an answer; what has a winner is not tuned again for that."""
+    monkeypatch.setattr("autotune.sources.asking_source.GATHER_S", 0.05)
+    known, new = key_of(16), key_of(32)
+    asked: list[Any] = []
+
+    def answer(request: Any, sent: Any) -> object:
+        if request.path == "/tune":
+            asked.extend(sent["keys"])
+            return JOB
+        time.sleep(0.6)
+        return {"winners": {known.digest: winner_of(known).to_json()}, "digests": []}
+
+    with http_service.service(answer) as url:
+        source = asking(url, warned, timeout_s=0.3)
+        with pytest.raises(SourceError, match="none within"):
+            source.lookup([known, new])
+        until(lambda: asked)
+        source.close()
+    assert (asked, warned) == ([new.to_json()], [])
+
+
+def test_what_is_missed_while_others_are_sent_is_asked_for_at_the_end(
+    warned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autotune.sources.asking_source.GATHER_S", 0.05)
+    asked: list[Any] = []
+
+    def answer(request: Any, sent: Any) -> object:
+        if request.path == "/tune":
+            asked.append(sent["keys"])
+            assert source._closing.wait(20)  # the first is not answered before the program ends
+            return JOB
+        return {"winners": {}, "digests": []}
+
+    with http_service.service(answer) as url:
+        source = asking(url, warned)
+        source.lookup([key_of(16)])
+        until(lambda: asked)
+        source.lookup([key_of(32)])
+        source.close()
+    assert (asked, warned) == ([[key_of(16).to_json()], [key_of(32).to_json()]], [])
+
+
 def test_only_a_service_can_be_asked(tmp_path: Path) -> None:
     import autotune
 
@@ -105,7 +155,7 @@ def test_a_program_is_not_disturbed(tmp_path: Path) -> None:
     """End to end: the job of a running program's miss waits until the program has ended."""
     with served(tmp_path / "a.db") as service, child(PROGRAM, service.url) as program:
         assert program.stdout is not None
-        assert int(program.stdout.readline()) >= 1
+        assert int(program.stdout.readline()) >= 1  # also if its lookup, which has 0.3 s, was answered too late
         [job] = until(lambda: jobs_of(service.http))
         time.sleep(1.5)
         [waiting] = jobs_of(service.http)

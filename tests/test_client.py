@@ -132,8 +132,8 @@ def test_a_refusal_that_trickles_in_is_not_waited_for() -> None:
     with answering(trickle) as url:
         started = time.monotonic()
         with pytest.raises(ServiceUnreachableError, match="found 500"):
-            Client(url, timeout_s=0.5).health()
-        assert time.monotonic() - started < 5
+            Client(url, timeout_s=2.0).health()
+        assert time.monotonic() - started < 8  # all of it takes 10 s
 
 
 def test_following_outlasts_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,8 @@ def test_only_workers_that_stay_away_count_as_lost(store: SqlStore) -> None:
 def test_a_worker_whose_device_broke_gives_its_work_back_and_ends(
     store: SqlStore, start: Start, tmp_path: Path
 ) -> None:
+    for other in store.workers():  # of earlier tests, not yet silent: of another release, it would be what is said
+        store.retire(other.name)
     spec, broken = driver("broken"), tmp_path / "broken"
     process = start(spec, SCRIPT_BROKEN=str(broken))
     runner = QueueRunner(store, spec)
@@ -587,8 +589,8 @@ def test_more_lanes_than_connections_starve_nobody(tmp_path: Path) -> None:
                 held.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
                 for runner in runners:
                     runner.start()
-                give_up_at = time.monotonic() + 3.0
-                while time.monotonic() < give_up_at:
+                begun = time.monotonic()
+                while (held_s := time.monotonic() - begun) < 3.0 or (lanes < len(names) and held_s < 20.0):
                     lanes = max(lanes, *(len(runner._working) for runner in runners))
                     assert one.job(job.id) is not None, "who asks is answered meanwhile"
                     time.sleep(0.05)

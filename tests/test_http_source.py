@@ -87,24 +87,27 @@ def test_nobody_there() -> None:
     assert "\n" not in str(caught.value)
 
 
+# Each takes about 20 s: its thread is left behind.
+
+
 def _silent(_: BaseHTTPRequestHandler, __: object) -> object:
-    time.sleep(2.0)
+    time.sleep(20.0)
     return {"winners": {}}
 
 
 def _trickling_header(request: BaseHTTPRequestHandler, _: object) -> None:
     request.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for number in range(20):
+    for number in range(90):  # http.client takes no more than a hundred
         request.wfile.write(f"X-{number}: 1\r\n".encode())
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def _trickling_body(request: BaseHTTPRequestHandler, _: object) -> None:
     request.send_response(200)
     request.end_headers()
-    for _number in range(20):
+    for _number in range(90):
         request.wfile.write(b" ")
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("slow", [_silent, _trickling_header, _trickling_body])
@@ -114,7 +117,7 @@ def test_a_slow_service_costs_the_timeout_in_all(slow: Answer) -> None:
         started = time.monotonic()
         with pytest.raises(SourceError, match=r"found none within 0\.3 s"):
             source.lookup(KEYS)
-        assert 0.25 < time.monotonic() - started < 0.9
+        assert 0.25 < time.monotonic() - started < 10.0
 
 
 def test_a_service_that_comes_back() -> None:

@@ -57,8 +57,10 @@ def submit(http: httpx.Client, *shapes: dict[str, Any], **more: Any) -> dict[str
     return job
 
 
-def events(http: httpx.Client, job_id: str, last_event_id: str = "") -> list[tuple[str, str, dict[str, Any]]]:
-    """(id, event, data) until the stream ends."""
+def events(
+    http: httpx.Client, job_id: str, last_event_id: str = "", *, begun: threading.Event | None = None
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """(id, event, data) until the stream ends; `begun` is set once there is one."""
     found = []
     with http.stream("GET", f"/jobs/{job_id}/events", headers={"Last-Event-ID": last_event_id}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -66,6 +68,8 @@ def events(http: httpx.Client, job_id: str, last_event_id: str = "") -> list[tup
         for line in response.iter_lines():
             if not line and "data" in fields:
                 found.append((fields["id"], fields["event"], json.loads(fields["data"])))
+                if begun is not None:
+                    begun.set()
                 fields = {}
             elif line and not line.startswith(":"):
                 name, _, value = line.partition(": ")
@@ -74,7 +78,7 @@ def events(http: httpx.Client, job_id: str, last_event_id: str = "") -> list[tup
 
 
 def test_job_is_followed_to_its_end(tmp_path: Path) -> None:
-    with served(tmp_path / "a.db", trial_s=0.15) as service:
+    with served(tmp_path / "a.db", trial_s=0.5) as service:
         job = submit(service.http, body(16), body(32))
         stream = events(service.http, job["id"])
         ids, names, states = zip(*stream, strict=True)
@@ -124,10 +128,15 @@ def test_one_shape_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_killed_service_goes_on_where_it_was(tmp_path: Path) -> None:
     database = tmp_path / "a.db"
-    with served(database, trial_s=0.1) as service:
+    with served(database, trial_s=0.4) as service:
         first = submit(service.http, body(16), body(32), trials=4)
         second = submit(service.http, body(48))
-        until(lambda: service.http.get(f"/jobs/{first['id']}").json()["done_keys"] == 1)
+
+        def amid_its_second_key() -> bool:
+            job = service.http.get(f"/jobs/{first['id']}").json()
+            return (job["done_keys"], job["state"]) == (1, "running")  # between two keys it is queued
+
+        until(amid_its_second_key)
         service.kill()
     with open_store(database) as store:
         before = len(store.measurements(key_of(16)))
@@ -146,8 +155,10 @@ def test_stopped_service_puts_its_job_back(tmp_path: Path) -> None:
     with served(database, trial_s=0.1) as service:
         job = submit(service.http, body(16), trials=1000)
         until(lambda: service.http.get(f"/jobs/{job['id']}").json()["progress"].get("trials"))
-        stream = threading.Thread(target=events, args=(service.http, job["id"]))
-        stream.start()  # an open stream does not keep the service from ending
+        begun = threading.Event()
+        stream = threading.Thread(target=events, args=(service.http, job["id"]), kwargs={"begun": begun})
+        stream.start()
+        assert begun.wait(20)  # an open stream does not keep the service from ending
         assert service.stop() == 0
         stream.join(10)
     with open_store(database) as store:
@@ -481,7 +492,7 @@ class SharedLanes(LocalLanes):
 def test_a_living_service_keeps_what_it_works_on(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """And takes over what a silent one left, no sooner than its lease ends."""
     monkeypatch.setattr("api.jobs.BEAT_S", 0.1)
-    monkeypatch.setattr("api.jobs.LEASE_S", 1.0)
+    monkeypatch.setattr("api.jobs.LEASE_S", 5.0)
     measuring = Measuring()
     first = JobRunner(store, SharedLanes(OneDevice(), lambda _: NoRunner()), tune=measuring)
     job_id = store.submit([key_of()], FEW).id
@@ -489,7 +500,7 @@ def test_a_living_service_keeps_what_it_works_on(store: SqlStore, monkeypatch: p
     assert measuring.begun.wait(10)
     second = JobRunner(store, SharedLanes(OneDevice(), lambda _: NoRunner()), tune=scripted_tune(0.0))
     second.start()
-    time.sleep(2.0)  # in mid-measurement, longer than a lease: nothing but its beats speaks for it
+    time.sleep(6.0)  # in mid-measurement, longer than a lease: nothing but its beats speaks for it
     assert state_of(store, job_id) is JobState.RUNNING
     monkeypatch.setattr(first, "_beat", lambda: None)  # as after kill -9, or a silent cut
     until(lambda: state_of(store, job_id) is JobState.DONE)

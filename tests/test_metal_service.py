@@ -102,6 +102,9 @@ def test_tuned_over_http_and_applied_in_a_program(service: str, environ: dict[st
         assert winner["winner"]["error"] < 1e-5
         # times that are none stay here
         assert http.get("/export").json()["winners"] == []
+        # a program's lookup has 0.3 s, and the first one takes longest
+        query = {"input": "1x4x8x8", "weight": "4x4x3x3", "padding": "1", "device": "METAL"}
+        assert http.get("/lookup", params=query).status_code == 200
     applied = program(environ, tmp_path, service)
     assert applied.pop("error") < 1e-5
     assert applied == {"device": "METAL", "hits": 1, "misses": 0, "fallbacks": 0}

@@ -248,7 +248,7 @@ def test_however_many_ask_whether_it_is_ready_they_wait_in_one_thread(tmp_path: 
         took_s = time.monotonic() - began
         assert not any(answer.done() for answer in asked)
         holder.close()
-        assert took_s < 2.0
+        assert took_s < 8.0  # the others wait 10 s for the lock
         assert {answer.result(30).status_code for answer in asked} == {200}
 
 

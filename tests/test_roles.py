@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from databases import ROOT
-from served import until
+from served import free_port, until
 
 SECRETS = {role: f"{role}'s pass@word/with ?signs" for role in ("owner", "service", "worker")}
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -104,9 +104,7 @@ def test_a_shape_is_tuned_and_nobody_is_more_than_they_must_be(home: Path) -> No
         assert (status, "run `autotune migrate` as the owner" in text) == (1, True), text
         status, text = said(autotune(home, "owner", "migrate"))
         assert status == 0, text
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         service = autotune(home, "service", "serve", "--port", str(port))
         with (
             running(service, signal.SIGTERM),
@@ -148,9 +146,7 @@ def test_from_elsewhere_only_with_tls(home: Path) -> None:
         except OSError:
             pytest.skip("needs an address beyond loopback")
         outside = route.getsockname()[0]
-    with socket.socket() as free:
-        free.bind((outside, 0))
-        port = free.getsockname()[1]
+    port = free_port(outside)
 
     def encrypted(host: str, mode: str) -> bool:
         with psycopg.connect(

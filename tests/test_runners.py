@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,9 +75,13 @@ def start_worker(address: str, locks: Path, spec: DeviceSpec = DEVICE, **environ
         env={**os.environ, "PYTHONPATH": str(ROOT), **environ}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert worker.stdout is not None
-    name = worker.stdout.readline().strip()
-    with open_store(address) as store:
-        until(lambda: any(known.name == name for known in store.workers()))
+    try:
+        name = worker.stdout.readline().strip()
+        with open_store(address) as store:
+            until(lambda: any(known.name == name for known in store.workers()))
+    except BaseException:
+        end(worker, signal.SIGKILL)
+        raise
     return worker
 
 
@@ -85,6 +90,20 @@ def end(worker: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) 
         worker.send_signal(number)
     with worker:
         return worker.wait(60)
+
+
+@pytest.fixture
+def start(address: str) -> Iterator[Start]:
+    """Starts workers, of which none is left over where a test fails: the next test would fail of it, too."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*where: Any, **environ: str) -> subprocess.Popen[str]:
+        started.append(start_worker(address, *where, **environ))
+        return started[-1]
+
+    yield start
+    for process in started:
+        end(process, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -156,24 +175,21 @@ def test_a_health_check_runs_no_compiler(address: str, worker: None, monkeypatch
 
 
 def test_a_silent_workers_work_is_given_to_another(
-    address: str, store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the silent one comes back, with its answer, after the other has given its own."""
     monkeypatch.setattr("api.queue_runner.ALIVE_S", 4.0)
     spec = DeviceSpec.from_json({**DEVICE.to_json(), "driver": "3"})
-    notes = tmp_path / "notes"
-    notes.touch()
     locks = [tmp_path / "a", tmp_path / "b"]  # as two machines
     for directory in locks:
         directory.mkdir()
-    first = start_worker(address, locks[0], spec)
-    asked = request(FINE, seed=11)
+    first = start(locks[0], spec)
+    asked = request(do("linger"), seed=12, limits={"prepare_s": 20.0})
     task_id = store.post(queue_of(spec), asked)
-    until(lambda: store.task(task_id).state is TaskState.RUNNING or store.task(task_id).state is TaskState.DONE)
-    task_id = store.post(queue_of(spec), request(FINE, seed=12))
-    first.send_signal(signal.SIGSTOP)  # begun or not, it is silent now
-    second = start_worker(address, locks[1], spec)
-    measured = QueueRunner(store, spec).measure(request(FINE, seed=12))
+    until(lambda: store.task(task_id).state is TaskState.RUNNING)
+    first.send_signal(signal.SIGSTOP)  # amid it, which takes 1.5 s: it is silent now
+    second = start(locks[1], spec)
+    measured = QueueRunner(store, spec).measure(asked)
     assert [m.status for m in measured] == ["ok"]
     first.send_signal(signal.SIGCONT)
     time.sleep(3.0)
@@ -185,16 +201,16 @@ def test_a_silent_workers_work_is_given_to_another(
 
 
 def test_a_killed_workers_work_is_given_to_another(
-    address: str, store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.queue_runner.ALIVE_S", 4.0)
     spec = DeviceSpec.from_json({**DEVICE.to_json(), "driver": "4"})
-    first = start_worker(address, tmp_path, spec, SCRIPT_NOTES=str(tmp_path / "notes"))
-    slow = request(FINE, seed=21)
+    first = start(tmp_path, spec)
+    slow = request(do("linger"), seed=21, limits={"prepare_s": 20.0})
     task_id = store.post(queue_of(spec), slow)
-    until(lambda: store.task(task_id).state is not TaskState.QUEUED)
+    until(lambda: store.task(task_id).state is TaskState.RUNNING)
     end(first, signal.SIGKILL)
-    second = start_worker(address, tmp_path, spec)
+    second = start(tmp_path, spec)
     assert QueueRunner(store, spec).measure(slow)[0].ok
     assert end(second) == 0
 
@@ -207,10 +223,10 @@ def test_work_for_another_device_is_refused_whatever_queue_it_came_by(store: Sql
     assert store.measurements(key(arch="another")) == []
 
 
-def test_a_worker_that_is_told_to_end_finishes_first(address: str, store: SqlStore, tmp_path: Path) -> None:
+def test_a_worker_that_is_told_to_end_finishes_first(start: Start, store: SqlStore, tmp_path: Path) -> None:
     spec = DeviceSpec.from_json({**DEVICE.to_json(), "driver": "5"})
-    process = start_worker(address, tmp_path, spec)
-    slow = store.post(queue_of(spec), request(do("linger")))
+    process = start(tmp_path, spec)
+    slow = store.post(queue_of(spec), request(do("linger"), limits={"prepare_s": 20.0}))
     until(lambda: store.task(slow).state is TaskState.RUNNING)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -277,15 +293,17 @@ def test_a_worker_that_has_lost_its_database_ends_for_its_supervisor(tmp_path: P
         with open_store(address) as store:
             store.prepare_queue()
         worker = start_worker(address, tmp_path)
-        url = make_url(address)
-        server = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {url.database} WITH ALLOW_CONNECTIONS false")
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [url.database]
-            )
-        assert worker.wait(60) == 75
-        end(worker)
+        try:
+            url = make_url(address)
+            server = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+            with psycopg.connect(server, autocommit=True) as connection:
+                connection.execute(f"ALTER DATABASE {url.database} WITH ALLOW_CONNECTIONS false")
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [url.database]
+                )
+            assert worker.wait(60) == 75
+        finally:
+            end(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ LIMITS = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_time
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("db.postgresql.IDLE_S", 0.5)
-    monkeypatch.setattr("db.postgresql.STATEMENT_S", 0.7)
+    monkeypatch.setattr("db.postgresql.IDLE_S", 1.0)
+    monkeypatch.setattr("db.postgresql.STATEMENT_S", 3.0)
     with new_database("postgresql", tmp_path) as address:
         yield address
 
@@ -55,11 +55,11 @@ def test_a_statement_that_takes_too_long_is_ended(store: SqlStore) -> None:
 def test_a_migration_may_take_its_time(address: str, store: SqlStore) -> None:
     with store._writing() as connection:
         store._dialect.lock_migrations(connection)
-        connection.execute(text("SELECT pg_sleep(1.0)"))
-        time.sleep(0.6)
+        connection.execute(text("SELECT pg_sleep(3.5)"))
+        time.sleep(1.5)
         connection.execute(text("SELECT 1"))
     with store._reading() as connection:
-        assert [connection.execute(text(f"SHOW {name}")).scalar() for name in LIMITS] == ["5s", "700ms", "500ms"]
+        assert [connection.execute(text(f"SHOW {name}")).scalar() for name in LIMITS] == ["5s", "3s", "1s"]
 
 
 def test_the_queues_sessions_are_held_to_the_same_and_an_address_may_say_otherwise(address: str) -> None:
@@ -69,4 +69,4 @@ def test_the_queues_sessions_are_held_to_the_same_and_an_address_may_say_otherwi
     with open_store(said.render_as_string(hide_password=False)) as store:
         with psycopg.connect(store.queue_conninfo, options=store.queue_options) as session:
             found = [session.execute(f"SHOW {name}").fetchone() for name in LIMITS]
-        assert found == [("10s",), ("9s",), ("500ms",)]
+        assert found == [("10s",), ("9s",), ("1s",)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from databases import new_database
+from served import until
 from sqlalchemy import event, text
 from values import CPU, a_key, a_measurement
 
@@ -49,13 +50,13 @@ def test_many_lanes_ask_as_often_as_one(tmp_path: Path) -> None:
             names = [store.post(queue_of(CPU), request) for request in requests]
             for name in names:
                 store.begin(name, 1, "w")
-            time.sleep(0.5)
+            until(lambda: len(board._followed) == 20)  # what a lane posts itself is not counted
             event.listen(store._engine, "begin", counted)
             started = time.monotonic()
             time.sleep(1.5)
             took_s = time.monotonic() - started
             event.remove(store._engine, "begin", counted)
-            assert 5 <= asked[0] <= took_s / EVERY_S + 3
+            assert 0 < asked[0] <= took_s / EVERY_S + 3
             for number, name in enumerate(names):
                 assert store.deliver(name, 1, "w", [a_measurement(f"m{number}", requests[number].key)])
             assert all(waiting.result(10) for waiting in lanes)

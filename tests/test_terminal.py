@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from measured import fill, measured
 from optuna.study import get_all_study_names, load_study
 from rich.console import Console as RichConsole
-from served import served, until
+from served import free_port, served, until
 
 from api.cli import main
 from api.plots import bar, ratio_chart
@@ -180,13 +179,6 @@ def test_page_links_to_optunas_dashboard_while_it_runs(database: Path) -> None:
         assert "Optuna" not in service.http.get(part).text
     with open_store(database) as store:
         assert store.check() == []
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def reached(url: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -30,7 +31,15 @@ print((Tensor.rand(1, 64, 56, 56).conv2d(Tensor.rand(64, 64, 3, 3), padding=1)).
 """
 """The reader's own program, of which README only says the name."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * WALK_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * WALK_S)]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One walk at a time, whichever process of tests it is in: both need the ports that the pages name."""
+    with (tmp_path_factory.getbasetemp().parent / "walk.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +100,7 @@ def _lines(text: str) -> Iterator[str]:
                 if command == "make test":  # all that it runs is found; running it is what this is part of
                     yield "PYTEST_ADDOPTS='--collect-only --quiet --quiet' make test"
                 elif re.match(r"autotune serve( *#|$)", command):  # until Ctrl-C, which ends it well
-                    yield f"timeout --preserve-status --signal=INT 20 {command}"
+                    yield f"timeout --preserve-status --signal=INT 60 {command}"  # it takes a while to start
                 else:
                     yield command
                 if command.endswith("&"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from autotune.client import Client, ServiceError, ServiceUnreachableError
 from autotune.device_use import mark_in_use
-from autotune.sources.source import Source
+from autotune.sources.source import Source, SourceError, usable
 from autotune.winner import Winner
 from strategies.key import ConvKey, Policy
 
@@ -19,10 +20,22 @@ RETRY_S = 60.0
 CLOSE_S = 5.0
 """How long what is still to be sent may take at the end of a program: seldom more than an instant."""
 
+ASKED = threading.Event()
+"""Whether a service took something that this process asked it to tune."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A key without a winner; not `answered` if the lookup failed, so that there may be one."""
+
+    key: ConvKey
+    answered: bool
+
 
 class AskingSource:
     """Looks up in `source`; what it does not know the service is asked to tune, once each, from a thread in the
-    background.
+    background. A lookup that fails does not keep it from that: with more time than a program has, what the service
+    knows is found out first.
 
     The job waits until this process has ended, or for a worker elsewhere: it never competes with this program for
     the device, which is marked as in use for that. What it finds is applied by programs that come later, and by this
@@ -33,21 +46,17 @@ class AskingSource:
         self._source, self._client, self._warn, self._policy = source, client, warn, policy
         self._lock = threading.Lock()
         self._asked: set[str] = set()
-        self._misses: queue.SimpleQueue[ConvKey | None] = queue.SimpleQueue()
+        self._misses: queue.SimpleQueue[Miss | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
     def lookup(self, keys: Sequence[ConvKey]) -> dict[str, Winner]:
-        found = self._source.lookup(keys)
-        with self._lock:
-            for key in keys:  # also of policies that allow less, whose winners hold too: these are not asked for
-                if key.policy == self._policy and key.digest not in found and key.digest not in self._asked:
-                    self._asked.add(key.digest)
-                    self._misses.put(key)
-            if self._thread is None and not self._misses.empty():
-                self._closing.clear()
-                self._thread = threading.Thread(target=self._ask, name="autotune-misses", daemon=True)
-                self._thread.start()
+        try:
+            found = self._source.lookup(keys)
+        except SourceError:
+            self._missed(keys, answered=False)
+            raise
+        self._missed([key for key in keys if key.digest not in found], answered=True)
         return found
 
     def version(self) -> object:
@@ -62,24 +71,42 @@ class AskingSource:
             thread.join(CLOSE_S)
         self._source.close()
 
-    def _ask(self) -> None:
-        while not self._closing.is_set():
-            first = self._misses.get()
-            self._closing.wait(GATHER_S)
-            keys = [first] if first is not None else []
-            while not self._misses.empty() and len(keys) < ASKED_AT_ONCE:
-                key = self._misses.get()
-                keys += [key] if key is not None else []
-            if keys:
-                self._send(keys)
+    def _missed(self, keys: Sequence[ConvKey], *, answered: bool) -> None:
+        with self._lock:
+            for key in keys:  # also of policies that allow less, whose winners hold too: these are not asked for
+                if key.policy == self._policy and key.digest not in self._asked:
+                    self._asked.add(key.digest)
+                    self._misses.put(Miss(key, answered))
+            if self._thread is None and not self._misses.empty():
+                self._closing.clear()
+                self._thread = threading.Thread(target=self._ask, name="autotune-misses", daemon=True)
+                self._thread.start()
 
-    def _send(self, keys: Sequence[ConvKey]) -> None:
+    def _ask(self) -> None:
+        """Until the None that `close` puts behind the last miss: what came while others were sent is sent too."""
+        ended = False
+        while not ended:
+            taken = [self._misses.get()]
+            self._closing.wait(GATHER_S)
+            while not self._misses.empty() and len(taken) < ASKED_AT_ONCE:
+                taken.append(self._misses.get())
+            ended = None in taken
+            if misses := [miss for miss in taken if miss is not None]:
+                self._send(misses)
+
+    def _send(self, misses: Sequence[Miss]) -> None:
         try:
+            unanswered = [miss.key for miss in misses if not miss.answered]
+            known = usable(self._client.lookup_keys(unanswered)) if unanswered else {}
+            keys = [miss.key for miss in misses if miss.key.digest not in known]
+            if not keys:
+                return
             for device in {key.device.device for key in keys}:
                 mark_in_use(device)  # before the service hears of it
             self._client.tune({"keys": [key.to_json() for key in keys], "idle": True})
+            ASKED.set()
         except (ServiceError, ServiceUnreachableError, OSError) as error:
             self._warn("misses", f"the service could not be asked to tune: {error}")
             if not self._closing.wait(RETRY_S):
                 with self._lock:  # asked again when they are next looked up
-                    self._asked.difference_update(key.digest for key in keys)
+                    self._asked.difference_update(miss.key.digest for miss in misses)
