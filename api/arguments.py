@@ -24,6 +24,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return int(text)
+
+
 def add_database(parser: argparse.ArgumentParser) -> None:
     """`--db`."""
     parser.add_argument(

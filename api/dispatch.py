@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from api.arguments import Parser
 from api.commands import (
@@ -69,6 +71,7 @@ talk to that service; else they work in this process, on the database of AUTOTUN
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit status 0 done, 2 wrong usage, 1 anything else, 130 interrupted."""
+    prepare_streams()
     console = Console()
     try:
         args = build_parser().parse_args(argv)
@@ -103,6 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         console.error(f"a bug: {type(error).__name__}: {error}; AUTOTUNE_DEBUG=1 shows where")
         return 1
+
+
+def prepare_streams() -> None:
+    """Whoever started us may have closed one, or want an encoding that has no letter for microseconds."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - not handed on to what `run` becomes
+        elif isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="replace")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -23,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     """`launch.py SOURCE ON_MISS text|json SCRIPT [ARGS]`."""
     source, on_miss, said_as, script, *rest = sys.argv[1:]
-    sys.path[0] = str(ROOT)  # was this file's directory
+    safe = bool(sys.flags.safe_path)  # then the first is no script's directory, but the program's own
+    sys.path[: 0 if safe else 1] = [str(ROOT)]
     import autotune
     import strategies  # noqa: F401 - ours from here on: their sub-modules are found through them
     from autotune.compiler import CCompilerError, ensure_c_compiler
@@ -32,7 +35,8 @@ def main() -> None:
         ensure_c_compiler()
     except CCompilerError as error:  # tinygrad says it again if the program uses the CPU
         sys.stderr.write(f"autotune: {error}\n")
-    sys.path[0] = str(Path(script).resolve().parent)
+    folder = str(Path(script).resolve().parent)
+    sys.path[:1] = [] if safe else [folder]
     sys.argv = [script, *rest]
     autotune.install(source, tune=on_miss == "tune")
     if said_as == "json":  # registered first, so said last
@@ -76,9 +80,11 @@ def say_as_json(stats: Callable[[], Stats]) -> None:
 
 def become(script: str) -> None:
     """Run a file as `__main__`, for good: threads and exit handlers that outlive its last line find their module."""
-    code = compile(Path(script).read_bytes(), script, "exec")
+    path = os.path.abspath(script)  # noqa: PTH100 - a link stays a link
+    code = compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
     module = types.ModuleType("__main__")
-    module.__file__ = script
+    module.__file__, module.__loader__ = path, importlib.machinery.SourceFileLoader("__main__", path)
+    module.__annotations__ = {}
     module.__builtins__ = __builtins__  # type: ignore[attr-defined]
     sys.modules["__main__"] = module
     exec(code, module.__dict__)  # noqa: S102 - the user's own program

@@ -112,6 +112,8 @@ def write(path: str | os.PathLike[str], winners: Iterable[Winner], *, key: bytes
     would take the place of for every program on the machine.
     """
     target = Path(path)
+    if not target.name:
+        raise BundleError(f"expected to write a file, found no name of one in {os.fspath(path)!r}: name a path")
     if target.exists() and not (target.is_file() or target.is_dir()):  # of a directory the system says so itself
         raise BundleError(f"expected to write a file at {target}, found a device or a pipe there: name another path")
     data = dump(winners, key=key)

@@ -67,7 +67,7 @@ class Winners:
     """Winners from a source, remembered; asked for in one request per graph, and again when the source has changed.
 
     A source that fails is left alone for a while, longer each time. Meanwhile, and in another process too, a
-    `snapshot` answers with what the source said last.
+    `snapshot` answers with what the source said last, and `unasked` hears of what the source is not asked for.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class Winners:
         warn: Callable[[str, str], None],
         where: str = "the source",
         snapshot: Snapshot | None = None,
+        unasked: Callable[[Sequence[ConvKey]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source, self._where, self._snapshot = source, where, snapshot
+        self._source, self._where, self._snapshot, self._unasked = source, where, snapshot, unasked
         self._warn, self._clock = warn, clock
         self._states = {*APPLICABLE_STATES} | ({WinnerState.GUESS} if guesses else set())
         self._lock = ForkLock()
@@ -127,6 +128,7 @@ class Winners:
     def _ask(self, keys: Sequence[ConvKey]) -> dict[ConvKey, Answer] | None:
         """The source's answers, None where it failed."""
         if self._clock() < self._retry_at:
+            self._unasked(keys)
             return None
         winners = self._guarded(lambda: self._source.lookup(keys))
         if winners is None:

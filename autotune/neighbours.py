@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -65,8 +65,14 @@ def neighbours(store: Store, key: ConvKey, known: Sequence[Winner] | None = None
     return [(apart, winner) for apart, winner in near[:NEIGHBOURS] if apart <= FARTHEST]
 
 
-def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | None = None) -> list[Point]:
-    """What the neighbours' measurements say: of the defaults, the fastest candidates and some of the others.
+def prior(
+    store: Store,
+    key: ConvKey,
+    near: Sequence[tuple[float, Winner]] | None = None,
+    admitted: Callable[[Measurement, ConvKey], bool] = lambda _measured, _of: True,
+) -> list[Point]:
+    """What the neighbours' measurements say: of the defaults, the fastest candidates and some of the others, as far as
+    they are `admitted`.
 
     Values are over the fastest structure of each neighbour, not over its `direct`: how slow `direct` is differs from
     shape to shape much more than how candidates compare.
@@ -75,7 +81,7 @@ def prior(store: Store, key: ConvKey, near: Sequence[tuple[float, Winner]] | Non
     for apart, winner in neighbours(store, key) if near is None else near:
         best: dict[Candidate, float] = {}
         for m in store.measurements(winner.key):
-            if _timed(m):
+            if _timed(m) and admitted(m, winner.key):
                 best[m.candidate] = math.log(median_ratio(m.times_s, m.yardstick_times_s))
         ranked = sorted(best.items(), key=lambda item: item[1])
         plain = [item for item in ranked if not item[0].kernel_options]
@@ -123,7 +129,7 @@ def guess(
     for _, winner in near:
         if _only_aged(key, winner.key):
             return replace(winner, key=key, state=WinnerState.PROVISIONAL)
-    known_points = prior(store, key, near)
+    known_points = prior(store, key, near, lambda m, of: _allowed(key, m, of))
     points = _achieved(known_points)
     space = space or Space.of(key)
     names = {item.name for item in space.strategies}
@@ -199,6 +205,19 @@ def is_stale(winner: Winner, here: ConvKey) -> bool:
 def _only_aged(key: ConvKey, other: ConvKey) -> bool:
     changed = set(key.difference(other))
     return bool(changed) and changed <= {"device.tinygrad", "device.driver", "device.os", "device.compiler"}
+
+
+def _allowed(key: ConvKey, measured: Measurement, of: ConvKey) -> bool:
+    """Whether what was measured of a neighbour is within the policy, its workspace taken to grow as the tensors do."""
+    error, workspace = key.policy.max_error, key.policy.max_workspace_bytes
+    if error is not None and (measured.error is None or measured.error > error):
+        return False
+    return workspace is None or measured.workspace_bytes * max(1.0, _elements(key) / _elements(of)) <= workspace
+
+
+def _elements(key: ConvKey) -> int:
+    shape = key.shape
+    return sum(map(math.prod, (shape.input_shape, shape.weight_shape, shape.output_shape)))
 
 
 def _timed(measurement: Measurement) -> bool:

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.compiler import CCompilerError, ensure_c_compiler
 from autotune.decisions import Decisions, Forced, Winners
 from autotune.hook import Hook
 from autotune.report import Report, Stats
 from autotune.snapshot import Snapshot
-from autotune.sources import Source, SourceError, open_source
+from autotune.sources import SourceError, open_source
 from autotune.warn import warn_once
 from strategies.graph import frozen, seam
 from strategies.key import Policy
 from strategies.locks import ForkLock
 from strategies.registry import get_strategy
+
+if TYPE_CHECKING:
+    from autotune.sources.asking_source import AskingSource
 
 SOURCE_VARIABLE = "AUTOTUNE_SOURCE"
 
@@ -153,13 +156,16 @@ def _winners(
     spec = source if source is not None else os.environ.get(SOURCE_VARIABLE, "")
     if not os.fspath(spec):
         raise NoSourceError(f"no source of winners: give a URL or a file to {caller}(), or set {SOURCE_VARIABLE}")
+    kept = Snapshot(Path(snapshot).expanduser()) if snapshot is not None else None
+    if not tune:
+        return Winners(open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec), snapshot=kept)
+    asking = _asking(spec, policy)
     return Winners(
-        _asking(spec, policy) if tune else open_source(spec), guesses=guesses, warn=warn_once, where=os.fspath(spec),
-        snapshot=Snapshot(Path(snapshot).expanduser()) if snapshot is not None else None,
-    )  # fmt: skip
+        asking, guesses=guesses, warn=warn_once, where=os.fspath(spec), snapshot=kept, unasked=asking.unasked
+    )
 
 
-def _asking(spec: str | os.PathLike[str], policy: Policy) -> Source:
+def _asking(spec: str | os.PathLike[str], policy: Policy) -> AskingSource:
     """A service that is asked to tune what it does not know. Raises SourceError for a file."""
     from autotune.client import Client
     from autotune.sources.asking_source import AskingSource

@@ -102,6 +102,9 @@ FAULTS: list[tuple[list[str], int, str]] = [
     (["winners", "--db", "/dev/null/x.db"], 1, "/dev/null"),
     (["winners", "--db", "mysql://u:secret@h/x"], 1, "postgresql"),
     (["run"], 2, "SCRIPT"),
+    (["sweep", "--rounds", "0"], 2, "expected a whole number of 1 or more, found '0'"),
+    (["export", ""], 1, "found no name of one in ''"),
+    (["run", "--source", "~nobody-here/w.json", __file__], 2, "expected a file's path"),
     (["run", "no-such-file.py"], 2, "no-such-file.py"),
     (["run", "--source", "rubbish://x", __file__], 2, "found rubbish://"),
     (["run", "--source", "http://", __file__], 2, "address of a service"),
@@ -465,17 +468,46 @@ def test_run_gives_the_program_its_own_modules(tmp_path: Path) -> None:
         "import json, sys, api, db, strategies, autotune, strategies.candidate\n"
         "import __main__\n"
         "class Mine: pass\n"
+        "def typed(x: int) -> None: pass\n"
         "print(json.dumps({'argv': sys.argv[1:], 'api': api.mine, 'db': db.mine,\n"
+        "    'annotation': typed.__annotations__['x'] is int,\n"
         "    'ours': hasattr(autotune, 'install'), 'main': __main__.Mine is Mine, 'file': __file__,\n"
         "    'path': sys.path[0]}))\n"
         "sys.exit(7)\n"
     )
-    done = autotune("run", str(tmp_path / "program.py"), "--json", "x y")
+    done = autotune("run", os.path.relpath(tmp_path / "program.py"), "--", "--json", "x y")
     assert done.returncode == 7, done.stderr
     assert json.loads(done.stdout) == {
-        "argv": ["--json", "x y"], "api": True, "db": True, "ours": True, "main": True,
+        "argv": ["--", "--json", "x y"], "api": True, "db": True, "ours": True, "main": True, "annotation": True,
         "file": str(tmp_path / "program.py"), "path": str(tmp_path),
     }  # fmt: skip
+
+
+def test_run_leaves_the_programs_path_as_it_is(tmp_path: Path) -> None:
+    """With a safe path Python puts no script's folder in front."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "mine.py").write_text("")
+    (tmp_path / "beside.py").write_text("")
+    program = tmp_path / "program.py"
+    program.write_text("import importlib.util, mine\nprint(importlib.util.find_spec('beside') is None)\n")
+    paths = os.pathsep.join((str(tmp_path / "library"), str(ROOT)))
+    command = [sys.executable, "-m", "api.cli", "run", "--source", "/nowhere.json", str(program)]
+    environ = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_whatever_stdout_is() -> None:
+    """Closed by whoever started the command, or of an encoding that lacks its letters."""
+    closed = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'api.cli', *sys.argv[1:]])"
+    for command in (["winners"], ["completion", "bash"]):
+        done = subprocess.run([sys.executable, "-c", closed, *command], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+        assert (done.returncode, "a bug" in done.stderr) == (0, False), done.stderr
+    shown = autotune("explain", "--help", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0, shown.stderr
+    measured = autotune("tune", *SHAPE, "--trials", "1", PYTHONIOENCODING="ascii")
+    assert (measured.returncode, "?s" in measured.stdout) == (0, True), measured.stderr
 
 
 def test_doctor(environment: Path) -> None:

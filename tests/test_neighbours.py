@@ -9,6 +9,7 @@ from memory_store import MemoryStore
 from simulated import KEY, SPACE, SimulatedRunner, time_of
 
 from autotune.job import Budget
+from autotune.measurement import Measurement
 from autotune.neighbours import aged, distance, guess, neighbours, option_hints, prior
 from autotune.session import Settings
 from autotune.surrogate import Point
@@ -55,6 +56,28 @@ def test_a_guess_is_what_neighbours_measured_marked_as_one() -> None:
     assert found.ratio.low < found.ratio.median < found.ratio.high
     assert Winner.from_json(found.to_json()) == found
     assert store.winner(key(96)) is None, "a guess is made, not kept"
+
+
+def test_a_guess_is_within_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What neighbours measured beyond it teaches nothing."""
+    store = tuned(key(64), key(128))
+    measurements = store.measurements
+
+    def with_costs(of: ConvKey) -> list[Measurement]:
+        """All but the default have a workspace, and an error that it has not."""
+        costs = {True: {"error": 1e-7}, False: {"error": 1e-5, "workspace_bytes": 1000}}
+        return [replace(m, **costs[m.candidate == SPACE.defaults[0]]) for m in measurements(of)]
+
+    monkeypatch.setattr(store, "measurements", with_costs)
+    for policy in (Policy(max_error=1e-5), Policy(max_workspace_bytes=10_000)):
+        found = guess(store, replace(key(96), policy=policy), SPACE)
+        assert found is not None
+        assert found.candidate != found.default
+    for policy in (Policy(max_error=1e-6), Policy(max_workspace_bytes=0)):
+        found = guess(store, replace(key(96), policy=policy), SPACE)
+        assert found is not None
+        assert found.candidate == SPACE.defaults[0]
+    assert guess(store, replace(key(96), policy=Policy(max_error=1e-8)), SPACE) is None
 
 
 def test_where_defaults_win_a_guess_is_the_default() -> None:

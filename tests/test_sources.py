@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -165,13 +166,20 @@ def test_a_file_is_what_is_in_it(tmp_path: Path) -> None:
         ("postgresql://me:secret@here/autotune", "start `autotune serve`"), ("ftp://here/x", "found ftp://"),
         ("http://", "found no such URL"), ("http://[::1", "found no such URL"), ("http://here:99999", "no such URL"),
         ("http://here:8000/?x=1", "found no such URL"), ("http://me:secret@here", "goes into AUTOTUNE_TOKEN"),
-        ("sqlite://", "found sqlite://"),
+        ("sqlite://", "found sqlite://"), ("~nobody-here/w.json", "expected a file's path"),
+        ("a\0b", "expected a file's path"), ("\ud800", "expected a file's path"),
     ],
 )  # fmt: skip
 def test_an_address_of_another_kind(spec: str, expected: str) -> None:
     with pytest.raises(SourceError, match=expected) as caught:
         open_source(spec)
     assert "secret" not in str(caught.value)
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="another kind of file"):
+        open_source(tmp_path / "pipe")
 
 
 def test_sources_are_cheap_to_import() -> None:

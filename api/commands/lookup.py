@@ -71,7 +71,7 @@ def _local(args: argparse.Namespace, settings: Settings, shape: ConvShape, polic
 
 def _remote(args: argparse.Namespace, settings: Settings, shape: ConvShape, policy: Policy) -> Answer:
     body = shape_body(shape, policy, args.device)
-    query = {name: str(value) for name, value in body.pop("policy").items() if value not in (None, False)}
+    query = {name: str(value) for name, value in body.pop("policy").items() if value is not None and value is not False}
     query |= {name: "x".join(map(str, body.pop(name))) for name in ("input", "weight")}
     query |= {name: ",".join(map(str, body.pop(name))) for name in ("padding", "stride", "dilation")}
     query["flags"] = ",".join(f"{name}={value}" for name, value in caller_flags().items())

@@ -36,15 +36,18 @@ def register(commands: Any) -> None:
     )  # fmt: skip
     add_database(parser)
     add_json(parser, "at the end, what the hook did as one JSON line on stderr: stdout is the program's")
-    parser.add_argument("script", metavar="SCRIPT", help="the program")
-    parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    # one argument of all: of two, argparse takes a `--` between them for its own
+    parser.add_argument(
+        "program", metavar="SCRIPT [ARGS]", nargs=argparse.PARSER, help="the program, and its arguments"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
     """Becomes the program: its exit status, signals and output are its own."""
-    if not Path(args.script).is_file():
-        raise UsageError(f"expected a Python program, found no file {args.script!r}: check its path")
+    script, *arguments = args.program
+    if not Path(script).is_file():
+        raise UsageError(f"expected a Python program, found no file {script!r}: check its path")
     source = args.db if args.db and not args.source else settings.run_source
     try:
         open_source(source).close()
@@ -61,8 +64,8 @@ def run(args: argparse.Namespace, settings: Settings, _: Console) -> int:
         source,
         args.on_miss,
         "json" if args.json else "text",
-        args.script,
-        *args.args,
+        script,
+        *arguments,
     ]
     sys.stdout.flush()
     sys.stderr.flush()

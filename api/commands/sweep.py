@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from api.arguments import add_device, add_json
+from api.arguments import add_device, add_json, positive
 from api.commands.phases import candidates, claims_table
 from api.console import CliError, Console, UsageError
 from api.notes import Claim, figures
@@ -31,8 +31,8 @@ def register(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("sweep", help="every strategy over a row of sizes", epilog=EXAMPLES)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="N[,N]", help="height and width")
-    parser.add_argument("--channels", type=int, default=CHANNELS, metavar="N", help=f"default {CHANNELS}")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"default {ROUNDS}")
+    parser.add_argument("--channels", type=positive, default=CHANNELS, metavar="N", help=f"default {CHANNELS}")
+    parser.add_argument("--rounds", type=positive, default=ROUNDS, metavar="N", help=f"default {ROUNDS}")
     add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -102,7 +102,9 @@ def _row(size: int, args: argparse.Namespace, spec: DeviceSpec, console: Console
     with LocalRunner(args.device or spec.device, on_wait=console.note) as runner:
         measured = runner.measure(Request(key=key, candidates=tuple(tried.values()), rounds=args.rounds))
     by_name = dict(zip(tried, measured, strict=True))
-    base = by_name["tensor_winograd"]
+    base = by_name.get("tensor_winograd")
+    if base is None:
+        raise CliError(f"tensor_winograd does not apply at {size}x{size}: try larger sizes")
     if not base.times_s:
         raise CliError(f"tensor_winograd cannot be timed at {size}x{size}: {base.status}: {base.reason}")
     strategies = {}

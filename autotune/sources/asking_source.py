@@ -12,6 +12,7 @@ from autotune.device_use import mark_in_use
 from autotune.sources.source import Source, SourceError, usable
 from autotune.winner import Winner
 from strategies.key import ConvKey, Policy
+from strategies.locks import ForkLock
 
 ASKED_AT_ONCE = 1000
 GATHER_S = 1.0
@@ -44,7 +45,7 @@ class AskingSource:
 
     def __init__(self, source: Source, client: Client, warn: Callable[[str, str], None], policy: Policy) -> None:
         self._source, self._client, self._warn, self._policy = source, client, warn, policy
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._asked: set[str] = set()
         self._misses: queue.SimpleQueue[Miss | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -71,13 +72,17 @@ class AskingSource:
             thread.join(CLOSE_S)
         self._source.close()
 
+    def unasked(self, keys: Sequence[ConvKey]) -> None:
+        """Of these nobody asks, since a lookup has failed a moment ago."""
+        self._missed(keys, answered=False)
+
     def _missed(self, keys: Sequence[ConvKey], *, answered: bool) -> None:
         with self._lock:
             for key in keys:  # also of policies that allow less, whose winners hold too: these are not asked for
                 if key.policy == self._policy and key.digest not in self._asked:
                     self._asked.add(key.digest)
                     self._misses.put(Miss(key, answered))
-            if self._thread is None and not self._misses.empty():
+            if not (self._thread and self._thread.is_alive()) and not self._misses.empty():  # a forked child has none
                 self._closing.clear()
                 self._thread = threading.Thread(target=self._ask, name="autotune-misses", daemon=True)
                 self._thread.start()
