@@ -37,8 +37,9 @@ from strategies.graph.options import opt_of
 MARK = "autotune"
 """Begins the argument of our own Opt, which no option of tinygrad's has."""
 MAX_OPTIONS = 32
-MAX_IN_REGISTERS = 1024
-"""Values that options may have computed together by one thread. BEAM goes to 256; compilers take minutes far beyond."""
+MAX_IN_REGISTERS = 256
+"""Values that options may have computed together by one thread: as many as BEAM tries. Four times as many took a
+compiler half a minute."""
 MAX_THREADS = 1024
 """Of a work group, on any device that tinygrad knows."""
 REGISTERS = frozenset({AxisType.UPCAST, AxisType.UNROLL})
