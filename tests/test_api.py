@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -496,9 +497,12 @@ def test_a_driver_that_hangs_costs_its_time_limit_once(monkeypatch: pytest.Monke
 
 
 def test_a_request_of_many_devices_is_refused(http: httpx.Client) -> None:
-    """Each may take a process and seconds to describe, while others wait."""
-    for path in ("/tune", "/lookup"):
-        answer = post(http, path, {"shapes": [body(flags={"BEAM": str(number)}) for number in range(17)]})
+    """Each may take a process and seconds to describe, while others wait, and is a queue."""
+    shapes = [body(flags={"BEAM": str(number)}) for number in range(17)]
+    keys = [replace(key_of(), device=replace(CPU, arch=f"a{number}")).to_json() for number in range(17)]
+    asked: list[tuple[str, dict[str, Any]]] = [("/tune", {"shapes": shapes}), ("/lookup", {"shapes": shapes})]
+    for path, content in (*asked, ("/tune", {"keys": keys})):
+        answer = post(http, path, content)
         assert (answer.status_code, "16 different devices" in answer.json()["detail"]) == (422, True)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from api.runners import Runners
 from api.service import Service
 from api.shared import Followed, Shared
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
@@ -44,7 +44,7 @@ from db import (
     open_store,
 )
 from db.address import dialect_for
-from strategies.key import ConvKey
+from strategies.key import ConvKey, DeviceSpec
 
 FEW = Budget(trials=3)
 
@@ -271,6 +271,27 @@ class ManyLanes(LocalLanes):
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         lanes = super().offer(waiting).lanes
         return Offer(lanes=tuple(replace(lane, name=f"{lane.name}-{i}") for lane in lanes for i in range(8)))
+
+
+class Asked(OneDevice):
+    """Notes each device that somebody has to be asked for."""
+
+    def __init__(self) -> None:
+        self.names_asked: set[str | None] = set()
+
+    def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
+        self.names_asked.add(name)
+        return super().describe("CPU")
+
+
+def test_numbers_in_keys_open_no_devices() -> None:
+    """Each would be a process in the thread in which all lanes are opened."""
+    specs = [replace(CPU, device=f"CPU:{number}") for number in range(200)]
+    waiting = [Waiting(target=target_of(spec), device=spec, keys=1, since=0.0) for spec in (*specs, CPU)]
+    offer = LocalLanes(devices := Asked(), lambda _: NoRunner()).offer(waiting)
+    assert devices.names_asked == {"CPU"}
+    assert [lane.name for lane in offer.lanes] == ["local:CPU"]
+    assert "another CPU:7 than this machine's" in str(offer.missing[target_of(specs[7])])
 
 
 def test_stop_waits_for_a_database_that_is_away_but_once(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,8 @@ def devices_and_lanes(store: SqlStore, settings: Settings) -> tuple[Devices, Dev
     from api.lanes import LocalLanes
     from autotune.local_runner import LocalRunner
 
-    return local, remembered, LocalLanes(local, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+    # Lanes look at what is remembered: they never wait for a device that a request has opened.
+    return local, remembered, LocalLanes(remembered, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
 
 
 @contextlib.contextmanager
