@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sqlalchemy import event
 from api.metrics import Metrics
 from autotune.bundle import load
 from autotune.fleet import Worker
-from autotune.job import Budget, JobState
+from autotune.job import Budget, JobState, target_of
 from db import Scope, SqlStore, open_store
 from db.lists import FIRST_KEYS
 from tests.databases import KINDS, new_database
@@ -109,6 +110,22 @@ def test_no_query_goes_through_history(tmp_path: Path) -> None:
         and found[2] not in ACTIVE_ONLY and "LIMIT" not in statement
     ]  # fmt: skip
     assert bad == []
+
+
+def test_kinds_of_devices_cost_no_queries_and_few_labels(store: SqlStore) -> None:
+    """Callers name them."""
+    statements: list[str] = []
+    many = [replace(key, device=replace(CPU, arch=f"a{number}")) for number, key in enumerate(KEYS * 3)]
+    store.submit(many, BUDGET)
+    event.listen(store._engine, "before_cursor_execute", lambda *said: statements.append(said[2]))
+    expected = sorted((key.device for key in many), key=target_of)
+    assert [item.device for item in store.waiting()] == [CPU, *expected]
+    assert len(statements) <= 3  # one, and those of its transaction
+    text = generate_latest(Metrics(store, workers=list, lost=dict).registry).decode()
+    assert text.count('state="queued",target=') == 51
+    assert f'device="CPU",state="queued",target="{target_of(CPU)}"}} 41.0' in text
+    assert f'device="other",state="queued",target="other"}} {len(many) - 49}.0' in text
+    assert 'autotune_queue_oldest_seconds{device="other",target="other"}' in text
 
 
 @pytest.fixture(scope="module")
