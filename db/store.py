@@ -38,7 +38,7 @@ from db import (
     workers,
 )
 from db.address import Dialect, dialect_for
-from db.codec import decode
+from db.codec import decode, plain
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
@@ -406,11 +406,12 @@ class SqlStore:
 
     # The database itself
 
-    def devices(self) -> list[DeviceSpec]:
-        """Every device that a key or a measurement names, in the order they were first seen."""
+    def devices(self, name: str, limit: int) -> list[DeviceSpec]:
+        """Those of this name that a key or a measurement names, who was first seen last comes last: `limit` of them."""
         with self._reading() as connection:
-            specs = connection.execute(select(DeviceRow.spec).order_by(DeviceRow.id)).scalars()
-            return [DeviceSpec.from_json(decode(spec)) for spec in specs]
+            latest = select(DeviceRow.spec).where(DeviceRow.name == plain(name)).order_by(DeviceRow.id.desc())
+            specs = connection.execute(latest.limit(limit)).scalars().all()
+            return [DeviceSpec.from_json(decode(spec)) for spec in reversed(specs)]
 
     def revision(self) -> str:
         """The schema's revision: this release's."""
