@@ -363,12 +363,13 @@ class SqlStore:
             skew_s = now - time.time() if self._clock is None else 0.0
             return tasks.deliver(connection, (task_id, attempt), worker, measured, error, now=now, skew_s=skew_s)
 
-    def reassign(self, task_id: str, attempt: int, *, most_lost: int | None = None) -> bool:
+    def reassign(self, task_id: str, attempt: int, *, most_lost: int | None = None, waiting: str = "") -> bool:
         """Give a running attempt's work to another worker; False if it is not the current one any more. With
-        `most_lost` its worker is taken for lost; a task that has lost so many is given to nobody any more."""
+        `most_lost` its worker is taken for lost; a task that has lost so many is given to nobody any more. With
+        `waiting`, why its worker could not do it, it is offered to nobody until it is asked for again."""
         with self._writing() as connection:
             now = self._now(connection)
-            return tasks.reassign(connection, task_id, attempt, now=now, most_lost=most_lost)
+            return tasks.reassign(connection, task_id, attempt, now=now, most_lost=most_lost, waiting=waiting)
 
     def remind(self, task_id: str) -> None:
         """Queue a task once more if it still waits."""
