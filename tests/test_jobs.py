@@ -220,6 +220,40 @@ def test_device_that_is_gone_fails_the_job(store: SqlStore, monkeypatch: pytest.
     jobs.stop()
 
 
+def test_a_device_that_cannot_be_used_fails_one_key_not_the_queue(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lane rests, which is said, and is tried anew: the first key that it can be used for ends that."""
+    monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
+    gone = DeviceUnavailableError("CPU cannot be used: its process was killed")
+    tune = Scripted(*[gone] * 6)
+    jobs, job_id = work(store, tune, [key_of(20 + number) for number in range(12)])
+    until(jobs.faults, 60)
+    assert jobs.faults() == ["the lane local:CPU rests: CPU cannot be used: its process was killed"]
+    said = "waiting until CPU can be used: CPU cannot be used: its process was killed"
+    until(lambda: jobs.explained(store.job(job_id)).progress.get("waiting_for") == said, 60)
+    assert (tune.calls, store.job(job_id).states.count(JobState.FAILED)) == (6, 1)
+    jobs._rests["local:CPU"] = (time.monotonic(), "over")
+    jobs.wake()
+    until(lambda: state_of(store, job_id) is JobState.FAILED, 60)
+    assert store.job(job_id).states.count(JobState.DONE) == 11
+    assert jobs.alive
+    jobs.stop()
+
+
+def test_a_key_whose_flags_keep_its_process_from_beginning_fails(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: they say nothing of the device, and others must not wait for them."""
+    monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
+    flagged = [replace(key_of(cin), device=replace(CPU, flags=(("NOOPT", "1"),))) for cin in (8, 9, 10)]
+    tune = Scripted(*[DeviceUnavailableError("CPU cannot be used: not with that")] * 9)
+    jobs, job_id = work(store, tune, [*flagged, key_of()])
+    until(lambda: state_of(store, job_id) is JobState.FAILED, 60)
+    assert [str(state) for state in store.job(job_id).states] == ["failed", "failed", "failed", "done"]
+    jobs.stop()
+
+
 def test_database_that_is_busy_for_a_while_fails_nothing(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.jobs.BUSY_S", 0.05)
     tune = Scripted(DatabaseBusyError("locked"), DatabaseBusyError("locked"))
