@@ -31,7 +31,7 @@ class Sqlite:
 
     def connect(self) -> Engine:
         """An engine on the file, which is created if only it is missing. Raises DatabaseUnreachableError."""
-        self._check_access()
+        self.check_access()
         engine = create_engine(
             URL.create("sqlite", database=str(self.path)),
             connect_args={"timeout": self.busy_timeout_s, "isolation_level": None},
@@ -121,7 +121,8 @@ class Sqlite:
             source.close()
             partial.unlink(missing_ok=True)
 
-    def _check_access(self) -> None:
+    def check_access(self) -> None:
+        """Raises DatabaseUnreachableError where this user can have no database."""
         path, parent = self.path, self.path.parent
         if not parent.is_dir():
             raise DatabaseUnreachableError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
@@ -455,6 +457,18 @@ def test_serve_listens_and_ends(environment: Path, tmp_path: Path) -> None:
         assert (shown.returncode, shown.stderr.count("no winners yet")) == (0, 1)
         process.terminate()
         assert (process.wait(15), process.stderr.read()) == (0, "")
+
+
+def test_a_second_service_upgrades_nothing(environment: Path) -> None:
+    """The first one, of an older release, could not go on."""
+    with open_store(environment) as store:
+        store.migrate_back("0007")
+    with Path(f"{environment}.serve.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = autotune("serve", "--port", "0")
+    assert (second.returncode, "another service works on" in one_line(second.stderr)) == (1, True)
+    with contextlib.closing(sqlite3.connect(environment)) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchone() == ("0007",)
 
 
 def test_run_gives_the_program_its_own_modules(tmp_path: Path) -> None:

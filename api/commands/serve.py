@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
         sock = listen(settings.host, settings.port)
     except PortError as error:
         raise CliError(str(error)) from None
-    with sock, open_database(settings) as store, only_service(store):
+    with sock, only_service(settings), open_database(settings) as store:
         try:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
@@ -112,18 +112,25 @@ def devices_and_lanes(store: SqlStore, settings: Settings) -> tuple[Devices, Dev
 
 
 @contextlib.contextmanager
-def only_service(store: SqlStore) -> Iterator[None]:
-    """Two services on one file would each take the other's running jobs for abandoned ones. Raises CliError."""
-    address = str(store)
-    if "://" in address:
-        yield
-        return
+def only_service(settings: Settings) -> Iterator[None]:
+    """Two services on one file would each take the other's running jobs for abandoned ones. Before the database is
+    opened, which upgrades it. Raises CliError, DatabaseError."""
     import fcntl
 
-    path = Path(f"{os.path.realpath(address)}.serve.lock")  # one file, however it is spelled
+    from api.database import make_place
+    from db.address import dialect_for
+    from db.sqlite import Sqlite
+
+    database = dialect_for(settings.db, 0.0)
+    if not isinstance(database, Sqlite):
+        yield
+        return
+    make_place(settings)
+    database.check_access()
+    path = Path(f"{os.path.realpath(database.path)}.serve.lock")  # one file, however it is spelled
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CliError(f"another service works on {address}: end it, or give this one another --db") from None
+            raise CliError(f"another service works on {database}: end it, or give this one another --db") from None
         yield
