@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console as RichConsole
 from served import ROOT, body, key_of, served, until, winner_of
@@ -457,6 +458,24 @@ def test_serve_listens_and_ends(environment: Path, tmp_path: Path) -> None:
         assert (shown.returncode, shown.stderr.count("no winners yet")) == (0, 1)
         process.terminate()
         assert (process.wait(15), process.stderr.read()) == (0, "")
+
+
+def test_a_log_that_nobody_reads_stops_nobody(environment: Path) -> None:
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--log-format", "json"]
+    reads, writes = os.pipe()
+    fcntl.fcntl(reads, 1031, 4096)  # F_SETPIPE_SZ, of Linux: a few lines
+    with (
+        os.fdopen(reads) as log,
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=writes) as own,
+    ):
+        os.close(writes)
+        url = log.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=60) as http:
+            assert {http.get("/jobs").status_code for _ in range(100)} == {200}
+            assert http.get("/healthz").status_code == 200
+        own.terminate()
+        assert own.wait(60) == 0
+        assert json.loads(log.readline())["logger"] == "autotune.requests"
 
 
 def test_a_second_service_upgrades_nothing(environment: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.arguments import add_database, add_json
 from api.console import CliError, Console
-from api.logs import configure
+from api.logs import to_stderr
 from api.settings import LOG_FORMATS, Settings
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     from api.server import PortError, Server, listen, share_one_heap
     from autotune.compiler import CCompilerError, ensure_c_compiler
 
-    configure("json" if args.json else settings.log_format)
     share_one_heap()  # before there are threads
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:
         raise CliError(str(error)) from None
-    with sock, only_service(settings), open_database(settings) as store:
+    logs = to_stderr("json" if args.json else settings.log_format)
+    with sock, logs, only_service(settings), open_database(settings) as store:
         try:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
