@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,24 @@ def test_event_streams_have_a_limit_for_each_token(service: Served) -> None:
     for stream in streams:
         stream.__exit__(None, None, None)
     assert service.http.delete(f"/jobs/{job['id']}").json()["state"] == "cancelled"
+
+
+def test_event_streams_leave_connections_to_others(tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        secrets = [store.create_token(name, Scope.READ)[1] for name in ("one", "two", "three")]
+    with served(tmp_path / "a.db", hosts=["autotune.test"]) as own, ExitStack() as stack:
+        address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
+
+        def status(secret: str) -> bytes:
+            stream = stack.enter_context(socket.create_connection(address, timeout=60))
+            head = f"GET /dashboard/events HTTP/1.1\r\nHost: autotune.test\r\nAuthorization: Bearer {secret}\r\n\r\n"
+            stream.sendall(head.encode())
+            return stream.recv(12)
+
+        assert {status(secret) for secret in secrets[:2] for _ in range(64)} == {b"HTTP/1.1 200"}
+        assert status(secrets[2]) == b"HTTP/1.1 429"
+        other = {"Authorization": f"Bearer {secrets[2]}"}
+        assert own.http.get("/winners", headers=other).status_code == 200
 
 
 def test_a_request_has_a_limit_of_shapes(service: Served) -> None:
