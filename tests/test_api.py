@@ -343,6 +343,7 @@ def test_lookup_of_a_device_that_is_elsewhere(http: httpx.Client) -> None:
     query = "weight=64x32x3x3&padding=1&device=METAL"
     assert http.get(f"/lookup?input=1x32x56x56&{query}").json()["digest"] == ELSEWHERE.digest
     assert http.get(f"/lookup?input=1x32x57x57&{query}").status_code == 404
+    assert http.get(f"/lookup?input=1x32x56x56&{query}&flags=NOOPT=1").status_code == 404  # tuned without
 
 
 def test_lookup_of_many(http: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -90,7 +91,11 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
     except UnknownDeviceError:
         # Not a device of this machine, but its winners may have been imported.
         device = check_name(query.device or "")
-        keys = _elsewhere(shape, policy, service.store.devices(device, MAX_ELSEWHERE))
+        seen = service.store.devices(device, MAX_ELSEWHERE)
+        if flags is not None:
+            wanted = service.remembered.in_force(flags)
+            seen = [replace(spec, flags=wanted) for spec in seen]
+        keys = _elsewhere(shape, policy, seen)
         if not keys:
             raise
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
