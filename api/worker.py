@@ -23,7 +23,7 @@ from typing import Any
 from api.devices import Devices
 from api.health import STUCK_S, Pulse, Suspicion, self_test
 from api.text import one_line
-from autotune.device_lock import DeviceBusyError
+from autotune.device_lock import DeviceBusyError, name_of
 from autotune.device_use import in_use
 from autotune.fleet import Refusal, Worker, queue_of, queue_to, this_release
 from autotune.job import target_of
@@ -92,7 +92,7 @@ class FleetWorker:
         self._release = this_release() if release is None else release
         self._me = Worker(
             name=f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}", device=spec,
-            about=_about(device, self._release),
+            about={**_about(device, self._release), "lock": name_of(device or spec.device, runner.get("environ"))},
         )  # fmt: skip
         self._physical = device or spec.device
         self._locks: Path | None = runner.get("lock_directory")
@@ -249,10 +249,13 @@ class FleetWorker:
         return broken
 
     def _still_broken(self) -> str:
-        """Of a worker whose predecessor on this machine ended because of its device: what is wrong, before it takes
-        anything."""
-        host = f"{platform.node()}:"
-        mine = [w for w in self._store.workers() if w.name.startswith(host) and w.device == self._me.device]
+        """Of a worker whose predecessor on this very device ended because of it: what is wrong, before it takes
+        anything. A machine may have several that are equal; a worker of a former release did not say which it had."""
+        host, lock = f"{platform.node()}:", self._me.about["lock"]
+        mine = [
+            w for w in self._store.workers()
+            if w.name.startswith(host) and w.device == self._me.device and w.about.get("lock", lock) == lock
+        ]  # fmt: skip
         while mine and mine[0].ended and mine[0].unfit:
             try:
                 return self._tested()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -215,6 +217,20 @@ def test_a_worker_whose_device_broke_gives_its_work_back_and_ends(
     broken.unlink()
     start(spec)
     assert runner.measure(request(FINE))[0].ok
+
+
+def test_a_successor_tests_its_own_device_whoever_else_is_well(store: SqlStore, address: str, tmp_path: Path) -> None:
+    spec, host, broken = driver("equal"), platform.node(), tmp_path / "broken"
+    broken.touch()
+    store.register(Worker(name=f"{host}:1:bad", device=spec, about={"lock": "CPU"}))
+    store.unfit(f"{host}:1:bad", "its device failed a test")
+    store.retire(f"{host}:1:bad")
+    store.register(Worker(name=f"{host}:2:well", device=spec, about={"lock": "CPU-1"}))
+    command = [sys.executable, str(ROOT / "tests" / "scripted_worker.py"), address, json.dumps(spec.to_json())]
+    successor = subprocess.run(
+        [*command, str(tmp_path)], env=_environ(SCRIPT_BROKEN=str(broken)), timeout=120, capture_output=True, text=True
+    )
+    assert (successor.returncode, "the device has not recovered" in successor.stderr) == (74, True)
 
 
 def test_a_device_that_another_process_keeps_is_said(store: SqlStore, start: Start, tmp_path: Path) -> None:
