@@ -494,8 +494,6 @@ def test_a_worker_whose_clock_is_wrong_is_corrected(store: SqlStore, monkeypatch
 
 
 def _environ(**more: str) -> JsonObject:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
