@@ -107,12 +107,6 @@ def jobs(connection: Connection, limit: int, offset: int, state: JobState | None
     return [job for chunk in chunks(ids) for job in reversed(_jobs(connection, JobRow.id.in_(chunk)))]
 
 
-def counts(connection: Connection) -> dict[str, int]:
-    """Jobs by state, those of which there are none included."""
-    found = connection.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
-    return {str(state): 0 for state in JobState} | {row[0]: row[1] for row in found}
-
-
 def waiting(connection: Connection) -> list[Waiting]:
     """Queued keys by kind of device, oldest first: one query, however many kinds there are."""
     oldest, job_id = func.min(JobRow.created_at).label("since"), func.min(JobRow.id).label("job_id")

@@ -433,11 +433,6 @@ class SqlStore:
                 for name, table in sorted(Base.metadata.tables.items())
             }
 
-    def job_counts(self) -> dict[str, int]:
-        """Jobs by state, those of which there are none included."""
-        with self._reading() as connection:
-            return jobs.counts(connection)
-
     def active_jobs(self) -> dict[str, int]:
         """Jobs queued and running: costs what is active, however much has ended."""
         with self._reading() as connection:
