@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.authority import Authority, TokenGuard
 from api.devices import Devices
+from api.explanations import Explanations
 from api.guard import BodyGuard, HostGuard, LengthGuard
 from api.housekeeping import Housekeeping
 from api.jobs import JobRunner, Tune
@@ -48,6 +50,7 @@ def create_app(
         store, workers=job_runner.workers,
         lost=lambda: {"leases": job_runner.leases_lost, "lanes": job_runner.lanes_lost},
     )  # fmt: skip
+    stopping = threading.Event()
     service = Service(
         store=store,
         devices=devices,
@@ -57,6 +60,8 @@ def create_app(
         authority=Authority(store),
         metrics=metrics,
         streams=Streams(settings.max_streams, metrics.streams),
+        stopping=stopping,
+        explanations=Explanations(should_stop=stopping.is_set),
         readiness=Readiness(store.expect_writable, store.active_jobs),
         followed=Followed(store.named_jobs, jobs.POLL_S),
         shown_jobs=Shared(lambda: dashboard.shown_jobs(store, job_runner), dashboard.LOOK_S),

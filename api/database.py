@@ -10,7 +10,13 @@ from db import DatabaseUnreachableError, SqlStore, open_store
 
 
 def open_database(settings: Settings) -> SqlStore:
-    """Raises DatabaseError. Only the default place is made if it is missing: another is taken for a typing error."""
+    """Raises DatabaseError."""
+    make_place(settings)
+    return open_store(settings.db)
+
+
+def make_place(settings: Settings) -> None:
+    """Only the default one is made if it is missing: another is taken for a typing error. Raises DatabaseError."""
     if settings.db == str(default_database(os.environ)):
         parent = Path(settings.db).parent
         try:
@@ -20,4 +26,3 @@ def open_database(settings: Settings) -> SqlStore:
                 f"expected to make {parent} for the database, found: {error.strerror}; name a database elsewhere with "
                 "--db or AUTOTUNE_DB, or set XDG_DATA_HOME, and XDG_CACHE_HOME for what tinygrad compiles"
             ) from None
-    return open_store(settings.db)

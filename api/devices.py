@@ -29,6 +29,7 @@ LOOK_S = 30.0
 """How often what is remembered for readers is looked at; only an answer that no longer holds is asked for again."""
 FIRST_LOOK_S = 30.0
 """How long a reader waits for the first look at the devices, which begins with the service."""
+Flags = tuple[tuple[str, str], ...]
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}(:[A-Za-z0-9_]{1,16})*")
 
 
@@ -51,6 +52,9 @@ class Devices(Protocol):
         `flags` are the caller's, None means those of this process. Raises UnknownDeviceError, KeyFormatError.
         """
 
+    def in_force(self, flags: Mapping[str, str]) -> Flags:
+        """A caller's flags as they stand in a key, whatever the device. Raises UnknownDeviceError, KeyFormatError."""
+
 
 class ProbedDevices:
     """Asks a child process and remembers the answer for a while.
@@ -72,6 +76,10 @@ class ProbedDevices:
         machine = self.machine()
         device = machine.expect(name)
         return machine.flagged(DeviceSpec.from_json(self._ask("describe", device)), flags)
+
+    def in_force(self, flags: Mapping[str, str]) -> Flags:
+        """See Devices."""
+        return self.machine().in_force(flags)
 
     def machine(self) -> Machine:
         """Raises UnknownDeviceError if tinygrad cannot be asked."""
@@ -128,6 +136,10 @@ class RememberedDevices:
             raise UnknownDeviceError(str(found))
         return machine.flagged(found, flags)
 
+    def in_force(self, flags: Mapping[str, str]) -> Flags:
+        """See Devices."""
+        return self._known().in_force(flags)
+
     def look(self) -> None:
         """Ask for everything once."""
         try:
@@ -179,12 +191,13 @@ class Machine:
 
     def flagged(self, spec: DeviceSpec, flags: Mapping[str, str] | None) -> DeviceSpec:
         """The device under a caller's flags, None: those of this process. Raises KeyFormatError."""
-        if flags is None:
-            return spec
-        changed = [(name, text) for name, value in flags.items() if (text := self._in_force(name, value)) is not None]
-        return replace(spec, flags=tuple(sorted(changed)))
+        return spec if flags is None else replace(spec, flags=self.in_force(flags))
 
-    def _in_force(self, name: str, value: str) -> str | None:
+    def in_force(self, flags: Mapping[str, str]) -> Flags:
+        """Those that differ from their defaults, sorted. Raises KeyFormatError."""
+        return tuple(sorted((n, text) for n, value in flags.items() if (text := self._text(n, value)) is not None))
+
+    def _text(self, name: str, value: str) -> str | None:
         """As tinygrad reads it from its environment; None if that is its default."""
         rule = self.flags.get(name)
         if rule is None or not FLAG_VALUE.fullmatch(value):

@@ -23,8 +23,11 @@ class ExplanationsBusyError(RuntimeError):
 class Explanations:
     """By winner, with sources; one is made at a time, and asked for meanwhile it is waited for."""
 
-    def __init__(self, make: Callable[..., Explanation] = explain, peaks: PeakCache | None = None) -> None:
-        self._make, self._peaks = make, peaks or PeakCache.of_user()
+    def __init__(
+        self, make: Callable[..., Explanation] = explain, peaks: PeakCache | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self._make, self._peaks, self._should_stop = make, peaks or PeakCache.of_user(), should_stop
         self._making, self._lock = threading.Lock(), threading.Lock()
         self._places = threading.BoundedSemaphore(MAX_WAITING)
         self._known: OrderedDict[tuple[str, str], Explanation] = OrderedDict()
@@ -42,7 +45,9 @@ class Explanations:
             raise ExplanationsBusyError(f"{MAX_WAITING} requests wait for the device already: try again in a minute")
         try:
             with self._making:
-                found = self.known(winner) or self._make(store, winner, peaks=self._peaks, source=True)
+                found = self.known(winner) or self._make(
+                    store, winner, peaks=self._peaks, source=True, should_stop=self._should_stop
+                )
         finally:
             self._places.release()
         with self._lock:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from api.absence import absence, start_one
-from api.devices import Devices, UnknownDeviceError, check_name
+from api.devices import Devices, Flags, UnknownDeviceError, check_name
 from api.lanes import Lane, Offer
 from api.queue_runner import QueueRunner
 from api.task_board import TaskBoard
@@ -88,4 +88,8 @@ class FleetDevices:
                     f"or {start_one(DeviceSpec(device=wanted))}"
                 ) from None
         device = max(known, key=lambda worker: (worker.alive, worker.seen_at)).device
-        return device if not flags else replace(device, flags=self._local.describe(None, flags).flags)
+        return device if not flags else replace(device, flags=self.in_force(flags))
+
+    def in_force(self, flags: Mapping[str, str]) -> Flags:
+        """See Devices: as this machine's tinygrad reads them, which needs no device."""
+        return self._local.in_force(flags)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -29,6 +30,9 @@ IDLE_S = 1.0
 BUSY_S = 2.0
 DEVICE_TRIES = 3
 """How often a device may be unusable before the key fails: once or twice somebody may have killed its process."""
+UNUSABLE_KEYS = 2
+"""So many keys in a row that a device of ours could not be used for, and it is the device: its lane rests."""
+REST_S = 60.0
 REPORT_S = 0.2
 RELEASE_S = 60.0
 """How long without a job the warm children, and what they hold of their devices, are kept."""
@@ -82,6 +86,9 @@ class JobRunner:
         self.lanes_lost = 0
         """Threads of lanes that ended by a bug since the start."""
         self._faults: dict[str, float] = {}
+        self._unusable = Counter[str]()
+        self._rests: dict[str, tuple[float, str]] = {}
+        """By lane, until when it rests and why."""
         self._failing = ""
         self._opener = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._keeper = threading.Thread(target=self._keep, name="jobs-beat", daemon=True)
@@ -98,15 +105,17 @@ class JobRunner:
 
     def faults(self) -> list[str]:
         """What is wrong with it, one line each. A lane that ended by a bug is named for LANE_FAULT_S, a pass over the
-        queue that failed until one succeeds: no lane is opened meanwhile."""
+        queue that failed until one succeeds: no lane is opened meanwhile. A lane that rests is named until its device
+        can be used, or nothing has been tried on it for LANE_FAULT_S."""
         ended = [f"its thread {t.name!r} has ended" for t in (self._opener, self._keeper) if not t.is_alive()]
         with self._lock:
             since = time.monotonic() - LANE_FAULT_S
             lanes = {name for name, work in self._working.items() if work.dead} | {
                 name for name, at in self._faults.items() if at > since
             }
+            resting = [f"the lane {name} rests: {why}" for name, (until, why) in self._rests.items() if until > since]
         failing = [f"it looks at the queue in vain: {reason}"] if (reason := self._failing) else []
-        return ended + failing + [f"the lane {name} ended by a bug: see the log" for name in sorted(lanes)]
+        return ended + failing + [f"the lane {name} ended by a bug: see the log" for name in sorted(lanes)] + resting
 
     def start(self) -> None:
         """Begin, with what a killed service left behind."""
@@ -230,7 +239,7 @@ class JobRunner:
             self._worked_at = time.monotonic()
         for lane in self._offer.lanes:
             with self._lock:
-                if self._stopping.is_set() or lane.name in self._working:
+                if self._stopping.is_set() or lane.name in self._working or self._resting(lane):
                     continue
                 thread = threading.Thread(target=self._serve, args=(lane,), name=f"lane {lane.name}", daemon=True)
                 self._working[lane.name] = Work(thread)
@@ -248,7 +257,7 @@ class JobRunner:
         was taken never stays running with nobody at it."""
         work = self._working[lane.name]
         try:
-            while not self._stopping.is_set() and lane.is_open():
+            while not self._stopping.is_set() and lane.is_open() and not self._resting(lane):
                 work.left.clear()
                 claim = self._store.claim(self._owner_of(lane.name), target=lane.target, busy=lane.busy())
                 if claim is None:
@@ -293,10 +302,31 @@ class JobRunner:
         except Exception as error:
             if isinstance(error, NoWorkerError | DatabaseError) and not isinstance(error, StatementRefusedError):
                 raise  # it may go otherwise the next time
+            if isinstance(error, DeviceUnavailableError) and self._tires(lane, claim.key, error):
+                return self._store.release
             log.exception("job %s: %s failed", claim.job.id, claim.key)
             reason = one_line(str(error) or type(error).__name__, 300)
             return lambda claim: self._store.finish(claim, reason)
+        with self._lock:
+            del self._unusable[lane.name]
+            self._rests.pop(lane.name, None)
         return self._store.finish
+
+    def _tires(self, lane: Lane, key: ConvKey, error: DeviceUnavailableError) -> bool:
+        """Whether the lane is to rest instead of failing one key after the other. Who measures elsewhere looks after
+        its device itself; a key's own flags may be what keeps its process from beginning."""
+        if self._lanes.shared or key.device.flags != lane.device.flags:
+            return False
+        with self._lock:
+            self._unusable[lane.name] += 1
+            if self._unusable[lane.name] < UNUSABLE_KEYS:
+                return False
+            self._rests[lane.name] = (time.monotonic() + REST_S, one_line(str(error), 300))
+        log.error("the lane %s rests for %g s: %s", lane.name, REST_S, error)
+        return True
+
+    def _resting(self, lane: Lane) -> bool:
+        return self._rests.get(lane.name, (0.0, ""))[0] > time.monotonic()
 
     def _tune_key(self, claim: Claim, lane: Lane, work: Work) -> None:
         idle = claim.job.terms.idle
@@ -336,6 +366,9 @@ class JobRunner:
             missing = self._offer.missing.get(target)
             if missing is not None:
                 return one_line(str(missing), 500)
+        for lane in self._offer.lanes:
+            if lane.target in devices and self._resting(lane):
+                return f"waiting until {lane.device.device} can be used: {self._rests[lane.name][1]}"
         names = ", ".join(sorted({device.device for device in devices.values()}))
         if job.terms.idle and any(lane.target in devices and lane.busy() for lane in self._offer.lanes):
             return f"waiting until {names} is idle: a program that asked for tuning runs on it"

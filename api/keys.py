@@ -34,14 +34,19 @@ def body_keys(bodies: Sequence[ShapeBody], devices: Devices) -> list[ConvKey]:
         except ShapeError as error:
             raise ShapeError(f"shapes[{index}]: {error}" if len(bodies) > 1 else str(error)) from None
     named = {_named(body): body for body in bodies}
-    if len(named) > MAX_DEVICES:
-        raise KeyFormatError(
-            f"a request may name {MAX_DEVICES} different devices and flags: got {len(named)}; send several requests"
-        )
+    expect_few_devices(len(named))
     described = {name: devices.describe(body.device, body.flags) for name, body in named.items()}
     return [
         _key(shape, described[_named(body)], body.policy.policy()) for shape, body in zip(shapes, bodies, strict=True)
     ]
+
+
+def expect_few_devices(count: int) -> None:
+    """Raises KeyFormatError for more different devices than one request may name."""
+    if count > MAX_DEVICES:
+        raise KeyFormatError(
+            f"a request may name {MAX_DEVICES} different devices and flags: got {count}; send several requests"
+        )
 
 
 def _named(body: ShapeBody) -> tuple[object, ...]:

@@ -69,17 +69,19 @@ class LocalLanes:
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         lanes, missing = [], {}
         for wanted in waiting:
-            name = wanted.device.device
+            name = wanted.device.device.split(":")[0]  # a key names a kind; a number costs a process for nothing
             try:
                 found = self._devices.describe(name)
             except UnknownDeviceError as error:
-                missing[wanted.target] = Missing(what=f"a device {name}", since=wanted.since, advice=str(error))
+                missing[wanted.target] = Missing(
+                    what=f"a device {wanted.device.device}", since=wanted.since, advice=str(error)
+                )
                 continue
             if target_of(found) == wanted.target:
                 lanes.append(self._lane(name, found))
             else:
                 missing[wanted.target] = Missing(
-                    what=f"another {name} than this machine's",
+                    what=f"another {wanted.device.device} than this machine's",
                     since=wanted.since,
                     advice=f"{difference(wanted.device, found)}; cancel the job, or import its winners from there",
                 )

@@ -12,13 +12,15 @@ from api.release import release
 from autotune.fleet import Worker
 from autotune.winner import WinnerState
 from db import DatabaseError, SqlStore
-from db.figures import Figures
+from db.figures import Figures, Queue
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS")
 GUESS = str(WinnerState.GUESS)
 STATES = ("ended", "silent", "unfit", "in_use", "alive")
 """Of workers."""
+MAX_QUEUES = 50
+"""Labels come from callers: of the kinds of devices that keys wait for, those with most keys have their own."""
 LOST = {
     "leases": "Keys put back as whoever had them fell silent",
     "lanes": "Threads that measure for the job runner and ended by a bug",
@@ -98,12 +100,23 @@ def _queues(figures: Figures) -> Iterable[Metric]:
     oldest = GaugeMetricFamily(
         "autotune_queue_oldest_seconds", "Since when the oldest key waits", labels=["device", "target"]
     )
-    for queue in figures.queues:
+    for queue in _largest(figures.queues):
         for state, count in (("queued", queue.queued), ("running", queue.running)):
             depth.add_metric([queue.device, queue.target, state], count)
         if queue.since is not None:
             oldest.add_metric([queue.device, queue.target], max(0.0, figures.now - queue.since))
     return depth, oldest
+
+
+def _largest(queues: Sequence[Queue]) -> list[Queue]:
+    """MAX_QUEUES of them; the others are one, `other`."""
+    ordered = sorted(queues, key=lambda queue: -(queue.queued + queue.running))
+    shown, rest = ordered[:MAX_QUEUES], ordered[MAX_QUEUES:]
+    if not rest:
+        return shown
+    queued, running = sum(queue.queued for queue in rest), sum(queue.running for queue in rest)
+    since = min((queue.since for queue in rest if queue.since is not None), default=None)
+    return [*shown, Queue(device="other", target="other", queued=queued, running=running, since=since)]
 
 
 def _workers(workers: Sequence[Worker]) -> Metric:

@@ -41,13 +41,13 @@ class Service:
     readiness: Readiness
     followed: Followed
     shown_jobs: Shared[str]
-    explanations: Explanations = field(default_factory=Explanations)
+    explanations: Explanations
+    stopping: threading.Event
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)
     present: Present = field(default_factory=Present)
     imports: Imports = field(default_factory=Imports)
     exports: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_EXPORTS))
-    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def get_service(request: Request) -> Service:

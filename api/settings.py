@@ -21,7 +21,7 @@ MAX_BUDGET_S = 24 * 3600.0
 MAX_TRIALS = 1_000_000
 MAX_SHAPES = 10_000
 MAX_DEVICES = 16
-"""Different devices and flags in one request: each may take a process and seconds to describe."""
+"""Different devices and flags in one request: each may take a process and seconds to describe, and is a queue."""
 
 
 class SettingsError(ValueError):

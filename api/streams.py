@@ -12,6 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from api.authority import presented_name
 from api.problem import ProblemError
+from api.protocol import MAX_CONNECTIONS
+
+MAX_STREAMS = MAX_CONNECTIONS // 2
+"""Whoever they belong to: others must be answered, too."""
 
 
 class Streams:
@@ -26,11 +30,12 @@ class Streams:
     ) -> StreamingResponse:
         """The answer, counted until it ends. Raises ProblemError for one too many."""
         owner = presented_name(connection.scope)
-        if self._open[owner] >= self._limit:
-            raise ProblemError(
-                429, f"expected at most {self._limit} event streams of yours at once, found one more: close some",
-                retry_after_s=10,
-            )  # fmt: skip
+        for count, limit, whose in (
+            (self._open[owner], self._limit, "of yours "), (self._open.total(), MAX_STREAMS, "")
+        ):  # fmt: skip
+            if count >= limit:
+                detail = f"expected at most {limit} event streams {whose}at once, found one more: close some"
+                raise ProblemError(429, detail, retry_after_s=10)
         return Stream(self, owner, content, headers)
 
     def opened(self, owner: str, by: int) -> None:

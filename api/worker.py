@@ -23,6 +23,7 @@ from typing import Any
 from api.devices import Devices
 from api.health import STUCK_S, Pulse, Suspicion, self_test
 from api.text import one_line
+from autotune.device_lock import DeviceBusyError, name_of
 from autotune.device_use import in_use
 from autotune.fleet import Refusal, Worker, queue_of, queue_to, this_release
 from autotune.job import target_of
@@ -40,6 +41,9 @@ UNREADABLE = -1
 """No exit status: what is asked for is of another release, so this worker is asked for nothing until it is replaced."""
 DRAIN_S = 45.0
 """How long what is under way may go on after a signal: less than the templates' and the compose file's grace."""
+LOCK_TIMEOUT_S = 60.0
+"""How long a task waits for a device that another process has. It is then given back, so that its job says what it
+waits for, and asked for anew."""
 BEAT_S = 3.0
 STALLED_S = 30.0
 TIDY_S = 60.0
@@ -77,6 +81,7 @@ class FleetWorker:
         release: str | None = None,
         drain_s: float = DRAIN_S,
         stuck_s: float = STUCK_S,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
         open_runner: Callable[..., LocalRunner] = LocalRunner,
         **runner: Any,
     ) -> None:
@@ -87,11 +92,11 @@ class FleetWorker:
         self._release = this_release() if release is None else release
         self._me = Worker(
             name=f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:12]}", device=spec,
-            about=_about(device, self._release),
+            about={**_about(device, self._release), "lock": name_of(device or spec.device, runner.get("environ"))},
         )  # fmt: skip
         self._physical = device or spec.device
         self._locks: Path | None = runner.get("lock_directory")
-        self._runner = open_runner(self._physical, lock_timeout_s=float("inf"), on_wait=log.info, **runner)
+        self._runner = open_runner(self._physical, lock_timeout_s=lock_timeout_s, on_wait=log.info, **runner)
         self._drain_s, self._pulse, self._suspicion = drain_s, Pulse(stuck_s=stuck_s), Suspicion()
         self._at: tuple[str, int] | None = None
         self._status: int | None = None
@@ -205,16 +210,20 @@ class FleetWorker:
         except RunStoppedError:
             log.info("task %s, attempt %d: given up", task, attempt)
             self._give_back(task, attempt)
+        except DeviceBusyError as error:
+            log.warning("task %s, attempt %d: given back: %s", task, attempt, error)
+            self._give_back(task, attempt, waiting=one_line(f"for worker {self.name}: {error}", 500))
         finally:
             self._pulse.end()
             self._at = None
             self._stale.clear()
 
     def _outcome(self, request: Request) -> tuple[Sequence[Measurement], str, bool]:
-        """Measurements, why there are no more of them, whether the device could not be used. Raises RunStoppedError."""
+        """Measurements, why there are no more of them, whether the device could not be used. Raises RunStoppedError,
+        DeviceBusyError."""
         try:
             return self._measured(request), "", False
-        except RunStoppedError:
+        except (RunStoppedError, DeviceBusyError):
             raise
         except DeviceUnavailableError as unavailable:
             return unavailable.measured, str(unavailable), True
@@ -233,18 +242,26 @@ class FleetWorker:
         return self._stale.is_set()
 
     def _tested(self) -> str:
-        """What is wrong with the device; empty if nothing is."""
+        """What is wrong with the device; empty if nothing is. Raises RunStoppedError, DeviceBusyError."""
         broken = self_test(self._runner, self._me.device, self._should_stop)
         if not broken:
             self._suspicion.cleared()
         return broken
 
     def _still_broken(self) -> str:
-        """Of a worker whose predecessor on this machine ended because of its device: what is wrong, before it takes
-        anything."""
-        host = f"{platform.node()}:"
-        mine = [w for w in self._store.workers() if w.name.startswith(host) and w.device == self._me.device]
-        return self._tested() if mine and mine[0].ended and mine[0].unfit else ""
+        """Of a worker whose predecessor on this very device ended because of it: what is wrong, before it takes
+        anything. A machine may have several that are equal; a worker of a former release did not say which it had."""
+        host, lock = f"{platform.node()}:", self._me.about["lock"]
+        mine = [
+            w for w in self._store.workers()
+            if w.name.startswith(host) and w.device == self._me.device and w.about.get("lock", lock) == lock
+        ]  # fmt: skip
+        while mine and mine[0].ended and mine[0].unfit:
+            try:
+                return self._tested()
+            except DeviceBusyError as error:  # which says nothing of the device
+                log.warning("the device is tested later: %s", error)
+        return ""
 
     def _begin(self, task: str, attempt: int) -> Request | Refusal | None:
         try:
@@ -268,9 +285,9 @@ class FleetWorker:
         with contextlib.suppress(DatabaseError):  # then its silence says it
             self._store.unfit(self.name, self._me.unfit)
 
-    def _give_back(self, task: str, attempt: int) -> None:
+    def _give_back(self, task: str, attempt: int, *, waiting: str = "") -> None:
         with contextlib.suppress(DatabaseError):  # else whoever waits for it notices the silence
-            self._store.reassign(task, attempt)
+            self._store.reassign(task, attempt, waiting=waiting)
 
     def _deliver(self, task: str, attempt: int, measured: Sequence[Measurement], error: str) -> None:
         """However long the database is away, up to DELIVER_S or until we are to end: measuring again costs more than

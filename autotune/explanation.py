@@ -67,17 +67,18 @@ def explain(
     source: bool = False,
     calibrate: bool = False,
     on_wait: Callable[[str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
     look: Callable[..., Inspection] = inspect,
 ) -> Explanation:
     """Compile and time the winner and its default on the winner's device, some ten seconds.
 
     `source` adds the kernels' sources, `calibrate` measures the device's peak again. Raises TaskError,
-    DeviceUnavailableError, DeviceBusyError.
+    DeviceUnavailableError, DeviceBusyError, RunStoppedError.
     """
     key = decision.key
     known = None if calibrate else peaks.get(key.device)
     candidates = list(dict.fromkeys((decision.candidate, decision.default)))
-    seen = look(key, candidates, peak=known, source=source, on_wait=on_wait)
+    seen = look(key, candidates, peak=known, source=source, on_wait=on_wait, should_stop=should_stop)
     peak = peaks.keep(key.device, seen.peak) if known is None else known
     return Explanation(
         decision=decision, winner=seen.programs[0], default=seen.programs[1] if len(candidates) > 1 else None,

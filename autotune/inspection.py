@@ -112,17 +112,18 @@ def inspect(
     source: bool = False,
     timeout_s: float = TIMEOUT_S,
     on_wait: Callable[[str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Inspection:
     """Compile and time candidates on the key's device, in a process of their own.
 
     Without `peak` the device is calibrated first, a second or two. `source` asks for the kernels' sources. Raises
-    TaskError if it cannot be done, DeviceUnavailableError, DeviceBusyError.
+    TaskError if it cannot be done, DeviceUnavailableError, DeviceBusyError, RunStoppedError.
     """
     question = {
         "key": key.to_json(), "candidates": [candidate.to_json() for candidate in candidates], "source": source,
         "peak": peak.to_json() if peak is not None else None,
     }  # fmt: skip
-    said = run_task("inspect", question, key.device, timeout_s=timeout_s, on_wait=on_wait)
+    said = run_task("inspect", question, key.device, timeout_s=timeout_s, on_wait=on_wait, should_stop=should_stop)
     programs = tuple(ProgramCost.from_json(program) for program in said["programs"])
     return Inspection(programs=programs, peak=Peak.from_json(said["peak"]))
 

@@ -107,27 +107,23 @@ def jobs(connection: Connection, limit: int, offset: int, state: JobState | None
     return [job for chunk in chunks(ids) for job in reversed(_jobs(connection, JobRow.id.in_(chunk)))]
 
 
-def counts(connection: Connection) -> dict[str, int]:
-    """Jobs by state, those of which there are none included."""
-    found = connection.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
-    return {str(state): 0 for state in JobState} | {row[0]: row[1] for row in found}
-
-
 def waiting(connection: Connection) -> list[Waiting]:
-    """Queued keys by kind of device, oldest first."""
-    found = connection.execute(
-        select(JobKeyRow.target, func.count(), func.min(JobRow.created_at), func.min(JobRow.id))
+    """Queued keys by kind of device, oldest first: one query, however many kinds there are."""
+    oldest, job_id = func.min(JobRow.created_at).label("since"), func.min(JobRow.id).label("job_id")
+    kinds = (
+        select(JobKeyRow.target, func.count().label("keys"), oldest, job_id)
         .join(JobRow, JobRow.id == JobKeyRow.job_id)
         .where(KEY_QUEUED)
         .group_by(JobKeyRow.target)
-        .order_by(func.min(JobRow.id), JobKeyRow.target)
-    ).all()
-    result = []
-    for target, count, since, job_id in found:
-        first = select(JobKeyRow.body).where(JobKeyRow.job_id == job_id, JobKeyRow.target == target).limit(1)
-        device = parsed_key(connection.execute(first).scalar_one()).device
-        result.append(Waiting(target=target, device=device, keys=count, since=since))
-    return result
+        .subquery()
+    )
+    mine = (JobKeyRow.target == kinds.c.target, JobKeyRow.job_id == kinds.c.job_id)
+    first = select(JobKeyRow.body).where(KEY_QUEUED, *mine).order_by(JobKeyRow.position).limit(1).scalar_subquery()
+    query = select(kinds.c.target, first, kinds.c["keys"], kinds.c.since).order_by(kinds.c.job_id, kinds.c.target)
+    return [
+        Waiting(target=target, device=parsed_key(body).device, keys=keys, since=since)
+        for target, body, keys, since in connection.execute(query)
+    ]
 
 
 def claim(connection: Connection, owner: str, target: str | None, busy: bool, now: float) -> Claim | None:

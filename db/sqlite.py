@@ -25,20 +25,22 @@ class Sqlite:
     def __init__(self, path: Path, busy_timeout_s: float) -> None:
         self.path = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - a link stays a link
         self.busy_timeout_s = busy_timeout_s
+        self._opened: os.stat_result | None = None
 
     def __str__(self) -> str:
         return str(self.path)
 
     def connect(self) -> Engine:
         """An engine on the file, which is created if only it is missing. Raises DatabaseUnreachableError."""
-        self._check_access()
+        self.check_access()
         engine = create_engine(
             URL.create("sqlite", database=str(self.path)),
             connect_args={"timeout": self.busy_timeout_s, "isolation_level": None},
             pool_size=8, max_overflow=64, pool_timeout=self.busy_timeout_s,
         )  # fmt: skip
+        event.listen(engine, "do_connect", self._before_connect)
         event.listen(engine, "connect", _on_connect)
-        event.listen(engine, "begin", _on_begin)
+        event.listen(engine, "begin", self._on_begin)
         event.listen(engine, "handle_error", _on_error)
         return engine
 
@@ -55,6 +57,7 @@ class Sqlite:
                         f"{self}: expected a file system on which SQLite can share memory between processes (WAL), "
                         f"found one on which it cannot: put the database on a local disk"
                     )
+                self._opened = self._opened or self.path.stat()
                 return
             except sqlite3.OperationalError as error:
                 if not _busy(error) or time.monotonic() > deadline:
@@ -121,7 +124,35 @@ class Sqlite:
             source.close()
             partial.unlink(missing_ok=True)
 
-    def _check_access(self) -> None:
+    def _before_connect(self, *_: object) -> None:
+        self._expect_same()
+
+    def _on_begin(self, connection: Connection) -> None:
+        # A transaction that reads and then writes must lock first: upgrading later fails at once if another has
+        # written.
+        write = connection.get_execution_options().get(WRITE, False)
+        if write:
+            self._expect_same()
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def _expect_same(self) -> None:
+        """Raises DatabaseError if the file is no longer the one that was opened: what is written would be lost, and
+        another file is damaged by the log that belongs to this one."""
+        if self._opened is None:
+            return
+        try:
+            if os.path.samestat(self._opened, self.path.stat()):
+                return
+            found = "another one in its place"
+        except OSError:
+            found = "none"
+        raise DatabaseError(
+            f"{self}: expected the file that was opened, found {found}: end every program that uses it, put the file "
+            f"in place, remove what is beside it with -wal and -shm at its end, and start them again"
+        )
+
+    def check_access(self) -> None:
+        """Raises DatabaseUnreachableError where this user can have no database."""
         path, parent = self.path, self.path.parent
         if not parent.is_dir():
             raise DatabaseUnreachableError(
@@ -182,12 +213,6 @@ def _on_error(context: ExceptionContext) -> None:
     """A connection that was opened while the file could only be read stays so: it is not used again."""
     if "readonly" in str(context.original_exception):
         context.is_disconnect = True
-
-
-def _on_begin(connection: Connection) -> None:
-    # A transaction that reads and then writes must lock first: upgrading later fails at once if another has written.
-    write = connection.get_execution_options().get(WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 def _sync(path: Path) -> None:

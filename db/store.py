@@ -38,7 +38,7 @@ from db import (
     workers,
 )
 from db.address import Dialect, dialect_for
-from db.codec import decode
+from db.codec import decode, plain
 from db.errors import DatabaseBusyError, DatabaseError, DatabaseFullError, DatabaseUnreachableError
 from db.lookup_cache import LookupCache
 from db.models import Base, DeviceRow
@@ -363,12 +363,13 @@ class SqlStore:
             skew_s = now - time.time() if self._clock is None else 0.0
             return tasks.deliver(connection, (task_id, attempt), worker, measured, error, now=now, skew_s=skew_s)
 
-    def reassign(self, task_id: str, attempt: int, *, most_lost: int | None = None) -> bool:
+    def reassign(self, task_id: str, attempt: int, *, most_lost: int | None = None, waiting: str = "") -> bool:
         """Give a running attempt's work to another worker; False if it is not the current one any more. With
-        `most_lost` its worker is taken for lost; a task that has lost so many is given to nobody any more."""
+        `most_lost` its worker is taken for lost; a task that has lost so many is given to nobody any more. With
+        `waiting`, why its worker could not do it, it is offered to nobody until it is asked for again."""
         with self._writing() as connection:
             now = self._now(connection)
-            return tasks.reassign(connection, task_id, attempt, now=now, most_lost=most_lost)
+            return tasks.reassign(connection, task_id, attempt, now=now, most_lost=most_lost, waiting=waiting)
 
     def remind(self, task_id: str) -> None:
         """Queue a task once more if it still waits."""
@@ -406,11 +407,12 @@ class SqlStore:
 
     # The database itself
 
-    def devices(self) -> list[DeviceSpec]:
-        """Every device that a key or a measurement names, in the order they were first seen."""
+    def devices(self, name: str, limit: int) -> list[DeviceSpec]:
+        """Those of this name that a key or a measurement names, who was first seen last comes last: `limit` of them."""
         with self._reading() as connection:
-            specs = connection.execute(select(DeviceRow.spec).order_by(DeviceRow.id)).scalars()
-            return [DeviceSpec.from_json(decode(spec)) for spec in specs]
+            latest = select(DeviceRow.spec).where(DeviceRow.name == plain(name)).order_by(DeviceRow.id.desc())
+            specs = connection.execute(latest.limit(limit)).scalars().all()
+            return [DeviceSpec.from_json(decode(spec)) for spec in reversed(specs)]
 
     def revision(self) -> str:
         """The schema's revision: this release's."""
@@ -430,11 +432,6 @@ class SqlStore:
                 name: connection.execute(select(func.count()).select_from(table)).scalar_one()
                 for name, table in sorted(Base.metadata.tables.items())
             }
-
-    def job_counts(self) -> dict[str, int]:
-        """Jobs by state, those of which there are none included."""
-        with self._reading() as connection:
-            return jobs.counts(connection)
 
     def active_jobs(self) -> dict[str, int]:
         """Jobs queued and running: costs what is active, however much has ended."""

@@ -141,10 +141,13 @@ def deliver(
     return counted
 
 
-def reassign(connection: Connection, name: str, attempt: int, *, now: float, most_lost: int | None = None) -> bool:
+def reassign(
+    connection: Connection, name: str, attempt: int, *, now: float, most_lost: int | None = None, waiting: str = ""
+) -> bool:
     """Give a running attempt's work to another worker; False if it is not the current one any more.
 
     With `most_lost`, its worker is taken for lost, and a task that has lost so many is given to nobody any more.
+    With `waiting`, why its worker could not do it, it is offered to nobody until it is asked for again.
     """
     row = _lock(connection, name)
     if row is None or (row.state, row.attempt) != (RUNNING, attempt):
@@ -154,8 +157,10 @@ def reassign(connection: Connection, name: str, attempt: int, *, now: float, mos
     if most_lost is not None and len(lost) >= most_lost:
         connection.execute(task.values(state=str(TaskState.LOST), changed_at=now, lost=encode(lost)))
         return True
-    connection.execute(task.values(state=QUEUED, attempt=attempt + 1, worker="", changed_at=now, lost=encode(lost)))
-    queue.defer(connection, row.queue, name, attempt + 1)
+    task = task.values(state=QUEUED, attempt=attempt + 1, worker="", changed_at=now, lost=encode(lost))
+    connection.execute(task.values(waiting=plain(waiting)))
+    if not waiting:
+        queue.defer(connection, row.queue, name, attempt + 1)
     return True
 
 

@@ -52,14 +52,15 @@ class Undelivered(SqlStore):
         raise DatabaseUnreachableError("away")
 
 
+SECONDS = ("drain_s", "stuck_s", "lock_timeout_s")
 STORES = {"SCRIPT_MUTE": Mute, "SCRIPT_UNDELIVERED": Undelivered}
 
 
 def main() -> int:
     database, spec, locks = sys.argv[1:]
     worker_module.BEAT_S = 0.5  # tests take a worker for lost soon: it has more than one beat until then
-    named = {name: os.environ.get(f"SCRIPT_{name.upper()}") for name in ("release", "drain_s", "stuck_s", "stuck")}
-    more: dict[str, Any] = {name: float(given) for name in ("drain_s", "stuck_s") if (given := named[name])}
+    named = {name: os.environ.get(f"SCRIPT_{name.upper()}") for name in ("release", *SECONDS, "stuck")}
+    more: dict[str, Any] = {name: float(given) for name in SECONDS if (given := named[name])}
     if named["stuck"]:
         more["open_runner"] = StuckRunner
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -79,6 +79,9 @@ class OneDevice:
             )
         return CPU
 
+    def in_force(self, flags: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted(flags.items()))
+
 
 def scripted_tune(trial_s: float) -> Callable[..., Winner]:
     """A search of `budget.trials` trials (default 3), each recorded, as the real one does."""

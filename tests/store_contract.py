@@ -125,7 +125,10 @@ class StoreContract:
         store.record(a_measurement("old"))
         store.record(a_measurement("new", other))
         assert [m.key.device.driver for m in store.measurements(a_key())] == ["clang 14", "clang 19"]
-        assert [device.driver for device in store.devices()] == ["clang 14", "clang 19"]
+        store.record(a_measurement("metal", a_key(device=dataclasses.replace(CPU, device="METAL"))))
+        assert [device.driver for device in store.devices("CPU", 9)] == ["clang 14", "clang 19"]
+        assert [device.driver for device in store.devices("CPU", 1)] == ["clang 19"]
+        assert store.devices("NONE", 9) == []
 
     def test_old_measurements_go_and_the_last_of_each_candidate_stays(self, store: SqlStore) -> None:
         for number in range(5):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -342,6 +343,7 @@ def test_lookup_of_a_device_that_is_elsewhere(http: httpx.Client) -> None:
     query = "weight=64x32x3x3&padding=1&device=METAL"
     assert http.get(f"/lookup?input=1x32x56x56&{query}").json()["digest"] == ELSEWHERE.digest
     assert http.get(f"/lookup?input=1x32x57x57&{query}").status_code == 404
+    assert http.get(f"/lookup?input=1x32x56x56&{query}&flags=NOOPT=1").status_code == 404  # tuned without
 
 
 def test_lookup_of_many(http: httpx.Client) -> None:
@@ -496,9 +498,12 @@ def test_a_driver_that_hangs_costs_its_time_limit_once(monkeypatch: pytest.Monke
 
 
 def test_a_request_of_many_devices_is_refused(http: httpx.Client) -> None:
-    """Each may take a process and seconds to describe, while others wait."""
-    for path in ("/tune", "/lookup"):
-        answer = post(http, path, {"shapes": [body(flags={"BEAM": str(number)}) for number in range(17)]})
+    """Each may take a process and seconds to describe, while others wait, and is a queue."""
+    shapes = [body(flags={"BEAM": str(number)}) for number in range(17)]
+    keys = [replace(key_of(), device=replace(CPU, arch=f"a{number}")).to_json() for number in range(17)]
+    asked: list[tuple[str, dict[str, Any]]] = [("/tune", {"shapes": shapes}), ("/lookup", {"shapes": shapes})]
+    for path, content in (*asked, ("/tune", {"keys": keys})):
+        answer = post(http, path, content)
         assert (answer.status_code, "16 different devices" in answer.json()["detail"]) == (422, True)
 
 

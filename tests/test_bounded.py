@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from sqlalchemy import event
 from api.metrics import Metrics
 from autotune.bundle import load
 from autotune.fleet import Worker
-from autotune.job import Budget, JobState
+from autotune.job import Budget, JobState, target_of
 from db import Scope, SqlStore, open_store
 from db.lists import FIRST_KEYS
 from tests.databases import KINDS, new_database
@@ -111,6 +114,22 @@ def test_no_query_goes_through_history(tmp_path: Path) -> None:
     assert bad == []
 
 
+def test_kinds_of_devices_cost_no_queries_and_few_labels(store: SqlStore) -> None:
+    """Callers name them."""
+    statements: list[str] = []
+    many = [replace(key, device=replace(CPU, arch=f"a{number}")) for number, key in enumerate(KEYS * 3)]
+    store.submit(many, BUDGET)
+    event.listen(store._engine, "before_cursor_execute", lambda *said: statements.append(said[2]))
+    expected = sorted((key.device for key in many), key=target_of)
+    assert [item.device for item in store.waiting()] == [CPU, *expected]
+    assert len(statements) <= 3  # one, and those of its transaction
+    text = generate_latest(Metrics(store, workers=list, lost=dict).registry).decode()
+    assert text.count('state="queued",target=') == 51
+    assert f'device="CPU",state="queued",target="{target_of(CPU)}"}} 41.0' in text
+    assert f'device="other",state="queued",target="other"}} {len(many) - 49}.0' in text
+    assert 'autotune_queue_oldest_seconds{device="other",target="other"}' in text
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     database = tmp_path_factory.mktemp("bounded") / "autotune.db"
@@ -140,6 +159,24 @@ def test_event_streams_have_a_limit_for_each_token(service: Served) -> None:
     for stream in streams:
         stream.__exit__(None, None, None)
     assert service.http.delete(f"/jobs/{job['id']}").json()["state"] == "cancelled"
+
+
+def test_event_streams_leave_connections_to_others(tmp_path: Path) -> None:
+    with open_store(tmp_path / "a.db") as store:
+        secrets = [store.create_token(name, Scope.READ)[1] for name in ("one", "two", "three")]
+    with served(tmp_path / "a.db", hosts=["autotune.test"]) as own, ExitStack() as stack:
+        address = ("127.0.0.1", int(own.url.rpartition(":")[2]))
+
+        def status(secret: str) -> bytes:
+            stream = stack.enter_context(socket.create_connection(address, timeout=60))
+            head = f"GET /dashboard/events HTTP/1.1\r\nHost: autotune.test\r\nAuthorization: Bearer {secret}\r\n\r\n"
+            stream.sendall(head.encode())
+            return stream.recv(12)
+
+        assert {status(secret) for secret in secrets[:2] for _ in range(64)} == {b"HTTP/1.1 200"}
+        assert status(secrets[2]) == b"HTTP/1.1 429"
+        other = {"Authorization": f"Bearer {secrets[2]}"}
+        assert own.http.get("/winners", headers=other).status_code == 200
 
 
 def test_a_request_has_a_limit_of_shapes(service: Served) -> None:

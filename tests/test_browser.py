@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ if CHROMIUM is None:
     pytest.skip("no chromium here: install Debian's to test the dashboard", allow_module_level=True)
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 expect.set_options(timeout=20_000)  # other programs run here too
 THOUSAND = 1000
@@ -288,6 +288,51 @@ def test_a_module_that_did_not_come_is_asked_for_again(browser: Browser, tmp_pat
         expect(page.locator("#connection")).to_be_hidden()
         expect(page.get_by_role("button", name="Tune", exact=True)).to_be_enabled()  # which the module does
     assert [text for text in said if "Failed to load resource: net::ERR_" not in text] == []
+
+
+def test_a_module_that_never_comes_leaves_the_page_alone(browser: Browser, tmp_path: Path) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+
+    def missing(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=404)
+
+    with served(tmp_path / "a.db") as service, page_of(browser, service.url, said) as page:
+        page.route(re.compile(r"/jobs\.js"), missing)
+        with page.expect_event("pageerror", timeout=60_000):
+            page.goto("/tuning?input=1x8x14x14&weight=8x8x3x3&device=CPU")
+        page.get_by_label("Search for").fill("600s")
+        page.wait_for_timeout(3000)  # would be asked for again after one
+        expect(page.get_by_label("Search for")).to_have_value("600s")
+        expect(page.locator("#connection")).to_be_hidden()
+    assert len(asked) == len(set(asked)) == 5
+
+
+def answers(status: int) -> Callable[[Route], None]:
+    """Instead of the service."""
+    return lambda route: route.fulfill(status=status, content_type="application/json", body="{}")
+
+
+def test_a_proxy_answers_for_a_service_that_is_away(browser: Browser, service: Serving) -> None:
+    """The page that is shown stays, and says so."""
+    with page_of(browser, service.url, []) as page:
+        page.goto("/tuning")
+        for status in (502, 503):
+            page.route("**/healthz", answers(status))
+            expect(page.locator("#connection")).to_contain_text("The service does not answer", timeout=60_000)
+            page.unroute("**/healthz")
+            expect(page.locator("#connection")).to_be_hidden()
+        for path in ("**/", "**/healthz"):
+            page.route(path, answers(503))
+        page.get_by_role("link", name="Winners", exact=True).click()
+        expect(page.locator("#connection")).to_contain_text("The service does not answer")
+        expect(page.locator("h1")).to_have_text("Jobs")
+        assert page.url.endswith("/tuning")
+        page.unroute_all()
+        expect(page.locator("#connection")).to_be_hidden()
+        page.get_by_role("link", name="Winners", exact=True).click()
+        expect(page.locator("#count")).to_have_text("14 winners")
 
 
 def test_a_guarded_service_asks_for_a_token(browser: Browser, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
@@ -20,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console as RichConsole
 from served import ROOT, body, key_of, served, until, winner_of
@@ -458,6 +461,36 @@ def test_serve_listens_and_ends(environment: Path, tmp_path: Path) -> None:
         assert (shown.returncode, shown.stderr.count("no winners yet")) == (0, 1)
         process.terminate()
         assert (process.wait(15), process.stderr.read()) == (0, "")
+
+
+def test_a_log_that_nobody_reads_stops_nobody(environment: Path) -> None:
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--log-format", "json"]
+    reads, writes = os.pipe()
+    fcntl.fcntl(reads, 1031, 4096)  # F_SETPIPE_SZ, of Linux: a few lines
+    with (
+        os.fdopen(reads) as log,
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=writes) as own,
+    ):
+        os.close(writes)
+        url = log.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=60) as http:
+            assert {http.get("/jobs").status_code for _ in range(100)} == {200}
+            assert http.get("/healthz").status_code == 200
+        own.terminate()
+        assert own.wait(60) == 0
+        assert json.loads(log.readline())["logger"] == "autotune.requests"
+
+
+def test_a_second_service_upgrades_nothing(environment: Path) -> None:
+    """The first one, of an older release, could not go on."""
+    with open_store(environment) as store:
+        store.migrate_back("0007")
+    with Path(f"{environment}.serve.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = autotune("serve", "--port", "0")
+    assert (second.returncode, "another service works on" in one_line(second.stderr)) == (1, True)
+    with contextlib.closing(sqlite3.connect(environment)) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchone() == ("0007",)
 
 
 def test_run_gives_the_program_its_own_modules(tmp_path: Path) -> None:

@@ -372,6 +372,10 @@ def test_served_pages(tmp_path: Path) -> None:
         links = [str(link["href"]) for link in page.all("a") + page.all("link") if "#" not in str(link["href"])]
         for link in links + [str(script["src"]) for script in page.all("script")]:
             assert service.http.get(link).status_code == 200, link
+        script = service.http.get("/static/js/pages.js")
+        assert script.headers["cache-control"] == "no-cache"  # each release has its own
+        known = {"If-None-Match": script.headers["etag"]}
+        assert service.http.get("/static/js/pages.js", headers=known).status_code == 304
         assert service.http.get("/static/../settings.py").status_code == 404
         service.http.post("/tune", json=body(32))
         until(lambda: "running" in Page(service.http.get("/tuning").text).text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from memory_store import MemoryStore
-from served import key_of, served, winner_of
+from served import key_of, served, until, winner_of
 from tinygrad.helpers import Context
 from values import a_winner
 
@@ -15,6 +17,7 @@ from api.cli import main
 from api.commands.explain import show, sources
 from api.console import Console
 from api.explanations import Explanations
+from autotune.device_lock import DeviceLock
 from autotune.explanation import Explanation, RunnerUp, runner_up
 from autotune.inspection import Inspection, KernelCost, ProgramCost
 from autotune.job import Budget
@@ -100,6 +103,30 @@ def test_the_service_says_when_it_cannot_look(tmp_path: Path) -> None:
         assert answer.status_code == 409
         assert "another device than the key's" in answer.json()["detail"]
         assert service.http.get("/winners/999/kernels").status_code == 404
+
+
+def test_a_service_ends_while_kernels_wait_for_the_device(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "a.db")) as store:
+        winner_id = store.decide(winner_of(key_of()))
+    lock = DeviceLock("CPU")
+    turn = lock.path.with_suffix(".turn")
+
+    def waits() -> bool:
+        with turn.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    with served(tmp_path / "a.db") as service, ThreadPoolExecutor(1) as threads, lock.held(timeout_s=60, on_wait=print):
+        asked = threads.submit(service.http.post, f"/winners/{winner_id}/kernels", timeout=60)
+        until(waits, 60)
+        service.process.terminate()
+        service.process.wait(60)
+        assert asked.result().status_code == 503
+        assert service.stop() == 0
+    lock.close()
 
 
 def an_explanation(store: object, winner: Winner, **_: object) -> Explanation:

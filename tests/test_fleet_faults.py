@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -27,6 +30,7 @@ from api.health import Pulse, Suspicion, most_s
 from api.jobs import JobRunner
 from api.queue_runner import QueueRunner
 from api.worker import is_the_databases
+from autotune.device_lock import DeviceLock
 from autotune.fleet import Refusal, TaskState, Worker, queue_of, queue_to, this_release
 from autotune.job import Budget, JobState, Terms, target_of
 from autotune.measurement import Status
@@ -215,6 +219,39 @@ def test_a_worker_whose_device_broke_gives_its_work_back_and_ends(
     broken.unlink()
     start(spec)
     assert runner.measure(request(FINE))[0].ok
+
+
+def test_a_successor_tests_its_own_device_whoever_else_is_well(store: SqlStore, address: str, tmp_path: Path) -> None:
+    spec, host, broken = driver("equal"), platform.node(), tmp_path / "broken"
+    broken.touch()
+    store.register(Worker(name=f"{host}:1:bad", device=spec, about={"lock": "CPU"}))
+    store.unfit(f"{host}:1:bad", "its device failed a test")
+    store.retire(f"{host}:1:bad")
+    store.register(Worker(name=f"{host}:2:well", device=spec, about={"lock": "CPU-1"}))
+    command = [sys.executable, str(ROOT / "tests" / "scripted_worker.py"), address, json.dumps(spec.to_json())]
+    successor = subprocess.run(
+        [*command, str(tmp_path)], env=_environ(SCRIPT_BROKEN=str(broken)), timeout=120, capture_output=True, text=True
+    )
+    assert (successor.returncode, "the device has not recovered" in successor.stderr) == (74, True)
+
+
+def test_a_device_that_another_process_keeps_is_said(store: SqlStore, start: Start, tmp_path: Path) -> None:
+    """The task goes back with the reason, which is what its job waits for; asked for anew, it is tried anew."""
+    spec, lock = driver("kept"), DeviceLock("CPU", tmp_path)
+    process = start(spec, SCRIPT_LOCK_TIMEOUT_S="0.5")
+    runner = QueueRunner(store, spec)
+    with lock.held(timeout_s=60, on_wait=print):
+        said = told(runner)
+        assert f"waiting: for worker {worker_of(store, process).name}: CPU is in use: process {os.getpid()}" in said
+        assert told(runner) == said
+    lock.close()
+    assert runner.measure(request(FINE))[0].ok
+    assert worker_of(store, process).fit
+    with store._reading() as connection:
+        found = connection.execute(text("SELECT state, attempt FROM tasks WHERE queue = :q ORDER BY id"), {
+            "q": queue_of(spec)
+        }).all()  # fmt: skip
+    assert found == [("cancelled", 2), ("cancelled", 2), ("done", 1)]
 
 
 @pytest.mark.slow
@@ -459,8 +496,6 @@ def test_a_worker_whose_clock_is_wrong_is_corrected(store: SqlStore, monkeypatch
 
 
 def _environ(**more: str) -> JsonObject:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from api.runners import Runners
 from api.service import Service
 from api.shared import Followed, Shared
 from autotune.device_lock import DeviceBusyError
-from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting
+from autotune.job import Budget, Claim, Job, JobState, Terms, Waiting, target_of
 from autotune.runner import DeviceUnavailableError
 from autotune.session import TuneCancelledError
 from autotune.winner import Winner
@@ -44,7 +44,7 @@ from db import (
     open_store,
 )
 from db.address import dialect_for
-from strategies.key import ConvKey
+from strategies.key import ConvKey, DeviceSpec
 
 FEW = Budget(trials=3)
 
@@ -231,6 +231,40 @@ def test_device_that_is_gone_fails_the_job(store: SqlStore, monkeypatch: pytest.
     jobs.stop()
 
 
+def test_a_device_that_cannot_be_used_fails_one_key_not_the_queue(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lane rests, which is said, and is tried anew: the first key that it can be used for ends that."""
+    monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
+    gone = DeviceUnavailableError("CPU cannot be used: its process was killed")
+    tune = Scripted(*[gone] * 6)
+    jobs, job_id = work(store, tune, [key_of(20 + number) for number in range(12)])
+    until(jobs.faults, 60)
+    assert jobs.faults() == ["the lane local:CPU rests: CPU cannot be used: its process was killed"]
+    said = "waiting until CPU can be used: CPU cannot be used: its process was killed"
+    until(lambda: jobs.explained(store.job(job_id)).progress.get("waiting_for") == said, 60)
+    assert (tune.calls, store.job(job_id).states.count(JobState.FAILED)) == (6, 1)
+    jobs._rests["local:CPU"] = (time.monotonic(), "over")
+    jobs.wake()
+    until(lambda: state_of(store, job_id) is JobState.FAILED, 60)
+    assert store.job(job_id).states.count(JobState.DONE) == 11
+    assert jobs.alive
+    jobs.stop()
+
+
+def test_a_key_whose_flags_keep_its_process_from_beginning_fails(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: they say nothing of the device, and others must not wait for them."""
+    monkeypatch.setattr("api.jobs.BUSY_S", 0.01)
+    flagged = [replace(key_of(cin), device=replace(CPU, flags=(("NOOPT", "1"),))) for cin in (8, 9, 10)]
+    tune = Scripted(*[DeviceUnavailableError("CPU cannot be used: not with that")] * 9)
+    jobs, job_id = work(store, tune, [*flagged, key_of()])
+    until(lambda: state_of(store, job_id) is JobState.FAILED, 60)
+    assert [str(state) for state in store.job(job_id).states] == ["failed", "failed", "failed", "done"]
+    jobs.stop()
+
+
 def test_database_that_is_busy_for_a_while_fails_nothing(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.jobs.BUSY_S", 0.05)
     tune = Scripted(DatabaseBusyError("locked"), DatabaseBusyError("locked"))
@@ -282,6 +316,27 @@ class ManyLanes(LocalLanes):
     def offer(self, waiting: Sequence[Waiting]) -> Offer:
         lanes = super().offer(waiting).lanes
         return Offer(lanes=tuple(replace(lane, name=f"{lane.name}-{i}") for lane in lanes for i in range(8)))
+
+
+class Asked(OneDevice):
+    """Notes each device that somebody has to be asked for."""
+
+    def __init__(self) -> None:
+        self.names_asked: set[str | None] = set()
+
+    def describe(self, name: str | None = None, flags: Mapping[str, str] | None = None) -> DeviceSpec:
+        self.names_asked.add(name)
+        return super().describe("CPU")
+
+
+def test_numbers_in_keys_open_no_devices() -> None:
+    """Each would be a process in the thread in which all lanes are opened."""
+    specs = [replace(CPU, device=f"CPU:{number}") for number in range(200)]
+    waiting = [Waiting(target=target_of(spec), device=spec, keys=1, since=0.0) for spec in (*specs, CPU)]
+    offer = LocalLanes(devices := Asked(), lambda _: NoRunner()).offer(waiting)
+    assert devices.names_asked == {"CPU"}
+    assert [lane.name for lane in offer.lanes] == ["local:CPU"]
+    assert "another CPU:7 than this machine's" in str(offer.missing[target_of(specs[7])])
 
 
 def test_stop_waits_for_a_database_that_is_away_but_once(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import socket
 import sqlite3
@@ -83,6 +84,24 @@ def test_metrics_count_requests_jobs_and_rows(service: Served) -> None:
     assert found["autotune_info", (("version", release()),)] == 1
     assert found["process_resident_memory_bytes", ()] > 1e6
     assert found["autotune_http_request_seconds_count", (("route", "/winners/{winner_id}"),)] == before + 3
+
+
+def test_lines_that_nobody_reads_are_dropped_and_counted(
+    root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.logs.MAX_LINES", 10)
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as reader, os.fdopen(writes) as writer:
+        lines = logs.Lines(writer.fileno())
+        logs.configure("text", lines)
+        lines.write("x" * 1_000_000 + "\n")  # more than the pipe holds
+        until(lines._lines.empty, 60)
+        for number in range(15):
+            lines.write(f"line {number}\n")
+        assert len(reader.readline()) == 1_000_001
+        assert [reader.readline() for _ in range(10)] == [f"line {number}\n" for number in range(10)]
+        assert " 5 lines were dropped" in reader.readline()
+        lines.close()
 
 
 def test_strange_requests_make_no_new_series(service: Served) -> None:

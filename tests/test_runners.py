@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,17 @@ def test_devices_of_a_fleet_are_those_of_its_workers(tmp_path: Path) -> None:
         store.register(Worker(name="newer", device=newer))
         assert devices.describe("METAL") == newer
         assert devices.describe("CPU").device == "CPU"
+
+
+def test_flags_for_a_workers_device_need_none_here(tmp_path: Path) -> None:
+    class Closed(OneDevice):
+        def describe(self, *_: object) -> DeviceSpec:
+            raise UnknownDeviceError("the device cannot be opened")
+
+    with new_database("postgresql", tmp_path) as address, open_store(address) as store:
+        store.register(Worker(name="mac", device=(mac := DeviceSpec(device="METAL"))))
+        found = FleetDevices(store, Closed()).describe("METAL", {"NOOPT": "1"})
+        assert found == replace(mac, flags=(("NOOPT", "1"),))
 
 
 def test_a_file_has_no_workers(tmp_path: Path) -> None:

@@ -314,6 +314,35 @@ def test_a_backup_while_others_write(path: Path, tmp_path: Path) -> None:
         assert restored.check() == []
 
 
+@pytest.mark.parametrize("instead", ["another", "nothing"])
+def test_a_file_that_is_replaced_is_not_written(path: Path, tmp_path: Path, instead: str) -> None:
+    """Nor opened: the log of the one that was opened would be played into it."""
+    copy, moved = tmp_path / "copy.db", tmp_path / "moved.db"
+    with open_store(path) as store:
+        store.record(a_measurement("before"))
+        store.backup(copy)
+        for number in range(200):
+            store.record(a_measurement(f"after {number}"))
+        path.rename(moved)
+        if instead == "another":
+            copy.rename(path)
+        expected = f"expected the file that was opened, found {'another' if instead == 'another' else 'none'}"
+        with pytest.raises(DatabaseError, match=expected):
+            store.record(a_measurement("lost"))
+        with pytest.raises(DatabaseError, match=expected):
+            store.expect_writable()
+        with ThreadPoolExecutor(1) as threads, store._engine.begin(), pytest.raises(DatabaseError, match=expected):
+            threads.submit(store.counts).result()  # over a connection of its own
+    if instead == "another":
+        for end in ("-wal", "-shm"):  # as it was told
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        with open_store(path) as restored:
+            assert restored.check() == []
+            assert len(restored.measurements(a_key())) == 1
+    else:
+        assert not path.exists()
+
+
 def test_a_job_that_is_followed_costs_no_parsing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several reads a second, perhaps of 1000 keys, on the processor that is measured."""
     with open_store(path) as store:

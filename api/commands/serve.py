@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.arguments import add_database, add_json
 from api.console import CliError, Console
-from api.logs import configure
+from api.logs import to_stderr
 from api.settings import LOG_FORMATS, Settings
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace, settings: Settings, console: Console) -> int:
     from api.server import PortError, Server, listen, share_one_heap
     from autotune.compiler import CCompilerError, ensure_c_compiler
 
-    configure("json" if args.json else settings.log_format)
     share_one_heap()  # before there are threads
     try:
         sock = listen(settings.host, settings.port)
     except PortError as error:
         raise CliError(str(error)) from None
-    with sock, open_database(settings) as store, only_service(store):
+    logs = to_stderr("json" if args.json else settings.log_format)
+    with sock, logs, only_service(settings), open_database(settings) as store:
         try:
             ensure_c_compiler()
         except CCompilerError as error:  # a GPU needs none: the jobs of the CPU will say it again
@@ -107,22 +107,30 @@ def devices_and_lanes(store: SqlStore, settings: Settings) -> tuple[Devices, Dev
     from api.lanes import LocalLanes
     from autotune.local_runner import LocalRunner
 
-    return local, remembered, LocalLanes(local, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
+    # Lanes look at what is remembered: they never wait for a device that a request has opened.
+    return local, remembered, LocalLanes(remembered, lambda device: LocalRunner(device, lock_timeout_s=LOCK_TIMEOUT_S))
 
 
 @contextlib.contextmanager
-def only_service(store: SqlStore) -> Iterator[None]:
-    """Two services on one file would each take the other's running jobs for abandoned ones. Raises CliError."""
-    address = str(store)
-    if "://" in address:
-        yield
-        return
+def only_service(settings: Settings) -> Iterator[None]:
+    """Two services on one file would each take the other's running jobs for abandoned ones. Before the database is
+    opened, which upgrades it. Raises CliError, DatabaseError."""
     import fcntl
 
-    path = Path(f"{os.path.realpath(address)}.serve.lock")  # one file, however it is spelled
+    from api.database import make_place
+    from db.address import dialect_for
+    from db.sqlite import Sqlite
+
+    database = dialect_for(settings.db, 0.0)
+    if not isinstance(database, Sqlite):
+        yield
+        return
+    make_place(settings)
+    database.check_access()
+    path = Path(f"{os.path.realpath(database.path)}.serve.lock")  # one file, however it is spelled
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CliError(f"another service works on {address}: end it, or give this one another --db") from None
+            raise CliError(f"another service works on {database}: end it, or give this one another --db") from None
         yield

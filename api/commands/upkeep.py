@@ -16,7 +16,11 @@ BACKUP_EXAMPLES = """examples:
   autotune backup winners-and-all.db
   autotune backup --db postgresql+psycopg://autotune@db.example/autotune autotune.dump
 
-A copy of an SQLite file is one itself: restore it by naming it with --db. Of PostgreSQL, pg_restore reads it."""
+A copy of an SQLite file is one itself: restore it by naming it with --db. To put it where the other one was, end the
+service first, and remove what is beside it with -wal and -shm at its end. Of PostgreSQL, pg_restore reads it; the
+service's image of docker-compose.yml has no pg_dump, its database's has:
+
+  docker compose exec -T db pg_dump -U postgres --format=custom autotune > autotune.dump"""
 PRUNE_EXAMPLES = """examples:
   autotune prune --older-than 180d --dry-run
   autotune prune --older-than 180d

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi import Path as PathParameter
-from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from api.dashboard.check import check
@@ -53,9 +53,20 @@ router = APIRouter(include_in_schema=False)
 Digest = Annotated[str, PathParameter(max_length=64)]
 
 
+class Revalidated(StaticFiles):
+    """Files of which a browser asks each time whether they are still the same: scripts of the last release do not fit
+    the pages of this one."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        """As Starlette's."""
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 def static_files() -> StaticFiles:
     """Style sheets, scripts and the chart library, from the package: the dashboard needs no network."""
-    return StaticFiles(directory=STATIC)
+    return Revalidated(directory=STATIC)
 
 
 @router.get("/")

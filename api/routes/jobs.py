@@ -20,7 +20,7 @@ from api.authority import presented_name
 from api.bodies import MAX_INT, TuneBody, TuneKeys
 from api.documents import job_document, job_summary
 from api.guesses import keep_guesses
-from api.keys import body_keys, json_key
+from api.keys import body_keys, expect_few_devices, json_key
 from api.limits import expect_affordable, expect_batch
 from api.problem import Problem, ProblemError
 from api.service import Service, get_service
@@ -50,6 +50,7 @@ def tune(
     expect_batch(len(body.keys) if isinstance(body, TuneKeys) else len(body.shape_bodies()), service.settings)
     if isinstance(body, TuneKeys):
         keys = [json_key(key) for key in body.keys]
+        expect_few_devices(len({key.device for key in keys}))
     else:
         keys = body_keys(body.shape_bodies(), service.devices)
     expect_affordable([key.shape for key in keys], service.settings)

@@ -14,7 +14,7 @@ from api.service import Service, get_service
 from api.strict_json import StrictRoute
 from autotune.device_lock import DeviceBusyError
 from autotune.explanation import Explanation
-from autotune.runner import DeviceUnavailableError
+from autotune.runner import DeviceUnavailableError, RunStoppedError
 from autotune.task import TaskError
 from autotune.winner import Winner
 
@@ -50,6 +50,8 @@ def explained(service: Service, winner: Winner) -> Explanation:
         return service.explanations.of(service.store, winner)
     except ExplanationsBusyError as error:
         raise ProblemError(429, str(error), retry_after_s=60) from None
+    except RunStoppedError:
+        raise ProblemError(503, "the service is ending: try again when it is back", retry_after_s=10) from None
     except (TaskError, DeviceUnavailableError, DeviceBusyError) as error:
         raise ProblemError(409, f"{winner.key} cannot be looked into on this machine now: {error}") from None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from strategies.key import ConvKey, DeviceSpec, Policy
 from strategies.shape import ConvShape, JsonObject
 
 MAX_ELSEWHERE = 100
+"""Of the devices of one name that were ever seen, the latest so many are looked at."""
 GUESS = re.compile(rb'"state": ?"guess"')
 """In a winner's JSON; no text in it can look like that, as its quotes are escaped."""
 FOUND: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -89,7 +91,11 @@ def lookup(query: Annotated[LookupQuery, Query()], service: Service = Depends(ge
     except UnknownDeviceError:
         # Not a device of this machine, but its winners may have been imported.
         device = check_name(query.device or "")
-        keys = _elsewhere(shape, policy, device, service.store.devices())
+        seen = service.store.devices(device, MAX_ELSEWHERE)
+        if flags is not None:
+            wanted = service.remembered.in_force(flags)
+            seen = [replace(spec, flags=wanted) for spec in seen]
+        keys = _elsewhere(shape, policy, seen)
         if not keys:
             raise
     found = sorted(service.store.lookup([key.digest for key in keys]).values(), key=lambda w: w.decided_at)
@@ -115,10 +121,9 @@ def lookup_many(body: LookupBody, service: Service = Depends(get_service)) -> Re
     return _json(f'{{"winners":{{{winners}}},"digests":{json.dumps(digests)}}}')
 
 
-def _elsewhere(shape: ConvShape, policy: Policy, device: str, seen: list[DeviceSpec]) -> list[ConvKey]:
-    """The key on each machine that this shape's device was seen on, those seen first left out if there are many."""
-    specs = [spec for spec in seen if spec.device == device][-MAX_ELSEWHERE:]
-    keys = [ConvKey(shape=shape, device=spec, policy=policy) for spec in specs]
+def _elsewhere(shape: ConvShape, policy: Policy, seen: Sequence[DeviceSpec]) -> list[ConvKey]:
+    """The key on each machine that this shape's device was seen on."""
+    keys = [ConvKey(shape=shape, device=spec, policy=policy) for spec in seen]
     return list({key.digest: key for key in keys}.values())
 
 

@@ -2,6 +2,7 @@
 const KEY = "autotune-token";
 const WATCH_MS = 5000;
 const RETRY_MS = 1000;
+const TRIES = 5;
 
 let gone = false;
 const failures = new Map(); // of a module's path: how often it did not come
@@ -28,13 +29,15 @@ export async function ask(url, options = {}) {
 
 export async function arrived(path, use) {
   // `use` a module of this folder. One that does not come is asked for again when the service is back and the page is
-  // shown anew; by another name then, since a browser remembers a failed import for as long as the page lives.
+  // shown anew; by another name then, since a browser remembers a failed import for as long as the page lives. After
+  // TRIES it is not the service's being away: the page stays as it is, with what was typed into it.
   let module;
   try {
     module = await import(failures.has(path) ? `${path}?${failures.get(path)}` : path);
   } catch (error) {
     if (!(error instanceof TypeError)) throw error; // it came, and is wrong
     failures.set(path, (failures.get(path) ?? 0) + 1);
+    if (failures.get(path) >= TRIES) throw error;
     lost();
     return;
   }
@@ -97,11 +100,12 @@ function newToken(said) {
 }
 
 export function watch() {
-  // A page that is only looked at finds out too.
-  setInterval(() => { if (!gone && !document.hidden) ask("/healthz").catch(() => {}); }, WATCH_MS);
+  // A page that is only looked at finds out too. A proxy answers for a service that is away.
+  const look = () => ask("/healthz").then((response) => { if (!response.ok) lost(); }).catch(() => {});
+  setInterval(() => { if (!gone && !document.hidden) look(); }, WATCH_MS);
 }
 
-function lost() {
+export function lost() {
   if (gone) return;
   gone = true;
   const banner = document.getElementById("connection");

@@ -1,5 +1,5 @@
 // From one view to the next without loading everything anew: the server renders, this puts it in place.
-import { ask, arrived } from "./connection.js";
+import { ask, arrived, lost } from "./connection.js";
 
 const TYPING_MS = 150;
 
@@ -62,6 +62,7 @@ export async function go(href, { target = null, focus = null, push = true, repla
   let text;
   try {
     const response = await ask(href, { signal, headers: { Accept: "text/html" } });
+    if (response.status >= 500) return lost();
     if (!response.headers.get("Content-Type")?.startsWith("text/html")) return location.assign(href);
     text = await response.text();
   } catch {
