@@ -8,6 +8,7 @@ loader cannot relocate, and keeps a cache of its own.)
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -17,12 +18,14 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 PROBE_TIMEOUT_S = 30.0
+BUSY_S = 5.0
 _WRAPPER = "autotune-zig-clang-"
 _ARCHITECTURES = {
     "x86_64": ("x86_64", "-march=native"), "amd64": ("x86_64", "-march=native"),
@@ -95,10 +98,18 @@ def _version(command: str, environ: MutableMapping[str, str]) -> str | None:
     path = shutil.which(command, path=environ.get("PATH"))
     if path is None:
         return None
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            done = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+            )
+            break
+        except (OSError, subprocess.TimeoutExpired) as error:
+            # a wrapper that a thread has just written: whatever another one starts has it open until it runs
+            if getattr(error, "errno", None) != errno.ETXTBSY or time.monotonic() > deadline:
+                return None
+            time.sleep(0.01)
     return (done.stdout.splitlines() or [""])[0] if done.returncode == 0 else None
 
 
