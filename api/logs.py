@@ -77,7 +77,7 @@ class Lines:
 @contextlib.contextmanager
 def to_stderr(log_format: str) -> Iterator[None]:
     """`configure` for a service, which goes on whether or not its log is read."""
-    lines = Lines(sys.stderr.fileno())
+    lines = Lines(2)
     configure(log_format, lines)
     try:
         yield

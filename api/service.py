@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 
@@ -20,6 +21,10 @@ from api.settings import Settings
 from api.shared import Followed, Shared
 from api.streams import Streams
 from db import SqlStore
+
+MAX_WRITES = 20
+"""Requests at once that may write: half of the threads that answer. Where a writer of another process is slow, those
+that only read have the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Service:
     shown_jobs: Shared[str]
     explanations: Explanations
     stopping: threading.Event
+    writes: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_WRITES))
     answers: Answers = field(default_factory=Answers)
     known: Known = field(default_factory=Known)
     present: Present = field(default_factory=Present)

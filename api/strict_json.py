@@ -11,6 +11,9 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+READS = ("/lookup",)
+"""What is asked for with POST and changes nothing."""
+
 
 class StrictRequest(Request):
     """A request whose `json` refuses what Python's parser lets pass."""
@@ -21,14 +24,19 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body with StrictRequest."""
+    """A route that reads its body with StrictRequest. One that writes takes one of the service's places for that."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """As FastAPI documents for custom routes."""
         handler = super().get_route_handler()
+        writes = not (self.methods or set()) <= {"GET", "HEAD"} and self.path not in READS
 
         async def strict(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
+            strictly = StrictRequest(request.scope, request.receive)
+            if not writes:
+                return await handler(strictly)
+            async with request.app.state.service.writes:
+                return await handler(strictly)
 
         return strict
 

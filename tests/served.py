@@ -217,10 +217,11 @@ def main() -> None:
     for name in ("HEAD_S", "UNREAD_S", "REST_S"):
         setattr(protocol, name, values.pop(name, getattr(protocol, name)))
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    busy_timeout_s = values.pop("busy_timeout_s", 10.0)
     settings = Settings(db=database, port=int(port), **values)
     logs.configure(settings.log_format)
     sock = listen(settings.host, settings.port)
-    with open_store(database) as store:
+    with open_store(database, busy_timeout_s=busy_timeout_s) as store:
         tune = scripted_tune(float(trial_s))
         devices = OneDevice()
         lanes = LocalLanes(devices, lambda _: NoRunner())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +275,22 @@ def test_database_that_is_busy_for_a_while_fails_nothing(store: SqlStore, monkey
     assert jobs.alive
     jobs.stop()
     assert not jobs.alive
+
+
+def test_readers_do_not_wait_behind_writers(tmp_path: Path) -> None:
+    """Another process keeps the file from being written: more requests wait for it than there are threads."""
+    with served(tmp_path / "a.db", busy_timeout_s=200) as service, ThreadPoolExecutor(60) as threads:
+        holder = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        posts = [threads.submit(httpx.post, f"{service.url}/tune", json=body(20 + n), timeout=300) for n in range(60)]
+        time.sleep(3.0)  # until they wait: sooner asked, the answer says less
+        known = [httpx.get(f"{service.url}/jobs", timeout=100).status_code]
+        known.append(httpx.post(f"{service.url}/lookup", json={"shapes": [body()]}, timeout=100).status_code)
+        waiting = [post for post in posts if not post.done()]
+        holder.execute("ROLLBACK")
+        holder.close()
+        assert (known, len(waiting)) == ([200, 200], 60)
+        assert {post.result().status_code for post in posts} == {202}
 
 
 def test_what_the_database_never_takes_fails_its_key(store: SqlStore) -> None:
