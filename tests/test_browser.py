@@ -332,7 +332,7 @@ def test_a_proxy_answers_for_a_service_that_is_away(browser: Browser, service: S
         page.unroute_all()
         expect(page.locator("#connection")).to_be_hidden()
         page.get_by_role("link", name="Winners", exact=True).click()
-        expect(page.locator("#count")).to_have_text("14 winners")
+        expect(page.locator("#count")).to_have_text(re.compile(r"\d+ winners"))
 
 
 def test_a_guarded_service_asks_for_a_token(browser: Browser, tmp_path: Path) -> None:
