@@ -166,7 +166,7 @@ class Checked:
     ends: dict[str, int] = field(default_factory=dict)
     convolutions: int = 0
     applied: dict[str, int] = field(default_factory=dict)
-    too_small: int = 0
+    declined: int = 0
     difference: float = 0.0
     fault: str = ""
     raised: bool = False
@@ -176,7 +176,7 @@ class Checked:
         return Checked(
             graphs=self.graphs + other.graphs, runs=Counter(self.runs) + Counter(other.runs),
             ends=Counter(self.ends) + Counter(other.ends), applied=Counter(self.applied) + Counter(other.applied),
-            convolutions=self.convolutions + other.convolutions, too_small=self.too_small + other.too_small,
+            convolutions=self.convolutions + other.convolutions, declined=self.declined + other.declined,
             difference=max(self.difference, other.difference), fault=self.fault or other.fault,
             raised=self.raised or other.raised, cpu_s=self.cpu_s + other.cpu_s,
         )  # fmt: skip
@@ -205,7 +205,7 @@ def print_graphs(console: Console, options: argparse.Namespace) -> int:
     listed = ", ".join(f"{name} {count}" for name, count in sorted(total.runs.items()))
     ends = ", ".join(f"{name} {count}" for name, count in sorted(total.ends.items()))
     applied = ", ".join(f"{name} {count}" for name, count in sorted(total.applied.items()))
-    equal, left = sum(total.runs.values()), f"{total.too_small} too small for its blocks"
+    equal, left = sum(total.runs.values()), f"{total.declined} declined"
     console.print(
         f"{total.graphs} of {options.graphs} random graphs on {options.device} ({ends})\n"
         f"with a strategy each, exceptions not rescued: {listed}\n"
@@ -270,7 +270,7 @@ def check_graphs(count: int, number: int, device: str, each: bool, left_s: float
             fault, raised = f"seed {number}: {error}", error.__cause__ is not None
     return Checked(
         graphs=asked.total(), runs=dict(total), ends=dict(asked), convolutions=met.convolutions,
-        applied=dict(met.applied), too_small=len(met.too_small), difference=worst, fault=fault, raised=raised,
+        applied=dict(met.applied), declined=len(met.declined), difference=worst, fault=fault, raised=raised,
         cpu_s=sum(os.times()[:4]),
     )  # fmt: skip
 

@@ -37,6 +37,8 @@ FOR_GPUS: dict[str, dict[str, Value]] = {
     "implicit_gemm": {"cout_block": 16, "window_block": 32, "couts": 4, "windows": 4, "depth": 4},
 }
 """Blocks as small as these graphs."""
+DECLINING = {*FOR_GPUS, "cache_blocked"}
+"""Their blocks may have no room for a convolution, or it has a Variable, which a kernel of our own is not given."""
 BOUND = 1e-3
 """Of a whole graph, which may hold several convolutions: relative to its largest value."""
 SHAPE = (2, 4, 8, 8)
@@ -191,8 +193,8 @@ class Met:
     convolutions: int = 0
     applied: Counter[str] = field(default_factory=Counter)
     """Convolutions that each has rewritten."""
-    too_small: list[str] = field(default_factory=list)
-    """What the blocks of a strategy for GPUs have no room for: left to tinygrad."""
+    declined: list[str] = field(default_factory=list)
+    """What a strategy of kernels of our own does not take, though it is for its key: left to tinygrad."""
 
 
 def names_on(device: str) -> list[str]:
@@ -229,9 +231,9 @@ def lowered(name: str, met: Met) -> Iterator[None]:
         try:
             new = lower(conv, candidate(chosen), ranges)
         except NotApplicableError as error:
-            if chosen not in FOR_GPUS:
+            if chosen not in DECLINING:
                 raise
-            met.too_small.append(str(error))
+            met.declined.append(str(error))
             return None
         met.applied[chosen] += new is not None
         return new
