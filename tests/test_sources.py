@@ -178,8 +178,9 @@ def test_an_address_of_another_kind(spec: str, expected: str) -> None:
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceError, match="another kind of file"):
+    with pytest.raises(SourceError, match=r"^expected a SQLite file .*, found a device or pipe at"):
         open_source(tmp_path / "pipe")
+    assert isinstance(open_source(tmp_path), SqliteSource)  # which says so when it is asked, and no program ends
 
 
 def test_sources_are_cheap_to_import() -> None:

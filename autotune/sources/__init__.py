@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -48,15 +49,17 @@ def open_source(spec: str | os.PathLike[str], *, token: str | None = None, timeo
 
 
 def _open_file(path: Path) -> Source:
-    head = b""
+    head, mode = b"", 0
     try:
         path = path.expanduser()
-        if path.exists() and not path.is_file():  # opening a pipe would wait for who writes into it
-            raise SourceError(f"expected a SQLite file or an exported JSON file, found another kind of file at {path}")
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            head = file.read(len(SQLITE_MAGIC))
-    except (RuntimeError, ValueError, OSError) as error:  # a home that nobody has, what no path can have in it
+        with contextlib.suppress(OSError):  # what is missing, or cannot be looked at, may be there later
+            mode = path.stat().st_mode
+    except (RuntimeError, ValueError) as error:  # a home that nobody has, what no path can have in it
         raise SourceError(f"expected a file's path, found {str(path)!r}: {error}") from None
+    if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for who writes into it
+        raise SourceError(f"expected a SQLite file or an exported JSON file, found a device or pipe at {path}")
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(len(SQLITE_MAGIC))
     is_json = head.lstrip()[:1] == b"{" if head else path.suffix == ".json"
     return JsonSource(path) if is_json else SqliteSource(path)
 
