@@ -28,7 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES, conv_shape, label
-from tinygrad import Context
+from tinygrad import Context, Device
 
 from autotune.compiler import ensure_c_compiler
 from autotune.job import Budget
@@ -47,6 +47,9 @@ from strategies.shape import DTYPES, ConvShape
 LOWERINGS = ("direct", "WINO=1")
 CHANNELS_LAST = "PyTorch channels last"
 DIRECT = Candidate.of("direct")
+LAUNCHES = 20
+"""Of one convolution in a graph, on devices that have graphs: what the launch of a graph costs is shared, as in a
+network, by tinygrad's as by PyTorch's."""
 
 
 def main() -> int:
@@ -157,7 +160,8 @@ def compare(winner: Winner, rounds: int, beams: Beams, with_torch: bool) -> Row:
     x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
     for program in programs.values():
         program.load(x, w)
-    runs = {name: program.run for name, program in programs.items()}
+    has_graphs = Device[device].graph is not None
+    runs = {name: program.repeated(LAUNCHES) if has_graphs else program.run for name, program in programs.items()}
     formats = torch_formats(shape.dtype) if with_torch else ()
     for name in formats:
         runs[name] = torch_convolution(x, w, shape, device, channels_last=name == CHANNELS_LAST, tf32=tf32)
@@ -184,7 +188,7 @@ def torch_formats(dtype: str) -> tuple[str, ...]:
 def torch_convolution(
     x: np.ndarray, w: np.ndarray, shape: ConvShape, device: str, *, channels_last: bool, tf32: bool
 ) -> Callable[[], float]:
-    """PyTorch's convolution; on CUDA a graph of 20, timed by events. Gives seconds for one.
+    """PyTorch's convolution; on CUDA a graph of LAUNCHES, timed by events. Gives seconds for one.
 
     In a thread of its own: PyTorch and tinygrad each have a CUDA context, and which is current belongs to the thread.
     """
@@ -222,9 +226,9 @@ def _torch_convolution(
         for _ in range(3):
             convolve()
     torch.cuda.synchronize()
-    graph, launches = torch.cuda.CUDAGraph(), 20
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(launches):
+        for _ in range(LAUNCHES):
             convolve()
 
     def on_cuda() -> float:
@@ -233,7 +237,7 @@ def _torch_convolution(
         graph.replay()
         end.record()
         end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / launches
+        return float(begin.elapsed_time(end)) / 1e3 / LAUNCHES
 
     return on_cuda
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tinygrad import Tensor
 
@@ -45,6 +47,20 @@ def test_each_phase_adds_a_part(strategy: str, kernels: list[int]) -> None:
         assert phase.time_s is not None
         assert phase.time_s.median > 0
         assert min(phase.schedule_s, phase.compile_s, phase.source_bytes) > 0
+
+
+def test_runs_in_a_row_count_as_one() -> None:
+    """Every kernel runs as often, and what is given is the time of one run."""
+    program = Program(KEY.shape, get_strategy("four_buffer").candidate(), "CPU")
+    program.load(np.ones(KEY.shape.input_shape), np.ones(KEY.shape.weight_shape))
+    program.run()
+    expected = program.output()
+    program.poison()
+    often = program.repeated(5)
+    began = time.perf_counter()
+    once_s = often()
+    assert 0 < once_s * 5 < time.perf_counter() - began
+    assert np.array_equal(program.output(), expected)
 
 
 @pytest.mark.parametrize(("strategy", "device"), [("implicit_gemm", "PYTHON"), ("cache_blocked", "CPU")])

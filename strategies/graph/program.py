@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,16 @@ class Program:
         """Run once; seconds on the device, from its own clock where it has one."""
         context = ExecContext(update_stats=False, wait=True)
         return sum(t or 0.0 for call in self._launch.src for t in pm_exec.rewrite(call, context))
+
+    def repeated(self, times: int) -> Callable[[], float]:
+        """What runs it so often in a row and gives the seconds of one: where the device has graphs, in one graph, as in
+        a network that a jit captured. What a graph's launch costs is then shared; a kernel of the next run begins as
+        soon as the buffers that it touches are free.
+        """
+        linear = self._linear.replace(src=tuple(self._calls) * times)
+        launch = link_linear(linear if Device[self.device].graph is None else graph_split_rewrite(linear))
+        context = ExecContext(update_stats=False, wait=True)
+        return lambda: sum(t or 0.0 for call in launch.src for t in pm_exec.rewrite(call, context)) / times
 
     def run_kernels(self) -> list[float]:
         """Run once, each kernel launched by itself also where `run` launches a graph; its seconds on the device.
