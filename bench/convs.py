@@ -160,8 +160,8 @@ def compare(winner: Winner, rounds: int, beams: Beams, with_torch: bool) -> Row:
     x, w = rng.normal(size=shape.input_shape), rng.normal(size=shape.weight_shape)
     for program in programs.values():
         program.load(x, w)
-    has_graphs = Device[device].graph is not None
-    runs = {name: program.repeated(LAUNCHES) if has_graphs else program.run for name, program in programs.items()}
+    launches = LAUNCHES if Device[device].graph is not None else 1
+    runs = {name: program.repeated(launches) for name, program in programs.items()}
     formats = torch_formats(shape.dtype) if with_torch else ()
     for name in formats:
         runs[name] = torch_convolution(x, w, shape, device, channels_last=name == CHANNELS_LAST, tf32=tf32)

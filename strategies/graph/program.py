@@ -98,8 +98,7 @@ class Program:
         roles = roles_of(self._calls, *(t.uop.base for t in (self._x, self._w, self._y)))
         self.kernels = tuple(_kernel(call, role) for call, role in zip(self._calls, roles, strict=True))
         self.workspace_bytes = _workspace(self._linear, (self._x.uop, self._w.uop, self._y.uop))
-        split = self._linear if Device[self.device].graph is None else graph_split_rewrite(self._linear)
-        self._launch = link_linear(split)
+        self._launch = _in_graphs(self._linear, self.device)
         self._one_by_one = link_linear(self._linear.replace(src=tuple(self._calls)))
 
     @property
@@ -146,30 +145,37 @@ class Program:
 
     def run(self) -> float:
         """Run once; seconds on the device, from its own clock where it has one."""
-        context = ExecContext(update_stats=False, wait=True)
-        return sum(t or 0.0 for call in self._launch.src for t in pm_exec.rewrite(call, context))
+        return sum(_launched(self._launch))
 
     def repeated(self, times: int) -> Callable[[], float]:
         """What runs it so often in a row and gives the seconds of one: where the device has graphs, in one graph, as in
         a network that a jit captured. What a graph's launch costs is then shared; a kernel of the next run begins as
         soon as the buffers that it touches are free.
         """
-        linear = self._linear.replace(src=tuple(self._calls) * times)
-        launch = link_linear(linear if Device[self.device].graph is None else graph_split_rewrite(linear))
-        context = ExecContext(update_stats=False, wait=True)
-        return lambda: sum(t or 0.0 for call in launch.src for t in pm_exec.rewrite(call, context)) / times
+        launch = _in_graphs(self._linear.replace(src=self._linear.src * times), self.device)
+        return lambda: sum(_launched(launch)) / times
 
     def run_kernels(self) -> list[float]:
         """Run once, each kernel launched by itself also where `run` launches a graph; its seconds on the device.
 
         As many as `kernels`, unless the device's driver launches them in its own way.
         """
-        context = ExecContext(update_stats=False, wait=True)
-        return [t or 0.0 for call in self._one_by_one.src for t in pm_exec.rewrite(call, context)]
+        return _launched(self._one_by_one)
 
     @property
     def _calls(self) -> list[UOp]:
         return [call for call in self._linear.src if call.src[0].op is Ops.PROGRAM]
+
+
+def _in_graphs(linear: UOp, device: str) -> UOp:
+    """A compiled schedule as it is launched: in graphs where the device has them."""
+    return link_linear(linear if Device[device].graph is None else graph_split_rewrite(linear))
+
+
+def _launched(linked: UOp) -> list[float]:
+    """Run it once; its launches' seconds on the device."""
+    context = ExecContext(update_stats=False, wait=True)
+    return [t or 0.0 for call in linked.src for t in pm_exec.rewrite(call, context)]
 
 
 def forget_compiled() -> None:
